@@ -1,0 +1,1 @@
+"""STIPPLE for MONAI: spatial priors for organ segmentation."""

@@ -1,0 +1,1 @@
+"""Where scans, labels and datalists come from."""

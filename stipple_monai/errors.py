@@ -1,0 +1,13 @@
+"""The errors that this package raises on purpose; all of them are ``ValueError``."""
+
+
+class PriorError(ValueError):
+    """A spatial prior cannot be estimated, loaded, placed or fused."""
+
+
+class PositionError(ValueError):
+    """A position, or what it is searched in, is not usable."""
+
+
+class DatasetError(ValueError):
+    """A scan, a label map or a datalist is not what it must be."""

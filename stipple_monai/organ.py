@@ -1,0 +1,117 @@
+"""One organ in a label map: which voxels, where, and how far it reaches.
+
+Space
+    World coordinates in mm, RAS+, as a NIfTI or ``MetaTensor`` affine gives them: the first axis
+    grows to the patient's left-to-right (R), the second to anterior (A), the third to superior
+    (S). Array axes are ``W H D``.
+Position
+    The world point of an organ's centre in one scan.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from stipple_monai.errors import DatasetError, PositionError, PriorError
+
+Center: TypeAlias = Literal["bbox", "mass"]
+Label: TypeAlias = MetaTensor | str | os.PathLike[str]
+
+
+def organ_position(label: Label, *, organ: int = 1, center: Center = "bbox") -> torch.Tensor:
+    """World point of an organ's centre.
+
+    Args:
+        label: label map, ``(1, W, H, D)`` or ``(W, H, D)``, or a NIfTI file of one.
+        organ: label value of the organ.
+        center: ``"bbox"``, the middle of the organ's bounding box along R, A and S, or
+            ``"mass"``, the mean of its voxels.
+
+    Returns:
+        ``(3,)`` float64, RAS mm.
+
+    Raises:
+        PositionError: the map does not contain the organ.
+        DatasetError: the map cannot be read or is not 3D.
+        PriorError: ``center`` is unknown.
+
+    Example:
+        >>> label = torch.zeros(1, 10, 10, 10)
+        >>> label[0, 2:5, 6, 1:3] = 1
+        >>> organ_position(MetaTensor(label, affine=torch.diag(torch.tensor([2.0, 2, 5, 1]))))
+        tensor([ 6.0000, 12.0000,  7.5000], dtype=torch.float64)
+    """
+    known_center(center)
+    mask, affine, name = organ_mask(label, organ)
+    if mask is None:
+        raise PositionError(
+            f"{name} does not contain organ {organ}, so it has no position there: skip the volume "
+            "or give the position."
+        )
+    return torch.from_numpy(center_and_reach(mask, affine, center)[0])
+
+
+def organ_mask(
+    label: Label, organ: int
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64], str]:
+    """The organ's voxels, cropped to its bounding box, with the crop's affine and a name."""
+    if isinstance(label, MetaTensor):
+        name = str(label.meta.get("filename_or_obj", "the label map"))
+        array = label.detach().cpu().numpy()
+        affine = label.affine.cpu().numpy().astype(np.float64)
+        array = array[0] if array.ndim == 4 and len(array) == 1 else array
+    elif isinstance(label, str | os.PathLike):
+        name = str(label)
+        if not Path(label).is_file():
+            raise DatasetError(f"There is no label map at {name}.")
+        try:
+            image = nib.load(label)
+            array, affine = np.asanyarray(image.dataobj), image.affine
+        except (ImageFileError, OSError, EOFError, ValueError) as error:
+            raise DatasetError(
+                f"{name} cannot be read as NIfTI: {type(error).__name__}: {error}"
+            ) from error
+        array = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
+    else:
+        raise DatasetError(f"A label map must be a MetaTensor or a file, got {type(label)}.")
+    if array.ndim != 3:
+        raise DatasetError(f"{name} must be one 3D label map, got the shape {array.shape}.")
+    mask = array == organ
+    found = ndimage.find_objects(mask.view(np.uint8))
+    if not found:
+        return None, affine, name
+    crop = affine.copy()
+    crop[:3, 3] = affine[:3] @ [*(s.start for s in found[0]), 1]
+    return mask[found[0]], crop, name
+
+
+def center_and_reach(
+    mask: NDArray[np.bool_], affine: NDArray[np.float64], center: Center
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The organ's centre in mm, and how far from it the organ reaches along R, A and S."""
+    points = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+    low, high = points.min(0), points.max(0)
+    point = (low + high) / 2 if center == "bbox" else points.mean(0)
+    return point, np.maximum(point - low, high - point) + spacing_along_ras(affine) / 2
+
+
+def spacing_along_ras(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Voxel size along R, A and S: the row norms are the zooms wherever axes are aligned."""
+    return np.asarray(np.linalg.norm(affine[:3, :3], axis=1))
+
+
+def known_center(center: Center) -> Center:
+    """Give ``center`` back, or raise :class:`PriorError`."""
+    if center not in ("bbox", "mass"):
+        raise PriorError(f"`center` must be 'bbox' or 'mass', got {center!r}.")
+    return center

@@ -1,0 +1,160 @@
+"""Choosing pseudo-labels: the most confident voxels of a prediction (section 3.3 of the paper).
+
+Words used here. A voxel is *predicted* as the class of its highest probability; equal
+probabilities go to the lower channel, so that background wins. Its *confidence* is the
+probability of that class. Voxels of equal confidence rank in the order of their flat (C-order)
+index. With K organs the classes are 0 (background) to K.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+
+__all__ = ["select_top_k"]
+
+TOLERANCE = 1e-2
+"""Slack of the range and of the sums: overlapping windows and bfloat16 round by up to 4e-3."""
+
+
+def select_top_k(
+    probability: torch.Tensor,
+    *,
+    share: float | Sequence[float] | None = None,
+    count: int | Sequence[int] | None = None,
+    minimum: float = 0.0,
+    ignore: int = 255,
+) -> torch.Tensor:
+    """Turn a prediction into a partly labelled volume that keeps its most confident voxels.
+
+    Of the voxels predicted as an organ, the k most confident get that organ's label and the
+    others `ignore`, so that a loss can leave them out. Voxels predicted as background are 0.
+    An organ that is predicted nowhere gets no voxel; a k beyond the prediction takes all of it.
+
+    Args:
+        probability: ``(K+1, *spatial)``, background first, in [0, 1], each voxel summing to 1
+            (softmax); or ``(1, *spatial)`` of one organ, predicted above 0.5 (sigmoid).
+            There is no batch axis.
+        share: part of the predicted voxels to keep, in (0, 1], for all organs or one per organ.
+            k is rounded up, so that an organ that was predicted keeps at least one voxel.
+        count: number k of voxels to keep, at least 0, for all organs or one per organ.
+            Exactly one of `share` and `count` is given.
+        minimum: confidence in [0, 1] below which a voxel is never kept. `share` still counts
+            all predicted voxels.
+        ignore: value of predicted voxels that are not kept, in [K+1, 255].
+
+    Returns:
+        Labels, plain uint8 tensor ``(1, *spatial)`` on the device of `probability`.
+
+    Raises:
+        ValueError: `probability` has no channel or spatial axis, too many channels, values
+            outside [0, 1], NaN, or sums other than 1; or an option is out of its range.
+
+    Example:
+        >>> organ = torch.tensor([[0.1, 0.6, 0.9, 0.7, 0.8, 0.5]])
+        >>> select_top_k(torch.cat([1 - organ, organ]), share=0.5)
+        tensor([[  0, 255,   1, 255,   1,   0]], dtype=torch.uint8)
+    """
+    probability = probability.detach().as_subclass(torch.Tensor)
+    _check_probability(probability)
+    organs = max(probability.shape[0] - 1, 1)
+    if not 0 <= minimum <= 1:
+        raise ValueError(f"`minimum` must be a probability in [0, 1], got {minimum}.")
+    if not organs < ignore <= 255:
+        raise ValueError(
+            f"`ignore` must lie above the classes and fit uint8, in [{organs + 1}, 255], "
+            f"got {ignore}; 255 suits every number of organs."
+        )
+    shares, counts = _amounts(share, count, organs)
+
+    label = _predicted_class(probability)
+    for organ in range(1, organs + 1):
+        predicted = label == organ
+        confidence = probability[organ % probability.shape[0]][predicted]
+        size = confidence.numel()
+        k = counts[organ - 1] if counts else math.ceil(shares[organ - 1] * size)
+        ranked, order = confidence.sort(descending=True, stable=True)
+        kept = torch.full((size,), ignore, dtype=torch.uint8, device=label.device)
+        kept[order[:k][ranked[:k] >= minimum]] = organ
+        label[predicted] = kept
+    return label[None]
+
+
+def _predicted_class(probability: torch.Tensor) -> torch.Tensor:
+    """Arg-max over channels as uint8 ``(*spatial)``, without argmax's int64 volume."""
+    if probability.shape[0] == 1:
+        return (probability[0] > 0.5).to(torch.uint8)
+    best = probability[0].clone()
+    label = torch.zeros_like(best, dtype=torch.uint8)
+    for channel in range(1, probability.shape[0]):
+        label.masked_fill_(probability[channel] > best, channel)
+        torch.maximum(best, probability[channel], out=best)
+    return label
+
+
+def _check_probability(probability: torch.Tensor) -> None:
+    if probability.ndim < 2 or probability.numel() == 0 or not probability.is_floating_point():
+        raise ValueError(
+            "`probability` must be a non-empty floating-point (C, *spatial), got "
+            f"{probability.dtype} {tuple(probability.shape)}; pass the samples of a batch one by one."
+        )
+    if probability.shape[0] > 255:
+        raise ValueError(
+            "`probability` must have at most 255 channels (labels are uint8 and one value is "
+            f"`ignore`), got {probability.shape[0]}."
+        )
+    low, high = (float(extreme) for extreme in probability.aminmax())
+    # Written so that NaN, which aminmax propagates, fails too.
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+        raise ValueError(
+            f"`probability` must lie in [0, 1], got [{low:g}, {high:g}]; apply softmax or "
+            "sigmoid to logits first."
+        )
+    if probability.shape[0] > 1:
+        total = probability[0].to(torch.promote_types(probability.dtype, torch.float32), copy=True)
+        for channel in probability[1:]:
+            total += channel
+        low, high = (float(extreme) for extreme in total.aminmax())
+        if not (low >= 1 - TOLERANCE and high <= 1 + TOLERANCE):
+            raise ValueError(
+                "`probability` must sum to 1 over its channels, background included, got sums "
+                f"in [{low:g}, {high:g}]; sigmoid outputs go in one organ at a time."
+            )
+
+
+def _amounts(
+    share: float | Sequence[float] | None, count: int | Sequence[int] | None, organs: int
+) -> tuple[list[Fraction], list[int]]:
+    """Check `share` and `count`; one list holds a value per organ, the other is empty."""
+    if (share is None) == (count is None):
+        raise ValueError(
+            f"exactly one of `share` and `count` must be given, got share={share}, count={count}."
+        )
+    if share is not None:
+        listed = _per_organ(share, "share", organs)
+        if not all(0 < value <= 1 for value in listed):
+            raise ValueError(f"`share` must lie in (0, 1], got {share}.")
+        # As a decimal fraction, since 0.1 * 30 in floating point rounds up to 4 voxels.
+        return [Fraction(str(float(value))) for value in listed], []
+    listed = _per_organ(count, "count", organs)
+    try:
+        whole = [operator.index(value) for value in listed]
+    except TypeError:
+        whole = [-1]
+    if min(whole) < 0:
+        raise ValueError(f"`count` must be whole numbers of at least 0, got {count}.")
+    return [], whole
+
+
+def _per_organ(value: object, name: str, organs: int) -> list:
+    listed = list(value) if isinstance(value, Sequence) else [value] * organs
+    if len(listed) != organs:
+        raise ValueError(
+            f"`{name}` must be one number or one per organ ({organs}), got {len(listed)} numbers; "
+            "background has none."
+        )
+    return listed
