@@ -1,1 +1,41 @@
-"""STIPPLE for MONAI: spatial priors for organ segmentation."""
+"""STIPPLE for MONAI: 3D spatial priors and pseudo-labels for organ segmentation.
+
+The method of Petit, Thome and Soler, IJCARS 2022, for any MONAI segmentation network.
+"""
+
+from stipple_monai.errors import DatasetError, PositionError, PriorError
+from stipple_monai.fusion import (
+    prior_driven_sigmoid,
+    prior_driven_softmax,
+    sigmoid_logits,
+    softmax_logits,
+)
+from stipple_monai.inferer import PriorDrivenInferer
+from stipple_monai.losses import PartialDiceCELoss
+from stipple_monai.network import PriorDrivenNet
+from stipple_monai.organ import organ_position
+from stipple_monai.positioning import locate_organ
+from stipple_monai.prior import SpatialPrior
+from stipple_monai.selection import select_top_k
+from stipple_monai.transforms import *  # noqa: F403
+from stipple_monai.transforms import __all__ as _transforms
+from stipple_monai.unet import SliceUNet
+
+__all__ = [
+    "DatasetError",
+    "PartialDiceCELoss",
+    "PositionError",
+    "PriorDrivenInferer",
+    "PriorDrivenNet",
+    "PriorError",
+    "SliceUNet",
+    "SpatialPrior",
+    "locate_organ",
+    "organ_position",
+    "prior_driven_sigmoid",
+    "prior_driven_softmax",
+    "select_top_k",
+    "sigmoid_logits",
+    "softmax_logits",
+    *_transforms,
+]

@@ -14,6 +14,9 @@ A prior of exactly 0 or 1 would make its logarithm infinite and the product form
 probability is held at least ``floor`` away from 0 and 1 and the sum is done in float32 (float64
 for float64 logits), whatever the precision of the network.
 
+Pass ``strength`` and ``floor`` by name. They are not declared keyword-only because TorchScript
+compiles no function that has keyword-only arguments with defaults.
+
 Source: Petit, Thome, Soler, "3D Spatial Priors for Semi-Supervised Organ Segmentation with Deep
 Convolutional Neural Networks", IJCARS 17 (2022), section 3.2.
 """
@@ -27,7 +30,7 @@ DEFAULT_FLOOR = 1e-3
 
 
 def softmax_logits(
-    logits: Tensor, prior: Tensor, *, strength: float = 1.0, floor: float = DEFAULT_FLOOR
+    logits: Tensor, prior: Tensor, strength: float = 1.0, floor: float = DEFAULT_FLOOR
 ) -> Tensor:
     """Add ``strength · log p`` to logits that are meant for a softmax (equation 2).
 
@@ -52,8 +55,8 @@ def softmax_logits(
     Example:
         >>> logits = torch.zeros(1, 2, 1, 1)
         >>> prior = torch.full((1, 1, 1, 1), 0.9)
-        >>> softmax_logits(logits, prior).exp().flatten().tolist()
-        [0.10000..., 0.89999...]
+        >>> softmax_logits(logits, prior).exp().flatten()
+        tensor([0.1000, 0.9000])
     """
     _check_arguments(logits, prior, 1, strength, floor)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -65,7 +68,7 @@ def softmax_logits(
 
 
 def sigmoid_logits(
-    logits: Tensor, prior: Tensor, *, strength: float = 1.0, floor: float = DEFAULT_FLOOR
+    logits: Tensor, prior: Tensor, strength: float = 1.0, floor: float = DEFAULT_FLOOR
 ) -> Tensor:
     """Add ``strength · (log p − log(1 − p))`` to logits that are meant for a sigmoid (equation 3).
 
@@ -84,8 +87,8 @@ def sigmoid_logits(
         ValueError: ``strength`` or ``floor`` is out of range.
 
     Example:
-        >>> sigmoid_logits(torch.zeros(1, 1, 2), torch.tensor([[[0.5, 0.75]]])).tolist()
-        [[[0.0, 1.0986...]]]
+        >>> sigmoid_logits(torch.zeros(1, 1, 2), torch.tensor([[[0.5, 0.75]]]))
+        tensor([[[0.0000, 1.0986]]])
     """
     _check_arguments(logits, prior, 0, strength, floor)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -97,7 +100,7 @@ def sigmoid_logits(
 
 
 def prior_driven_softmax(
-    logits: Tensor, prior: Tensor, *, strength: float = 1.0, floor: float = DEFAULT_FLOOR
+    logits: Tensor, prior: Tensor, strength: float = 1.0, floor: float = DEFAULT_FLOOR
 ) -> Tensor:
     """Probabilities ``s_k p_k / Σ_c s_c p_c`` (equation 2), ``s`` being the softmax of the logits.
 
@@ -116,8 +119,8 @@ def prior_driven_softmax(
         ValueError: ``strength`` or ``floor`` is out of range.
 
     Example:
-        >>> prior_driven_softmax(torch.zeros(1, 2, 1), torch.tensor([[[0.75]]])).tolist()
-        [[[0.25], [0.75]]]
+        >>> prior_driven_softmax(torch.zeros(1, 2, 1), torch.tensor([[[0.75]]])).flatten()
+        tensor([0.2500, 0.7500])
     """
     if not torch.jit.is_scripting():
         _check_probabilities(prior)
@@ -125,7 +128,7 @@ def prior_driven_softmax(
 
 
 def prior_driven_sigmoid(
-    logits: Tensor, prior: Tensor, *, strength: float = 1.0, floor: float = DEFAULT_FLOOR
+    logits: Tensor, prior: Tensor, strength: float = 1.0, floor: float = DEFAULT_FLOOR
 ) -> Tensor:
     """Probabilities ``s p / (s p + (1 − s)(1 − p))`` (equation 3), ``s`` the sigmoid of the logits.
 
@@ -144,8 +147,8 @@ def prior_driven_sigmoid(
         ValueError: ``strength`` or ``floor`` is out of range.
 
     Example:
-        >>> prior_driven_sigmoid(torch.zeros(1, 1, 1), torch.tensor([[[0.75]]])).tolist()
-        [[[0.75]]]
+        >>> prior_driven_sigmoid(torch.zeros(1, 1, 1), torch.tensor([[[0.75]]])).flatten()
+        tensor([0.7500])
     """
     if not torch.jit.is_scripting():
         _check_probabilities(prior)
@@ -180,6 +183,7 @@ def _check_arguments(
 def _check_probabilities(prior: Tensor) -> None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
+    prior = prior.detach()
     invalid = int((~torch.isfinite(prior)).sum())
     if invalid:
         raise PriorError(

@@ -164,7 +164,7 @@ class PartialDiceCELoss(nn.Module):
     ) -> torch.Tensor:
         total = F.binary_cross_entropy_with_logits(
             logits,
-            (label * known).to(logits),
+            label.to(logits),
             weight=known.to(logits),
             pos_weight=None if self.weight is None else self.weight.to(logits),
             reduction="sum",

@@ -85,8 +85,9 @@ class PriorDrivenNet(nn.Module):
             and a list of heads where the backbone returns a list or tuple.
 
         Raises:
-            PriorError: prior channels are missing or too many, or the backbone's output is not
-                made of logits.
+            PriorError: prior channels are missing or too many, or the logits have another spatial
+                shape.
+            TypeError: the backbone returns anything but logits or heads of logits.
         """
         if x.shape[1] <= self.image_channels:
             raise PriorError(
@@ -100,6 +101,10 @@ class PriorDrivenNet(nn.Module):
             if output.ndim == x.ndim + 1:
                 return torch.stack([self._fuse(head, prior) for head in output.unbind(1)], dim=1)
             return self._fuse(output, prior)
+        if not torch.jit.is_scripting():
+            _check_heads(output, x.ndim)
+        # for TorchScript, which is told that SegResNetDS may return None
+        assert output is not None
         return [self._fuse_resampled(head, prior) for head in output]
 
     def _fuse_resampled(self, logits: Tensor, prior: Tensor) -> Tensor:
@@ -125,6 +130,19 @@ class PriorDrivenNet(nn.Module):
             f"image_channels={self.image_channels}, activation={self.activation!r}, "
             f"strength={self.strength}, floor={self.floor}"
         )
+
+
+def _check_heads(heads: object, ndim: int) -> None:
+    if isinstance(heads, list | tuple):
+        if all(isinstance(head, Tensor) and head.ndim == ndim for head in heads):
+            return
+        found = [tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__ for h in heads]
+    else:
+        found = [type(heads).__name__]
+    raise TypeError(
+        "`network` must return logits, or a list or tuple of logits with "
+        f"{ndim} axes each, got {found}; wrap it so that it returns its logits only"
+    )
 
 
 def _accept_bare_keys(

@@ -11,6 +11,8 @@ Position
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -26,6 +29,18 @@ from stipple_monai.errors import DatasetError, PositionError, PriorError
 
 Center: TypeAlias = Literal["bbox", "mass"]
 Label: TypeAlias = MetaTensor | str | os.PathLike[str]
+
+# What nibabel lets through when a file is truncated, damaged or of another kind.
+UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    AttributeError,
+    zlib.error,
+)
 
 
 def organ_position(label: Label, *, organ: int = 1, center: Center = "bbox") -> torch.Tensor:
@@ -42,7 +57,7 @@ def organ_position(label: Label, *, organ: int = 1, center: Center = "bbox") -> 
 
     Raises:
         PositionError: the map does not contain the organ.
-        DatasetError: the map cannot be read or is not 3D.
+        DatasetError: the map cannot be read, is not 3D or has no invertible affine.
         PriorError: ``center`` is unknown.
 
     Example:
@@ -77,7 +92,7 @@ def organ_mask(
         try:
             image = nib.load(label)
             array, affine = np.asanyarray(image.dataobj), image.affine
-        except (ImageFileError, OSError, EOFError, ValueError) as error:
+        except UNREADABLE as error:
             raise DatasetError(
                 f"{name} cannot be read as NIfTI: {type(error).__name__}: {error}"
             ) from error
@@ -86,13 +101,20 @@ def organ_mask(
         raise DatasetError(f"A label map must be a MetaTensor or a file, got {type(label)}.")
     if array.ndim != 3:
         raise DatasetError(f"{name} must be one 3D label map, got the shape {array.shape}.")
+    usable = affine.shape == (4, 4) and bool(np.isfinite(affine).all())
+    if not usable or np.linalg.det(affine[:3, :3]) == 0:
+        raise DatasetError(
+            f"{name} must have an invertible 4 × 4 affine, got {affine.tolist()}: "
+            "correct its header."
+        )
     mask = array == organ
     found = ndimage.find_objects(mask.view(np.uint8))
     if not found:
         return None, affine, name
     crop = affine.copy()
     crop[:3, 3] = affine[:3] @ [*(s.start for s in found[0]), 1]
-    return mask[found[0]], crop, name
+    # A copy, because a view would keep the whole map in memory.
+    return mask[found[0]].copy(), crop, name
 
 
 def center_and_reach(
@@ -101,13 +123,30 @@ def center_and_reach(
     """The organ's centre in mm, and how far from it the organ reaches along R, A and S."""
     points = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
     low, high = points.min(0), points.max(0)
+    # Exact where the axes are aligned, whatever their order.
+    voxel = np.linalg.norm(affine[:3, :3], axis=1)
     point = (low + high) / 2 if center == "bbox" else points.mean(0)
-    return point, np.maximum(point - low, high - point) + spacing_along_ras(affine) / 2
+    return point, np.maximum(point - low, high - point) + voxel / 2
 
 
 def spacing_along_ras(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Voxel size along R, A and S: the row norms are the zooms wherever axes are aligned."""
-    return np.asarray(np.linalg.norm(affine[:3, :3], axis=1))
+    """Voxel size of each array axis, in the order of the world axes they lie nearest to."""
+    spacing = np.empty(3)
+    spacing[nib.io_orientation(affine)[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+    return spacing
+
+
+def world_point(position_mm: Sequence[float] | torch.Tensor) -> torch.Tensor:
+    """Give a position as ``(3,)`` float64 on the CPU, or raise :class:`PositionError`."""
+    try:
+        point = torch.as_tensor(position_mm, dtype=torch.float64, device="cpu").reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        point = torch.empty(0)
+    if point.numel() != 3 or not bool(torch.isfinite(point).all()):
+        raise PositionError(
+            f"`position_mm` must be three finite numbers (RAS mm), got {position_mm}."
+        )
+    return point
 
 
 def known_center(center: Center) -> Center:

@@ -13,6 +13,7 @@ Bin
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import warnings
@@ -23,20 +24,21 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.errors import PriorError
 from stipple_monai.files import whole_file
 from stipple_monai.histogram import CenteredHistogram, average_in_bins, blur_in_plane
 from stipple_monai.organ import (
+    UNREADABLE,
     Center,
     Label,
     center_and_reach,
     known_center,
     organ_mask,
     spacing_along_ras,
+    world_point,
 )
 from stipple_monai.sampling import sample_on_grid
 
@@ -75,7 +77,8 @@ class SpatialPrior:
         case_count: int = 1,
         center: Center = "bbox",
     ) -> None:
-        probability = torch.as_tensor(probability, dtype=torch.float32)
+        probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu").detach()
+        probability = probability.as_subclass(torch.Tensor)
         if probability.ndim != 3 or probability.numel() == 0:
             raise PriorError(
                 f"`probability` must have three axes (W_p, H_p, B), got {tuple(probability.shape)}."
@@ -150,13 +153,13 @@ class SpatialPrior:
         """
         if bins is not None and bins < 1:
             raise PriorError(f"`bins` must be at least 1, got {bins}.")
-        if not smoothing >= 0:
-            raise PriorError(f"`smoothing` must be at least 0 mm, got {smoothing}.")
+        if not 0 <= smoothing < float("inf"):
+            raise PriorError(f"`smoothing` must be a length of at least 0 mm, got {smoothing}.")
         known_center(center)
         spacing = None if spacing_mm is None else np.array(_lengths(spacing_mm))
         histogram = CenteredHistogram()
-        for label in labels:
-            mask, affine, name = organ_mask(label, organ)
+        # `map` lets go of a label before it asks for the next; a loop variable would not.
+        for mask, affine, name in map(organ_mask, labels, itertools.repeat(organ)):
             if mask is None:
                 warnings.warn(f"{name} does not contain organ {organ}: skipped.", stacklevel=2)
                 continue
@@ -178,7 +181,7 @@ class SpatialPrior:
                     prefilter=False,
                 )
             )
-        if spacing is None:
+        if spacing is None or not histogram.count:
             raise PriorError(
                 f"No label map contains organ {organ}: give at least one labelled volume, or "
                 "check the label value."
@@ -221,21 +224,16 @@ class SpatialPrior:
         """
         if mode not in ("nearest", "linear"):
             raise PriorError(f"`mode` must be 'nearest' or 'linear', got {mode!r}.")
-        point = torch.as_tensor(position_mm, dtype=torch.float64, device="cpu").reshape(-1)
-        if point.numel() != 3 or not bool(torch.isfinite(point).all()):
-            raise PositionError(
-                f"`position_mm` must be three finite numbers (RAS mm), got {position_mm}."
-            )
         affine = _grid_affine(like)
         placed = sample_on_grid(
             self.probability.to(like.device),
             spacing_mm=self.spacing_mm,
-            center_mm=point,
+            center_mm=world_point(position_mm),
             affine=affine,
             shape=like.shape[1:],
             nearest_along_z=mode == "nearest",
         )
-        return MetaTensor(placed[None], affine=affine)
+        return MetaTensor(placed.clamp(max=1)[None], affine=affine)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the prior as NIfTI (float32, RAS mm, the organ's centre at the origin).
@@ -250,8 +248,7 @@ class SpatialPrior:
         """
         if not str(path).endswith((".nii", ".nii.gz")):
             raise PriorError(f"A prior is saved as '.nii' or '.nii.gz', got {path}.")
-        affine = np.diag([*self.spacing_mm, 1.0])
-        affine[:3, 3] = -np.array(self.spacing_mm) * (np.array(self.probability.shape) - 1) / 2
+        affine = _centred_affine(self.spacing_mm, self.probability.shape)
         image = nib.Nifti1Image(self.probability.numpy(), affine)
         image.header.set_xyzt_units("mm")
         image.header["descrip"] = f"STIPPLE prior of organ {self.organ}"
@@ -283,7 +280,7 @@ class SpatialPrior:
             texts = [e.get_content() for e in image.header.extensions if e.get_code() == 6]
         except FileNotFoundError:
             raise PriorError(f"There is no prior at {path}. {remedy}") from None
-        except (ImageFileError, OSError, EOFError, ValueError, AttributeError) as error:
+        except UNREADABLE as error:
             raise PriorError(
                 f"{path} cannot be read as a NIfTI prior: {type(error).__name__}: {error}. {remedy}"
             ) from error
@@ -305,7 +302,10 @@ class SpatialPrior:
             )
             if prior.bins != record["bins"]:
                 raise PriorError(f"it has {prior.bins} bins, its record says {record['bins']}.")
-        except (KeyError, PriorError) as error:
+            expected = _centred_affine(prior.spacing_mm, prior.probability.shape)
+            if not np.allclose(image.affine, expected, rtol=1e-4, atol=1e-3):
+                raise PriorError(f"its affine must be {expected.tolist()}, so it was reoriented.")
+        except (KeyError, TypeError, ValueError) as error:
             raise PriorError(f"{path} is not a valid prior: {error} {remedy}") from error
         return prior
 
@@ -323,6 +323,12 @@ def _grid_affine(like: MetaTensor) -> torch.Tensor:
     affine = like.affine.to(dtype=torch.float64, device="cpu")
     if affine.shape != (4, 4) or not abs(float(torch.linalg.det(affine[:3, :3]))) > 0:
         raise PriorError(f"`like` must have an invertible 4 × 4 affine, got {affine.tolist()}.")
+    return affine
+
+
+def _centred_affine(spacing_mm: Sequence[float], shape: Sequence[int]) -> NDArray[np.float64]:
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = -np.array(spacing_mm) * (np.array(shape) - 1) / 2
     return affine
 
 

@@ -100,7 +100,7 @@ def _check_probability(probability: torch.Tensor) -> None:
     if probability.ndim < 2 or probability.numel() == 0 or not probability.is_floating_point():
         raise ValueError(
             "`probability` must be a non-empty floating-point (C, *spatial), got "
-            f"{probability.dtype} {tuple(probability.shape)}; pass the samples of a batch one by one."
+            f"{probability.dtype} {tuple(probability.shape)}; pass a batch one by one."
         )
     if probability.shape[0] > 255:
         raise ValueError(

@@ -1,0 +1,138 @@
+"""Whether a scan and its label map are what they must be, with the file's name in every error."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import SpaceKeys
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from stipple_monai.errors import DatasetError
+
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+
+
+def read_volume(path: str | Path) -> MetaTensor:
+    """Read a 3D NIfTI file.
+
+    Args:
+        path: a ``.nii`` or ``.nii.gz`` file.
+
+    Returns:
+        Volume ``(1, W, H, D)``, float32, with its affine.
+
+    Raises:
+        DatasetError: if the file is missing, no NIfTI, truncated or not 3D.
+    """
+    if not Path(path).is_file():
+        raise DatasetError(f"`path` must be a NIfTI file, got {path}, which does not exist.")
+    unreadable = (
+        f"`path` must be a whole NIfTI file, got {path}, which cannot be read. It may be of "
+        "another format, or its copy may have been cut short."
+    )
+    # MONAI's LoadImage would try every other reader, and make channels of a fourth dimension
+    try:
+        file = nib.load(path)
+        if not isinstance(file, nib.Nifti1Image):
+            raise DatasetError(unreadable)
+        values = torch.from_numpy(file.get_fdata(dtype=np.float32))
+    except _UNREADABLE as error:
+        raise DatasetError(unreadable) from error
+    if values.ndim != 3:
+        raise DatasetError(
+            f"`path` must be a 3D volume, got shape {tuple(values.shape)} in {path}. "
+            "Of a series over time, give one volume."
+        )
+    meta = {"filename_or_obj": str(path), "space": SpaceKeys.RAS}
+    return MetaTensor(values[None], affine=torch.as_tensor(file.affine), meta=meta)
+
+
+def check_pair(
+    image: MetaTensor,
+    label: MetaTensor,
+    *,
+    classes: int,
+    channels: int = 1,
+    ignore: int | None = 255,
+    tolerance_mm: float = 0.1,
+) -> None:
+    """Raise unless label and image lie on one grid and hold what they may hold.
+
+    Args:
+        image: scan ``(C, W, H, D)``, as MONAI loads it with ``ensure_channel_first``.
+        label: label map ``(1, W, H, D)``.
+        classes: number of classes with the background; values are 0 to ``classes - 1``.
+        channels: channels of the image, C. MONAI reads a 4D scan as one channel a time point.
+        ignore: a further value that may occur; None for none.
+        tolerance_mm: how far apart the corner voxels of the two may be. Headers that were written
+            by different tools agree to some hundredths of a millimetre.
+
+    Raises:
+        ValueError: if ``classes`` is less than 2.
+        DatasetError: if a volume is not 3D or has other channels, if shapes or affines differ,
+            if an intensity is not finite, or if the label has a value that is no class.
+
+    Example:
+        >>> image = MetaTensor(torch.zeros(1, 4, 4, 2))
+        >>> check_pair(image, MetaTensor(torch.ones(1, 4, 4, 2)), classes=2)
+    """
+    if classes < 2:
+        raise ValueError(f"`classes` must be at least 2, background and an organ, got {classes}.")
+    _require_channels(image, "image", channels)
+    _require_channels(label, "label", 1)
+    if image.shape[1:] != label.shape[1:]:
+        raise DatasetError(
+            f"`label` must have the image's shape {tuple(image.shape[1:])}, got "
+            f"{tuple(label.shape[1:])} in {_name(label)} for {_name(image)}."
+        )
+    distance_mm = _corner_distance_mm(image, label)
+    # a NaN in an affine fails this too
+    if not distance_mm <= tolerance_mm:
+        raise DatasetError(
+            f"`label` must have the image's affine to {tolerance_mm} mm, got corners that are "
+            f"{distance_mm:.4g} mm apart in {_name(label)} for {_name(image)}. "
+            "Resample one onto the other."
+        )
+    finite = torch.isfinite(image.as_tensor())
+    if not finite.all():
+        raise DatasetError(
+            f"`image` must be finite, got {int((~finite).sum())} voxels that are not in "
+            f"{_name(image)}."
+        )
+    values = torch.unique(label.as_tensor()).tolist()
+    allowed = {*range(classes), ignore}
+    wrong = [value for value in values if value not in allowed]
+    if wrong:
+        also = "" if ignore is None else f" or {ignore}"
+        raise DatasetError(
+            f"`label` must have values 0 to {classes - 1}{also}, got "
+            f"{', '.join(f'{value:g}' for value in wrong[:5])} in {_name(label)}."
+        )
+
+
+def _name(volume: Any) -> str:
+    meta = getattr(volume, "meta", {})
+    return str(meta.get("filename_or_obj", "a volume without file name"))
+
+
+def _require_channels(volume: MetaTensor, argument: str, channels: int) -> None:
+    if volume.ndim != 4 or volume.shape[0] != channels:
+        raise DatasetError(
+            f"`{argument}` must be a 3D volume of shape ({channels}, W, H, D), got shape "
+            f"{tuple(volume.shape)} in {_name(volume)}. Of a series over time give one volume, "
+            "and classes as values, not one-hot."
+        )
+
+
+def _corner_distance_mm(image: MetaTensor, label: MetaTensor) -> float:
+    """Greatest distance between the same corner voxel of two volumes of one shape."""
+    last = torch.tensor(image.shape[1:], dtype=torch.float64) - 1
+    corners = torch.cartesian_prod(*(torch.tensor([0.0, float(end)]) for end in last)).double()
+    corners = torch.cat([corners, torch.ones(8, 1, dtype=torch.float64)], dim=1)
+    difference = image.affine.double().cpu() - label.affine.double().cpu()
+    return float((corners @ difference.T)[:, :3].norm(dim=1).max())

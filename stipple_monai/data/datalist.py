@@ -1,0 +1,244 @@
+"""Datalists: which scans there are, and which of them train, validate and test.
+
+A *datalist* is a JSON file in the style of the Medical Segmentation Decathlon: an object whose
+lists of items are its *sections*, and whose other entries are metadata. An *item* is an object
+with a path, or a list of paths, under ``image``, mostly one under ``label``, and whatever else
+belongs to the scan. A *patient* is what items share under ``patient``; an item without that key
+is a patient of its own. Items without a label may keep one under ``truth``: nothing trains on it,
+but pseudo-labels can be scored by it.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.data import partition_dataset
+
+from stipple_monai.errors import DatasetError
+
+Item = dict[str, Any]
+
+PATH_KEYS = ("image", "label", "truth")
+"""The keys of an item whose values are paths."""
+
+
+def split_datalist(
+    items: Iterable[Mapping[str, Any]], *, labelled: int, validation: int, test: int, seed: int
+) -> dict[str, list[Item]]:
+    """Divide patients into those that train with label, train without, validate and test.
+
+    Patients are drawn uniformly without replacement. For one seed, the test and validation sets
+    are the same for any ``labelled``, and fewer labelled patients are a subset of more. The order
+    of ``items`` does not matter. Patients with an item that has no label train without.
+
+    Args:
+        items: all items.
+        labelled: patients in section ``training``.
+        validation: patients in section ``validation``.
+        test: patients in section ``test``.
+        seed: of the draw.
+
+    Returns:
+        The sections ``training``, ``unlabelled``, ``validation`` and ``test``. Items of
+        ``unlabelled`` have what was their ``label`` under ``truth``.
+
+    Raises:
+        ValueError: if ``labelled`` is not positive, or another count is negative.
+        DatasetError: if an item has no image, an image comes twice, or there are too few patients.
+
+    Example:
+        >>> items = [{"image": f"{i}.nii.gz", "label": f"{i}_seg.nii.gz"} for i in range(9)]
+        >>> sections = split_datalist(items, labelled=2, validation=1, test=2, seed=0)
+        >>> {name: len(section) for name, section in sections.items()}
+        {'training': 2, 'unlabelled': 4, 'validation': 1, 'test': 2}
+        >>> sorted(sections["unlabelled"][0])
+        ['image', 'truth']
+    """
+    if labelled < 1 or validation < 0 or test < 0:
+        raise ValueError(
+            "`labelled` must be at least 1, `validation` and `test` at least 0, "
+            f"got {labelled}, {validation} and {test}."
+        )
+    patients: dict[str, list[Item]] = {}
+    images = set()
+    for item in items:
+        if "image" not in item:
+            raise DatasetError(f'`items` must all have an "image", got {dict(item)}.')
+        image = str(item["image"])
+        if image in images:
+            raise DatasetError(f"`items` must not have an image twice, got {image} again.")
+        images.add(image)
+        patients.setdefault(str(item.get("patient", image)), []).append(dict(item))
+    annotated = [
+        name for name in sorted(patients) if all("label" in item for item in patients[name])
+    ]
+    rest = len(annotated) - labelled - validation - test
+    if rest < 0:
+        raise DatasetError(
+            f"`items` must hold at least {labelled} + {validation} + {test} patients with labels, "
+            f"got {len(annotated)}. Ask for fewer."
+        )
+    # whole numbers that add up to the number of patients are kept by the rounding of ratios;
+    # `labelled` comes after the held-out sets, so that it changes neither of them
+    held_out, tuned, taught, untaught = partition_dataset(
+        annotated, ratios=[test, validation, labelled, rest], shuffle=True, seed=seed
+    )
+    untaught += [name for name in sorted(patients) if name not in set(annotated)]
+    drawn = {"training": taught, "unlabelled": untaught, "validation": tuned, "test": held_out}
+    sections = {
+        section: [item for name in names for item in patients[name]]
+        for section, names in drawn.items()
+    }
+    for item in sections["unlabelled"]:
+        if "label" in item:
+            item["truth"] = item.pop("label")
+    return sections
+
+
+def read_datalist(
+    path: str | Path,
+    section: str,
+    *,
+    base_dir: str | Path | None = None,
+    path_keys: Sequence[str] = PATH_KEYS,
+) -> list[Item]:
+    """Read the items of one section, with absolute paths to files that exist.
+
+    For ``image`` and ``label`` the result is that of MONAI's ``load_decathlon_datalist``. Unlike
+    there, any section may list bare image paths, every file is looked for, and a value under any
+    other key stays as it is; there, a string turns into a path if a file happens to have that
+    name, and a missing file is not noticed.
+
+    Args:
+        path: the datalist.
+        section: which one to read.
+        base_dir: what paths are relative to; the datalist's folder if None.
+        path_keys: keys of an item that hold a path or a list of paths.
+
+    Returns:
+        The items, in the order of the file.
+
+    Raises:
+        DatasetError: if the datalist is missing, not JSON or not an object; if the section is
+            missing, empty or not a list of items with an ``image``; if a file of it does not
+            exist; or if an image is in two sections.
+    """
+    path = Path(path)
+    base = str(path.parent if base_dir is None else base_dir)
+    if not path.is_file():
+        raise DatasetError(f"`path` must be a datalist, got {path}, which is no file.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"`path` must be JSON, got {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"`path` must hold a JSON object, got {path}: a {type(content)}.")
+    named = {name: value for name, value in content.items() if isinstance(value, list)}
+    if section not in named:
+        present = ", ".join(named) or "none"
+        raise DatasetError(f"`section` must be in {path}, got {section!r}. There: {present}.")
+    if not named[section]:
+        raise DatasetError(f"`section` must have items, got {section!r} of {path}, an empty list.")
+    items = []
+    for index, entry in enumerate(named[section]):
+        item = {"image": entry} if isinstance(entry, str) else entry
+        if not isinstance(item, dict) or not item.get("image"):
+            raise DatasetError(
+                f'Items must have an "image", got {entry} as item {index} of {section!r} in {path}.'
+            )
+        item = {**item, **{k: _absolute(item[k], base) for k in path_keys if k in item}}
+        for key in path_keys:
+            for file in _listed(item.get(key, [])):
+                if not os.path.exists(file):
+                    raise DatasetError(
+                        f"`{key}` must be a file that exists, got {file} in item {index} of "
+                        f"{section!r} in {path}. Paths are relative to {base}."
+                    )
+        items.append(item)
+    _refuse_shared_images(named, base, path)
+    return items
+
+
+def write_datalist(
+    path: str | Path,
+    sections: Mapping[str, Iterable[Mapping[str, Any]]],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    path_keys: Sequence[str] = PATH_KEYS,
+) -> None:
+    """Write a datalist that is there either whole or not at all.
+
+    Paths to files below the datalist's folder are written relative to it, others as absolute.
+
+    Args:
+        path: where to write; the folder is made if need be.
+        sections: items by section. Relative paths are taken from the current directory. Arrays
+            and tensors become lists.
+        metadata: further entries of the file, such as ``labels``.
+        path_keys: keys of an item that hold a path or a list of paths.
+
+    Raises:
+        ValueError: if ``metadata`` has the name of a section.
+        TypeError: if something is not JSON, array, tensor or path.
+    """
+    path = Path(path)
+    shared = sorted(set(metadata or {}) & set(sections))
+    if shared:
+        raise ValueError(f"`metadata` must not have the name of a section, got {shared}.")
+    folder = os.path.abspath(path.parent)
+    content = dict(metadata or {})
+    for name, items in sections.items():
+        content[name] = [
+            {key: _portable(v, folder) if key in path_keys else v for key, v in item.items()}
+            for item in items
+        ]
+    text = json.dumps(content, indent=2, default=_plain) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _absolute(value: Any, base: str) -> Any:
+    if isinstance(value, list):
+        return [_absolute(element, base) for element in value]
+    return os.path.abspath(os.path.join(base, value))
+
+
+def _portable(value: Any, folder: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_portable(element, folder) for element in value]
+    absolute = os.path.abspath(value)
+    if Path(absolute).is_relative_to(folder):
+        return Path(absolute).relative_to(folder).as_posix()
+    return absolute
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"`sections` must hold JSON, arrays, tensors and paths, got {type(value)}.")
+
+
+def _refuse_shared_images(named: Mapping[str, list[Any]], base: str, path: Path) -> None:
+    owner: dict[str, str] = {}
+    for section, entries in named.items():
+        for entry in entries:
+            image = entry.get("image", []) if isinstance(entry, dict) else entry
+            for file in _listed(image):
+                if not isinstance(file, str):
+                    continue
+                first = owner.setdefault(_absolute(file, base), section)
+                if first != section:
+                    raise DatasetError(
+                        f"Sections must not share images, got {file} in {first!r} and in "
+                        f"{section!r} of {path}. Split patients anew."
+                    )

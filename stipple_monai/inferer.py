@@ -1,0 +1,176 @@
+"""Inference where the organ's position is unknown: predict, locate, place, fuse.
+
+The backbone runs once. Its logits do not depend on the prior, so they serve both as the coarse
+prediction that tells the position and, with the placed prior's bias, as the result.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import nn
+
+from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.fusion import sigmoid_logits, softmax_logits
+from stipple_monai.network import PriorDrivenNet
+from stipple_monai.positioning import DEFAULT_EPSILON, locate_organ
+from stipple_monai.prior import SpatialPrior
+from stipple_monai.transforms.array import PriorAlign
+
+POSITION_META = "organ_position_mm"
+"""Metadata key of the positions that were used: ``(B, K, 3)``, RAS mm, NaN where unknown."""
+
+
+class PriorDrivenInferer(Inferer):
+    """Wrap any MONAI inferer for a :class:`PriorDrivenNet`.
+
+    Args:
+        inferer: what runs the network over a volume (``SlidingWindowInferer``, ``SliceInferer``,
+            ``SimpleInferer``, …).
+        priors: one per organ, in the order of the network's channels.
+        locator: a second network whose prediction tells the positions, with the same channels
+            and activation as the first: the prior-free baseline, as in the paper. It costs
+            a pass of its own. ``None`` takes the backbone's own prediction without prior.
+        references: what the prediction is compared with, one per organ; the priors where
+            ``None``. The paper's is one labelled volume,
+            ``SpatialPrior.estimate([label], bins=None)``.
+        mode: see :meth:`SpatialPrior.place`.
+        max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.positioning.locate_organ`.
+
+    Raises:
+        PriorError: priors and references do not belong together.
+    """
+
+    def __init__(
+        self,
+        inferer: Inferer,
+        priors: Sequence[SpatialPrior],
+        *,
+        locator: nn.Module | None = None,
+        references: Sequence[SpatialPrior] | None = None,
+        mode: Literal["nearest", "linear"] = "nearest",
+        max_shift_mm: float | None = None,
+        minimum: float = 0.5,
+        epsilon: float = DEFAULT_EPSILON,
+    ) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.priors = PriorAlign(priors).priors
+        self.references = self.priors if references is None else tuple(references)
+        if len(self.references) != len(self.priors):
+            raise PriorError(
+                f"`references` must be one per prior, {len(self.priors)}, got "
+                f"{len(self.references)}."
+            )
+        self.locator = locator
+        self.mode: Literal["nearest", "linear"] = mode
+        self.search: dict[str, Any] = {
+            "max_shift_mm": max_shift_mm,
+            "minimum": minimum,
+            "epsilon": epsilon,
+        }
+
+    def __call__(
+        self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Infer a batch of volumes.
+
+        Args:
+            inputs: ``(B, C, W, H, D)``. With the image's channels alone, a MetaTensor whose
+                affine locates the prior; with prior channels behind them, the position is known
+                and the network runs as it is.
+            network: a :class:`PriorDrivenNet`, also inside DDP or ``torch.compile``.
+            *args: passed on to the inferer and the backbone.
+            **kwargs: likewise.
+
+        Returns:
+            Adjusted logits ``(B, K + 1, W, H, D)`` (softmax) or ``(B, K, W, H, D)`` (sigmoid), a
+            MetaTensor that keeps the positions under ``organ_position_mm``. Where an organ is
+            predicted nowhere, its prior is neutral, with a warning.
+
+        Raises:
+            PriorError: ``network`` is no :class:`PriorDrivenNet`.
+            PositionError: ``inputs`` have no affine.
+        """
+        net = _unwrap(network)
+        if inputs.shape[1] > net.image_channels:
+            return self.inferer(inputs, network, *args, **kwargs)
+        if not isinstance(inputs, MetaTensor):
+            raise PositionError(
+                "`inputs` must be a MetaTensor, whose affine says where the scan lies, got "
+                f"{type(inputs).__name__}: keep MONAI's metadata, or place the prior yourself and "
+                "pass it in the channels behind the image's."
+            )
+        softmax = net.activation == "softmax"
+        logits = torch.as_tensor(self.inferer(inputs, net.network, *args, **kwargs)).as_subclass(
+            torch.Tensor
+        )
+        coarse = logits if self.locator is None else self._locator_logits(inputs, *args, **kwargs)
+        coarse = coarse.float().softmax(1)[:, 1:] if softmax else coarse.float().sigmoid()
+        if coarse.shape[1] != len(self.priors):
+            raise PriorError(
+                f"`priors` must be one per organ of the network, {coarse.shape[1]}, got "
+                f"{len(self.priors)}."
+            )
+        align = PriorAlign(self.priors, mode=self.mode, activation=net.activation)
+        affines = inputs.affine.reshape(-1, 4, 4).expand(len(inputs), 4, 4)
+        names = _file_names(inputs)
+        positions, placed = [], []
+        for probability, affine, name in zip(coarse, affines, names, strict=True):
+            found = self._locate(MetaTensor(probability, affine=affine), name)
+            positions.append(found)
+            grid = MetaTensor(probability[:1], affine=affine)
+            placed.append(torch.as_tensor(align(grid, found)).as_subclass(torch.Tensor))
+        fuse = softmax_logits if softmax else sigmoid_logits
+        adjusted = fuse(logits, torch.stack(placed), strength=net.strength, floor=net.floor)
+        result = MetaTensor(adjusted, meta=dict(inputs.meta))
+        result.is_batch = inputs.is_batch
+        result.applied_operations = inputs.applied_operations
+        result.meta[POSITION_META] = torch.stack(positions)
+        return result
+
+    def _locator_logits(self, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert self.locator is not None
+        locator = self.locator.to(inputs.device).eval()
+        return torch.as_tensor(self.inferer(inputs, locator, *args, **kwargs)).as_subclass(
+            torch.Tensor
+        )
+
+    def _locate(self, probability: MetaTensor, name: str) -> torch.Tensor:
+        """Positions ``(K, 3)``, NaN where nothing is predicted."""
+        positions = torch.full((len(self.priors), 3), torch.nan, dtype=torch.float64)
+        for k, reference in enumerate(self.references):
+            one = MetaTensor(probability[k : k + 1], affine=probability.affine)
+            point = locate_organ(one, reference, **self.search)
+            if point is None:
+                warnings.warn(
+                    f"Organ {self.priors[k].organ} is predicted nowhere in {name}: its prior stays "
+                    "neutral.",
+                    stacklevel=3,
+                )
+            else:
+                positions[k] = point
+        return positions
+
+
+def _unwrap(network: nn.Module) -> PriorDrivenNet:
+    inner = network
+    for attribute in ("_orig_mod", "module"):
+        inner = getattr(inner, attribute, inner)
+    if not isinstance(inner, PriorDrivenNet):
+        raise PriorError(
+            f"`network` must be a PriorDrivenNet, got {type(inner).__name__}: wrap the segmenter, "
+            "or use the plain inferer for a network without prior."
+        )
+    return inner
+
+
+def _file_names(inputs: MetaTensor) -> list[str]:
+    names = inputs.meta.get("filename_or_obj", "a scan")
+    names = [names] if isinstance(names, str) else list(names)
+    return [str(n) for n in names] if len(names) == len(inputs) else ["a scan"] * len(inputs)

@@ -1,0 +1,214 @@
+"""Array transforms: the functions of the lower floors as MONAI transforms."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.config import NdarrayOrTensor
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import RandomizableTransform, Transform
+from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple, ensure_tuple_rep
+
+from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.organ import organ_position
+from stipple_monai.prior import SpatialPrior
+from stipple_monai.selection import select_top_k
+
+_TORCH = [TransformBackends.TORCH]
+_NUMPY = [TransformBackends.NUMPY]
+
+
+class OrganPosition(Transform):
+    """Positions of the organs in a whole label map.
+
+    Args:
+        priors: one per organ; their ``organ`` and ``center`` say what is looked for.
+    """
+
+    backend = _NUMPY
+
+    def __init__(self, priors: Sequence[SpatialPrior]) -> None:
+        self.priors = _several(priors)
+
+    def __call__(self, label: MetaTensor) -> torch.Tensor:
+        """Measure ``label`` ``(1, W, H, D)``.
+
+        Returns:
+            ``(K, 3)`` float64, RAS mm; NaN, with a warning, for an organ that is not there.
+        """
+        positions = []
+        for prior in self.priors:
+            try:
+                point = organ_position(label, organ=prior.organ, center=prior.center)
+            except PositionError as error:
+                warnings.warn(f"{error} Its prior stays neutral.", stacklevel=2)
+                point = torch.full((3,), torch.nan, dtype=torch.float64)
+            positions.append(point)
+        return torch.stack(positions)
+
+
+class PriorAlign(Transform):
+    """Place the priors of K organs on the grid of an image.
+
+    Args:
+        priors: one per organ, in the order of the network's channels.
+        mode: along z, see :meth:`SpatialPrior.place`.
+        activation: where a position is unknown, a prior that goes into a softmax takes an equal
+            share with the background of what the other organs leave (1 / (K + 1) if none is
+            known), and one that goes into a sigmoid is 0.5.
+
+    Example:
+        >>> prior = SpatialPrior(torch.ones(2, 2, 2), spacing_mm=(1, 1, 1))
+        >>> image = MetaTensor(torch.zeros(1, 4, 4, 1), affine=torch.eye(4))
+        >>> PriorAlign([prior])(image, [[1.5, 1.5, 0]])[0, :, :, 0].as_tensor()
+        tensor([[0., 0., 0., 0.],
+                [0., 1., 1., 0.],
+                [0., 1., 1., 0.],
+                [0., 0., 0., 0.]])
+    """
+
+    backend = _TORCH
+
+    def __init__(
+        self,
+        priors: Sequence[SpatialPrior],
+        *,
+        mode: Literal["nearest", "linear"] = "nearest",
+        activation: Literal["softmax", "sigmoid"] = "softmax",
+    ) -> None:
+        self.priors = _several(priors)
+        if activation not in ("softmax", "sigmoid"):
+            raise PriorError(f"`activation` must be 'softmax' or 'sigmoid', got {activation!r}.")
+        self.mode: Literal["nearest", "linear"] = mode
+        self.activation = activation
+
+    def __call__(self, image: MetaTensor, positions_mm: NdarrayOrTensor) -> torch.Tensor:
+        """Place the priors.
+
+        Args:
+            image: ``(C, W, H, D)`` with an affine; a slice keeps its third axis.
+            positions_mm: ``(K, 3)``, RAS mm; NaN where unknown.
+
+        Returns:
+            ``(K, W, H, D)`` float32, a MetaTensor with the affine of ``image`` (a plain tensor
+            where MONAI does not track metadata).
+
+        Raises:
+            PositionError: ``positions_mm`` has another shape.
+            PriorError: ``image`` has no usable grid.
+        """
+        positions = torch.as_tensor(positions_mm, dtype=torch.float64, device="cpu")
+        if positions.shape != (len(self.priors), 3):
+            raise PositionError(
+                f"`positions_mm` must be ({len(self.priors)}, 3), a point for each prior, got "
+                f"the shape {tuple(positions.shape)}."
+            )
+        known = torch.isfinite(positions).all(dim=1)
+        placed = torch.zeros((len(self.priors), *image.shape[1:]), device=image.device)
+        for k in torch.nonzero(known).flatten().tolist():
+            placed[k] = self.priors[k].place(positions[k], image, mode=self.mode).as_tensor()[0]
+        if not bool(known.all()):
+            if self.activation == "sigmoid":
+                placed[~known] = 0.5
+            else:
+                rest = (1 - placed.sum(0)).clamp(min=0)
+                placed[~known] = rest / (1 + int((~known).sum()))
+        return MetaTensor(placed, affine=image.affine) if get_track_meta() else placed
+
+
+class PriorAugment(RandomizableTransform):
+    """Shake positions as imperfect positioning does, and sometimes forget them.
+
+    Works on positions, so that no prior is copied or resampled for it.
+
+    Args:
+        translation_mm: greatest shift along R, A and S (or one number for all); each organ is
+            shifted by itself, uniformly.
+        dropout: probability of forgetting all positions of a sample, which makes its prior
+            neutral. A network that has seen this still works where no position is found, and
+            does not unlearn to see (a quarter is a good value).
+        prob: probability of the shift.
+    """
+
+    backend = _NUMPY
+
+    def __init__(
+        self,
+        translation_mm: float | Sequence[float],
+        *,
+        dropout: float = 0.0,
+        prob: float = 1.0,
+    ) -> None:
+        RandomizableTransform.__init__(self, prob)
+        self.translation_mm = ensure_tuple_rep(translation_mm, 3)
+        if not all(t >= 0 for t in self.translation_mm):
+            raise PositionError(
+                f"`translation_mm` must be at least 0 along each axis, got {translation_mm}."
+            )
+        if not 0 <= dropout <= 1:
+            raise PositionError(f"`dropout` must be a probability in [0, 1], got {dropout}.")
+        self.dropout = dropout
+        self._shift_mm = np.zeros((0, 3))
+        self._forget = False
+
+    def randomize(self, data: int) -> None:
+        """Draw for ``data`` organs."""
+        super().randomize(None)
+        limits = np.array(self.translation_mm)
+        self._shift_mm = self.R.uniform(-limits, limits, size=(data, 3))
+        self._forget = bool(self.R.rand() < self.dropout)
+
+    def __call__(self, positions_mm: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
+        """Give ``(K, 3)`` new positions of the same type; the old ones stay as they are."""
+        if randomize:
+            self.randomize(len(positions_mm))
+        positions = np.array(torch.as_tensor(positions_mm).cpu(), dtype=np.float64)
+        if self._do_transform:
+            positions += self._shift_mm
+        if self._forget:
+            positions[:] = np.nan
+        return convert_to_dst_type(positions, positions_mm)[0]
+
+
+class SelectPseudoLabels(Transform):
+    """Make a partly labelled map of a prediction, see :func:`select_top_k`.
+
+    Args:
+        share, count, minimum, ignore: as in :func:`select_top_k`.
+    """
+
+    backend = _TORCH
+
+    def __init__(
+        self,
+        *,
+        share: float | Sequence[float] | None = None,
+        count: int | Sequence[int] | None = None,
+        minimum: float = 0.0,
+        ignore: int = 255,
+    ) -> None:
+        self.options: dict[str, Any] = {
+            "share": share,
+            "count": count,
+            "minimum": minimum,
+            "ignore": ignore,
+        }
+
+    def __call__(self, probability: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Select from ``(C, *spatial)``; returns uint8 ``(1, *spatial)`` of the same type."""
+        label = select_top_k(torch.as_tensor(probability), **self.options)
+        return convert_to_dst_type(label, probability, dtype=torch.uint8)[0]
+
+
+def _several(priors: Sequence[SpatialPrior]) -> tuple[SpatialPrior, ...]:
+    several: tuple[SpatialPrior, ...] = ensure_tuple(priors)
+    if not several or not all(isinstance(p, SpatialPrior) for p in several):
+        raise PriorError(
+            f"`priors` must be one SpatialPrior or more, got {priors}: load each with "
+            "`SpatialPrior.load(path)`."
+        )
+    return several
