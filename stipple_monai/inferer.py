@@ -110,7 +110,11 @@ class PriorDrivenInferer(Inferer):
         logits = torch.as_tensor(self.inferer(inputs, net.network, *args, **kwargs)).as_subclass(
             torch.Tensor
         )
-        coarse = logits if self.locator is None else self._locator_logits(inputs, *args, **kwargs)
+        coarse = logits
+        if self.locator is not None:
+            # A sliding window may run on another device than the one that holds the scan.
+            device = next((p.device for p in net.parameters()), inputs.device)
+            coarse = self._locator_logits(inputs, device, *args, **kwargs)
         coarse = coarse.float().softmax(1)[:, 1:] if softmax else coarse.float().sigmoid()
         if coarse.shape[1] != len(self.priors):
             raise PriorError(
@@ -134,9 +138,11 @@ class PriorDrivenInferer(Inferer):
         result.meta[POSITION_META] = torch.stack(positions)
         return result
 
-    def _locator_logits(self, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _locator_logits(
+        self, inputs: torch.Tensor, device: torch.device, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         assert self.locator is not None
-        locator = self.locator.to(inputs.device).eval()
+        locator = self.locator.to(device).eval()
         return torch.as_tensor(self.inferer(inputs, locator, *args, **kwargs)).as_subclass(
             torch.Tensor
         )
@@ -160,8 +166,11 @@ class PriorDrivenInferer(Inferer):
 
 def _unwrap(network: nn.Module) -> PriorDrivenNet:
     inner = network
-    for attribute in ("_orig_mod", "module"):
-        inner = getattr(inner, attribute, inner)
+    while not isinstance(inner, PriorDrivenNet):
+        wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if not isinstance(wrapped, nn.Module):
+            break
+        inner = wrapped
     if not isinstance(inner, PriorDrivenNet):
         raise PriorError(
             f"`network` must be a PriorDrivenNet, got {type(inner).__name__}: wrap the segmenter, "

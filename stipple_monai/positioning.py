@@ -45,8 +45,9 @@ def locate_organ(
         reference: the organ around its centre: the mean over all labelled volumes (the prior
             itself, or one estimated with ``bins=None``), or as in the paper one volume,
             ``SpatialPrior.estimate([label], bins=None)``.
-        max_shift_mm: greatest distance from the centre of mass of what is predicted; ``None``
-            searches all positions at which the reference overlaps the scan.
+        max_shift_mm: greatest distance from the centre of mass of what is predicted (the voxel
+            nearest to it is searched in any case); ``None`` searches all positions at which the
+            reference overlaps the prediction.
         minimum: a prediction that reaches this nowhere is no prediction.
         epsilon: ``Q`` is kept in [ε, 1 − ε], and is ε outside the field of view.
 
@@ -56,8 +57,8 @@ def locate_organ(
         nearest to the prediction's centre of mass.
 
     Raises:
-        PositionError: ``probability`` is not a 3D probability map with an affine, or an option
-            is out of range.
+        PositionError: ``probability`` is not a 3D probability map with an invertible affine, or
+            an option is out of range.
 
     Example:
         >>> ball = SpatialPrior(torch.ones(5, 5, 5), spacing_mm=(1, 1, 1))
@@ -71,9 +72,12 @@ def locate_organ(
         raise PositionError(f"`epsilon` must lie in (0, 0.5), got {epsilon}.")
     if max_shift_mm is not None and not max_shift_mm > 0:
         raise PositionError(f"`max_shift_mm` must be positive or None, got {max_shift_mm}.")
+    if not 0 <= minimum <= 1:
+        raise PositionError(f"`minimum` must be a probability in [0, 1], got {minimum}.")
     _check_probability(probability)
     q = probability.as_tensor()[0].double()
-    if float(q.max()) < max(minimum, epsilon):
+    predicted = torch.nonzero((q >= minimum) & (q > epsilon)).double()
+    if not len(predicted):
         return None
 
     affine = probability.affine.to(dtype=torch.float64, device="cpu")
@@ -84,18 +88,14 @@ def locate_organ(
     score = _correlate(evidence, kernel)
     first = first - (torch.tensor(kernel.shape) - 1) // 2
 
-    predicted = torch.nonzero(q >= max(minimum, epsilon)).double()
+    # Rounding, which follows the greatest score, must neither choose among equals nor move a limit.
+    slack = 1e-9 * score.abs().max()
     mean_mm = _to_world(affine, predicted.mean(0).cpu())
     if max_shift_mm is not None:
-        score = score.masked_fill(
-            _distance_mm(score.shape, first, affine, mean_mm).to(score.device) > max_shift_mm,
-            -math.inf,
-        )
-    best = score.max()
-    if not bool(torch.isfinite(best)):
-        return None
-    # The transform's rounding must not choose among equals.
-    candidates = torch.nonzero(score >= best - 1e-9 * best.abs()).cpu() + first
+        distance = _distance_mm(score.shape, first, affine, mean_mm)
+        limit = max(max_shift_mm, float(distance.min())) * (1 + 1e-9)
+        score = score.masked_fill((distance > limit).to(score.device), -math.inf)
+    candidates = torch.nonzero(score >= score.max() - slack).cpu() + first
     points = _to_world(affine, candidates.double())
     return points[(points - mean_mm).norm(dim=-1).argmin()]
 
@@ -110,6 +110,12 @@ def _check_probability(probability: MetaTensor) -> None:
         raise PositionError(
             "`probability` must be one organ's map with the axes 1 W H D and a 4 × 4 affine, got "
             f"the shape {tuple(probability.shape)}."
+        )
+    linear = probability.affine[:3, :3].double()
+    if not bool(torch.isfinite(probability.affine).all()) or float(torch.linalg.det(linear)) == 0:
+        raise PositionError(
+            "`probability` must have an invertible affine, got "
+            f"{probability.affine.tolist()}: correct the scan's header."
         )
     low, high = (float(v) for v in probability.as_tensor().aminmax())
     if not (low >= 0 and high <= 1 + 1e-6):

@@ -45,8 +45,10 @@ def test_nearest_is_for_the_third_axis_alone():
     )
 
 
-def test_a_point_between_two_bins_belongs_to_the_upper():
-    values = along(2, [0.2, 0.6, 1.0], spacing=2.0, start=-3.0, count=7, nearest=True)
+@pytest.mark.parametrize("rounding", [-1e-7, 0.0, 1e-7])
+def test_a_point_between_two_bins_belongs_to_the_upper(rounding):
+    start = -3.0 + rounding
+    values = along(2, [0.2, 0.6, 1.0], spacing=2.0, start=start, count=7, nearest=True)
     torch.testing.assert_close(values, torch.tensor([0.2, 0.2, 0.6, 0.6, 1.0, 1.0, 1.0]))
 
 

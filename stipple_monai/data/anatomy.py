@@ -2,7 +2,7 @@
 
 The *anatomical frame* is a standard patient's: millimetres, x to the right, y to the front, z to
 the head, origin in the aorta at the height of the pancreas. Where organs lie in it, and how large
-they are, follows averages over the BTCV labels (20 abdominal CT scans). A *patient* is that frame
+they are, follows averages over ten of the BTCV labels (abdominal CT). A *patient* is that frame
 bent by a smooth random field, with every organ moved and reshaped a little. Organs are *painted*
 one over the other, each inside a thin layer of fat, so that what is painted last is whole; after
 the pancreas come only the vessels beside it.

@@ -52,6 +52,28 @@ def read_volume(path: str | Path) -> MetaTensor:
     return MetaTensor(values[None], affine=torch.as_tensor(file.affine), meta=meta)
 
 
+def check_scan(image: MetaTensor, *, channels: int = 1) -> None:
+    """Raise unless a scan is a 3D volume of finite intensities.
+
+    Args:
+        image: scan ``(C, W, H, D)``, as MONAI loads it with ``ensure_channel_first``.
+        channels: channels of the image, C. MONAI reads a 4D scan as one channel a time point.
+
+    Raises:
+        DatasetError: it has other axes or channels, or an intensity that is not finite.
+
+    Example:
+        >>> check_scan(MetaTensor(torch.zeros(1, 4, 4, 2)))
+    """
+    _require_channels(image, "image", channels)
+    finite = torch.isfinite(image.as_tensor())
+    if not finite.all():
+        raise DatasetError(
+            f"`image` must be finite, got {int((~finite).sum())} voxels that are not in "
+            f"{_name(image)}."
+        )
+
+
 def check_pair(
     image: MetaTensor,
     label: MetaTensor,
@@ -83,7 +105,7 @@ def check_pair(
     """
     if classes < 2:
         raise ValueError(f"`classes` must be at least 2, background and an organ, got {classes}.")
-    _require_channels(image, "image", channels)
+    check_scan(image, channels=channels)
     _require_channels(label, "label", 1)
     if image.shape[1:] != label.shape[1:]:
         raise DatasetError(
@@ -97,12 +119,6 @@ def check_pair(
             f"`label` must have the image's affine to {tolerance_mm} mm, got corners that are "
             f"{distance_mm:.4g} mm apart in {_name(label)} for {_name(image)}. "
             "Resample one onto the other."
-        )
-    finite = torch.isfinite(image.as_tensor())
-    if not finite.all():
-        raise DatasetError(
-            f"`image` must be finite, got {int((~finite).sum())} voxels that are not in "
-            f"{_name(image)}."
         )
     values = torch.unique(label.as_tensor()).tolist()
     allowed = {*range(classes), ignore}
@@ -121,6 +137,11 @@ def _name(volume: Any) -> str:
 
 
 def _require_channels(volume: MetaTensor, argument: str, channels: int) -> None:
+    if not isinstance(volume, MetaTensor):
+        raise DatasetError(
+            f"`{argument}` must be a MetaTensor, whose affine says where it lies, got "
+            f"{type(volume).__name__}: keep MONAI's metadata."
+        )
     if volume.ndim != 4 or volume.shape[0] != channels:
         raise DatasetError(
             f"`{argument}` must be a 3D volume of shape ({channels}, W, H, D), got shape "

@@ -17,6 +17,7 @@ from typing import Any
 from monai.data import partition_dataset
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file
 
 Item = dict[str, Any]
 
@@ -103,6 +104,7 @@ def read_datalist(
     *,
     base_dir: str | Path | None = None,
     path_keys: Sequence[str] = PATH_KEYS,
+    optional: bool = False,
 ) -> list[Item]:
     """Read the items of one section, with absolute paths to files that exist.
 
@@ -116,6 +118,7 @@ def read_datalist(
         section: which one to read.
         base_dir: what paths are relative to; the datalist's folder if None.
         path_keys: keys of an item that hold a path or a list of paths.
+        optional: return no items, rather than raise, for a section that is missing or empty.
 
     Returns:
         The items, in the order of the file.
@@ -127,15 +130,10 @@ def read_datalist(
     """
     path = Path(path)
     base = str(path.parent if base_dir is None else base_dir)
-    if not path.is_file():
-        raise DatasetError(f"`path` must be a datalist, got {path}, which is no file.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(f"`path` must be JSON, got {path}: {error}.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"`path` must hold a JSON object, got {path}: a {type(content)}.")
+    content = _content(path)
     named = {name: value for name, value in content.items() if isinstance(value, list)}
+    if optional and not named.get(section):
+        return []
     if section not in named:
         present = ", ".join(named) or "none"
         raise DatasetError(f"`section` must be in {path}, got {section!r}. There: {present}.")
@@ -159,6 +157,13 @@ def read_datalist(
         items.append(item)
     _refuse_shared_images(named, base, path)
     return items
+
+
+def read_sections(path: str | Path, *, base_dir: str | Path | None = None) -> dict[str, list[Item]]:
+    """Read all sections of a datalist, see :func:`read_datalist`; an empty one stays empty."""
+    path = Path(path)
+    names = [name for name, value in _content(path).items() if isinstance(value, list)]
+    return {name: read_datalist(path, name, base_dir=base_dir, optional=True) for name in names}
 
 
 def write_datalist(
@@ -195,10 +200,20 @@ def write_datalist(
             for item in items
         ]
     text = json.dumps(content, indent=2, default=_plain) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DatasetError(f"`path` must be a datalist, got {path}, which is no file.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"`path` must be JSON, got {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"`path` must hold a JSON object, got {path}: a {type(content)}.")
+    return content
 
 
 def _listed(value: Any) -> list[Any]:

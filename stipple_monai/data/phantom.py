@@ -9,7 +9,6 @@ apart is where they are.
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
@@ -17,10 +16,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from stipple_monai.data.anatomy import ORGANS, Canvas, paint_abdomen
 from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file
 
 _RECIPE = "phantom.json"
 # to be raised with any change that gives a seed another patient
@@ -164,19 +164,16 @@ def _text(content: dict[str, object]) -> str:
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:
-    part = path.with_name(f".part_{path.name}")
-    part.write_text(_text(content), encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(_text(content), encoding="utf-8")
 
 
 def _write_nifti(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-    """Write a volume that is there either whole or not at all."""
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
-    part = path.with_name(f".part_{path.name}")
-    # nibabel puts neither name nor time into the gzip header: same volume, same bytes
-    nib.save(image, part)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        # nibabel puts neither name nor time into the gzip header: same volume, same bytes
+        nib.save(image, part)
 
 
 def write_phantom(

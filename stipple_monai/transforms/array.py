@@ -101,8 +101,14 @@ class PriorAlign(Transform):
             PositionError: ``positions_mm`` has another shape.
             PriorError: ``image`` has no usable grid.
         """
-        positions = torch.as_tensor(positions_mm, dtype=torch.float64, device="cpu")
-        if positions.shape != (len(self.priors), 3):
+        if not isinstance(image, MetaTensor) or image.ndim != 4:
+            raise PriorError(
+                "`image` must be a MetaTensor C W H D, whose affine says where it lies, got "
+                f"{type(image).__name__} {tuple(image.shape)}: keep MONAI's metadata, and a slice "
+                "as W × H × 1."
+            )
+        positions = as_positions(positions_mm)
+        if len(positions) != len(self.priors):
             raise PositionError(
                 f"`positions_mm` must be ({len(self.priors)}, 3), a point for each prior, got "
                 f"the shape {tuple(positions.shape)}."
@@ -163,15 +169,24 @@ class PriorAugment(RandomizableTransform):
         self._forget = bool(self.R.rand() < self.dropout)
 
     def __call__(self, positions_mm: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
-        """Give ``(K, 3)`` new positions of the same type; the old ones stay as they are."""
+        """Give ``(K, 3)`` new positions; the old ones stay as they are.
+
+        Returns:
+            float64, NumPy for NumPy, else a tensor.
+
+        Raises:
+            PositionError: ``positions_mm`` has another shape.
+        """
+        positions = as_positions(positions_mm)
         if randomize:
-            self.randomize(len(positions_mm))
-        positions = np.array(torch.as_tensor(positions_mm).cpu(), dtype=np.float64)
+            self.randomize(len(positions))
         if self._do_transform:
-            positions += self._shift_mm
+            positions += torch.from_numpy(self._shift_mm)
         if self._forget:
-            positions[:] = np.nan
-        return convert_to_dst_type(positions, positions_mm)[0]
+            positions[:] = torch.nan
+        if not isinstance(positions_mm, np.ndarray | torch.Tensor):
+            return positions
+        return convert_to_dst_type(positions, positions_mm, dtype=torch.float64)[0]
 
 
 class SelectPseudoLabels(Transform):
@@ -202,6 +217,26 @@ class SelectPseudoLabels(Transform):
         """Select from ``(C, *spatial)``; returns uint8 ``(1, *spatial)`` of the same type."""
         label = select_top_k(torch.as_tensor(probability), **self.options)
         return convert_to_dst_type(label, probability, dtype=torch.uint8)[0]
+
+
+def as_positions(positions_mm: Any) -> torch.Tensor:
+    """Give positions as a new ``(K, 3)`` float64 tensor on the CPU; a datalist's null becomes NaN.
+
+    Raises:
+        PositionError: they are not K points.
+    """
+    try:
+        if isinstance(positions_mm, torch.Tensor):
+            positions_mm = positions_mm.detach().cpu().numpy()
+        points = np.array(positions_mm, dtype=np.float64)
+    except (TypeError, ValueError):
+        points = np.empty(0)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise PositionError(
+            "`positions_mm` must be (K, 3), a point in RAS mm for each organ (a single one too), "
+            f"got {positions_mm}."
+        )
+    return torch.from_numpy(points)
 
 
 def _several(priors: Sequence[SpatialPrior]) -> tuple[SpatialPrior, ...]:

@@ -12,14 +12,15 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import TransformBackends, ensure_tuple
 
-from stipple_monai.data.checks import check_pair
-from stipple_monai.errors import PriorError
+from stipple_monai.data.checks import check_pair, check_scan
+from stipple_monai.errors import DatasetError, PriorError
 from stipple_monai.prior import SpatialPrior
 from stipple_monai.transforms.array import (
     OrganPosition,
     PriorAlign,
     PriorAugment,
     SelectPseudoLabels,
+    as_positions,
 )
 
 POSITION_KEY = "organ_position"
@@ -57,7 +58,7 @@ class OrganPositiond(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             if self.position_key in d:
-                d[self.position_key] = torch.as_tensor(d[self.position_key], dtype=torch.float64)
+                d[self.position_key] = as_positions(d[self.position_key])
             else:
                 d[self.position_key] = self.measure(d[key])
         return d
@@ -104,6 +105,9 @@ class PriorAlignd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the placed priors to a copy of ``data``."""
         d = dict(data)
+        keys = list(self.key_iterator(d, self.prior_key))
+        if not keys:
+            return d
         if self.position_key in d:
             positions = d[self.position_key]
         elif self.label_key is not None and self.label_key in d:
@@ -115,7 +119,7 @@ class PriorAlignd(MapTransform):
                 stacklevel=2,
             )
             positions = torch.full((len(self.align.priors), 3), torch.nan)
-        for key, prior_key in self.key_iterator(d, self.prior_key):
+        for key, prior_key in keys:
             d[prior_key] = self.align(d[key], positions)
         return d
 
@@ -193,6 +197,33 @@ class SelectPseudoLabelsd(MapTransform):
         return d
 
 
+class CheckScand(MapTransform):
+    """Stop at a scan that is not 3D or not finite.
+
+    See :func:`~stipple_monai.data.checks.check_scan`.
+
+    Args:
+        keys: images.
+        channels: channels of the image.
+        allow_missing_keys: check nothing where one is missing.
+    """
+
+    backend = _TORCH
+
+    def __init__(
+        self, keys: KeysCollection, *, channels: int = 1, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return ``data`` as it is, or raise :class:`DatasetError`."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            check_scan(d[key], channels=self.channels)
+        return d
+
+
 class CheckPaird(MapTransform):
     """Stop at a scan and label that do not belong together.
 
@@ -216,14 +247,17 @@ class CheckPaird(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if len(self.keys) != 2:
+            raise DatasetError(f"`keys` must be image and label, got {self.keys}.")
         self.classes, self.channels = classes, channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` as it is, or raise :class:`DatasetError`."""
-        found = [data[key] for key in self.key_iterator(dict(data))]
+        d = dict(data)
+        found = [d[key] for key in self.key_iterator(d)]
         if len(found) == 2:
             check_pair(found[0], found[1], classes=self.classes, channels=self.channels)
-        return dict(data)
+        return d
 
 
 OrganPositionD = OrganPositionDict = OrganPositiond
@@ -231,3 +265,4 @@ PriorAlignD = PriorAlignDict = PriorAlignd
 PriorAugmentD = PriorAugmentDict = PriorAugmentd
 SelectPseudoLabelsD = SelectPseudoLabelsDict = SelectPseudoLabelsd
 CheckPairD = CheckPairDict = CheckPaird
+CheckScanD = CheckScanDict = CheckScand

@@ -1,0 +1,83 @@
+"""What happens after each volume: an ignite handler that keeps track of pseudo-labels."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from stipple_monai.data.datalist import write_datalist
+from stipple_monai.inferer import POSITION_META
+from stipple_monai.transforms.dictionary import POSITION_KEY
+
+
+class PseudoLabelDatalist:
+    """Write the datalist that the next round of self-training trains on.
+
+    It holds the sections of the old datalist; each scan that got a pseudo-label moves from
+    ``unlabelled`` to ``training`` with its saved ``label``, the position that its prior had
+    (``organ_position``; without it the partly labelled map would be measured instead), and under
+    ``pseudo_label`` where the label comes from.
+
+    Args:
+        path: the datalist to write, whole or not at all, when the engine completes.
+        sections: the old datalist's sections with absolute paths.
+        provenance: what to record with every pseudo-label: model, γ, round.
+        pred_key: the saved prediction in the engine's output; ``SaveImaged`` must have left the
+            file name in its metadata (``savepath_in_metadict=True``).
+        image_key: the scan in the engine's output.
+        unlabelled: section that the scans come from.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        sections: Mapping[str, Sequence[Mapping[str, Any]]],
+        provenance: Mapping[str, Any],
+        *,
+        pred_key: str = "pred",
+        image_key: str = "image",
+        unlabelled: str = "unlabelled",
+    ) -> None:
+        self.path = path
+        self.sections = {name: [dict(i) for i in items] for name, items in sections.items()}
+        self.provenance = dict(provenance)
+        self.pred_key, self.image_key, self.unlabelled = pred_key, image_key, unlabelled
+        self._found: dict[str, dict[str, Any]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda: self._found.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, lambda: self._write())
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            pred = item[self.pred_key]
+            record: dict[str, Any] = {
+                "label": os.path.abspath(pred.meta["saved_to"]),
+                "pseudo_label": self.provenance,
+            }
+            if POSITION_META in pred.meta:
+                record[POSITION_KEY] = [
+                    [None if math.isnan(x) else x for x in point]
+                    for point in pred.meta[POSITION_META].tolist()
+                ]
+            name = os.path.abspath(item[self.image_key].meta["filename_or_obj"])
+            self._found[name] = record
+
+    def _write(self) -> None:
+        kept, moved = [], []
+        for item in self.sections[self.unlabelled]:
+            record = self._found.get(os.path.abspath(item["image"]))
+            if record is None:
+                kept.append(item)
+            else:
+                moved.append({**item, **record})
+        sections = {**self.sections, self.unlabelled: kept}
+        sections["training"] = [*self.sections.get("training", []), *moved]
+        write_datalist(self.path, sections)
