@@ -16,6 +16,7 @@ from stipple_monai.network import PriorDrivenNet
 from stipple_monai.organ import organ_position
 from stipple_monai.positioning import locate_organ
 from stipple_monai.prior import SpatialPrior
+from stipple_monai.prior_set import estimate_priors, load_priors, prior_path
 from stipple_monai.selection import select_top_k
 from stipple_monai.transforms import *  # noqa: F403
 from stipple_monai.transforms import __all__ as _transforms
@@ -30,10 +31,13 @@ __all__ = [
     "PriorError",
     "SliceUNet",
     "SpatialPrior",
+    "estimate_priors",
+    "load_priors",
     "locate_organ",
     "organ_position",
     "prior_driven_sigmoid",
     "prior_driven_softmax",
+    "prior_path",
     "select_top_k",
     "sigmoid_logits",
     "softmax_logits",

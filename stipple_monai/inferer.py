@@ -90,7 +90,8 @@ class PriorDrivenInferer(Inferer):
 
         Returns:
             Adjusted logits ``(B, K + 1, W, H, D)`` (softmax) or ``(B, K, W, H, D)`` (sigmoid), a
-            MetaTensor that keeps the positions under ``organ_position_mm``. Where an organ is
+            MetaTensor that keeps the positions under ``organ_position_mm``. So do ``inputs``,
+            since ``Invertd`` replaces a prediction's metadata by its image's. Where an organ is
             predicted nowhere, its prior is neutral, with a warning.
 
         Raises:
@@ -132,10 +133,10 @@ class PriorDrivenInferer(Inferer):
             placed.append(torch.as_tensor(align(grid, found)).as_subclass(torch.Tensor))
         fuse = softmax_logits if softmax else sigmoid_logits
         adjusted = fuse(logits, torch.stack(placed), strength=net.strength, floor=net.floor)
+        inputs.meta[POSITION_META] = torch.stack(positions)
         result = MetaTensor(adjusted, meta=dict(inputs.meta))
         result.is_batch = inputs.is_batch
         result.applied_operations = inputs.applied_operations
-        result.meta[POSITION_META] = torch.stack(positions)
         return result
 
     def _locator_logits(
@@ -151,8 +152,7 @@ class PriorDrivenInferer(Inferer):
         """Positions ``(K, 3)``, NaN where nothing is predicted."""
         positions = torch.full((len(self.priors), 3), torch.nan, dtype=torch.float64)
         for k, reference in enumerate(self.references):
-            one = MetaTensor(probability[k : k + 1], affine=probability.affine)
-            point = locate_organ(one, reference, **self.search)
+            point = locate_organ(probability[k : k + 1], reference, **self.search)
             if point is None:
                 warnings.warn(
                     f"Organ {self.priors[k].organ} is predicted nowhere in {name}: its prior stays "

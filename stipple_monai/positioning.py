@@ -75,7 +75,7 @@ def locate_organ(
     if not 0 <= minimum <= 1:
         raise PositionError(f"`minimum` must be a probability in [0, 1], got {minimum}.")
     _check_probability(probability)
-    q = probability.as_tensor()[0].double()
+    q = probability.as_tensor().detach()[0].double()
     predicted = torch.nonzero((q >= minimum) & (q > epsilon)).double()
     if not len(predicted):
         return None
@@ -117,7 +117,7 @@ def _check_probability(probability: MetaTensor) -> None:
             "`probability` must have an invertible affine, got "
             f"{probability.affine.tolist()}: correct the scan's header."
         )
-    low, high = (float(v) for v in probability.as_tensor().aminmax())
+    low, high = (float(v) for v in probability.as_tensor().detach().aminmax())
     if not (low >= 0 and high <= 1 + 1e-6):
         raise PositionError(
             f"`probability` must lie in [0, 1], got [{low:g}, {high:g}]: apply softmax or sigmoid "

@@ -1,1 +1,22 @@
 """Where scans, labels and datalists come from."""
+
+from stipple_monai.data.checks import check_pair, check_scan, read_volume
+from stipple_monai.data.datalist import (
+    read_datalist,
+    read_sections,
+    split_datalist,
+    write_datalist,
+)
+from stipple_monai.data.phantom import simulate_abdomen, write_phantom
+
+__all__ = [
+    "check_pair",
+    "check_scan",
+    "read_datalist",
+    "read_sections",
+    "read_volume",
+    "simulate_abdomen",
+    "split_datalist",
+    "write_datalist",
+    "write_phantom",
+]

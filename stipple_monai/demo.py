@@ -1,0 +1,209 @@
+"""The whole method on the phantom, with the bundle's own commands: what `make demo` runs.
+
+Each stage leaves files, and a stage whose files are there is not run again; training goes on from
+its last checkpoint. So an interrupted demo continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+from monai.data import MetaTensor
+
+from stipple_monai.data import (
+    read_datalist,
+    read_volume,
+    split_datalist,
+    write_datalist,
+    write_phantom,
+)
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file
+from stipple_monai.organ import organ_position
+from stipple_monai.prior_set import load_priors
+from stipple_monai.report import best_case_for, comparison_figure, dice_table, prior_figure
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "pancreas_stipple"
+LABELLED, UNLABELLED, TEST = 3, 6, 6
+
+_METHODS = {
+    "baseline": "U-Net without prior",
+    "stipple": "STIPPLE, prior located",
+    "true_position": "STIPPLE, prior at the true position",
+    "relabelled": "STIPPLE, one round of pseudo-labels",
+}
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    bundle: str | Path = BUNDLE,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+) -> Path:
+    """Phantom → prior → baseline and STIPPLE → pseudo-labels → retraining → test.
+
+    Args:
+        out: folder for everything: ``phantom/``, ``models/``, predictions and tables under
+            ``eval/``, pictures, and ``results.md``.
+        bundle: folder of the bundle.
+        seed: of the phantom, the split and the training.
+        options: overrides of the bundle's knobs, such as ``{"max_epochs": 1}``.
+
+    Returns:
+        ``results.md``: Dice of each method on the test cases, in %.
+
+    Raises:
+        DatasetError: ``bundle`` is not the bundle's folder.
+    """
+    out, configs = Path(out).resolve(), Path(bundle) / "configs"
+    if not (configs / "train.yaml").is_file():
+        raise DatasetError(
+            f"`bundle` must be the folder of the bundle pancreas_stipple, got {bundle}: it is part "
+            "of the project's repository, give its path with --bundle."
+        )
+    started = time.monotonic()
+    logging.getLogger("ignite").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="(monai|torch|ignite)")
+    datalist = _prepare_data(out, seed)
+    knobs = {"bundle_root": str(out), "datalist": str(datalist), **(options or {})}
+
+    def stage(title: str, done: Path, names: Sequence[str], **extra: Any) -> None:
+        if done.exists():
+            print(f"[{_clock(started)}] {title}: done before", flush=True)
+            return
+        print(f"[{_clock(started)}] {title}", flush=True)
+        _run_bundle(configs, [*names, "phantom"], {**knobs, **extra})
+
+    models, results = out / "models", out / "eval"
+    training = {"seed": seed, "resume": True}
+    stage("estimate the prior", models / "prior_1.nii.gz", ["prior"])
+    stage(
+        "train the baseline",
+        models / "baseline" / "model.pt",
+        ["train", "baseline"],
+        **training,
+    )
+    stage("train STIPPLE", models / "model.pt", ["train"], **training)
+    pseudo = results / "pseudo_labels" / "datalist.json"
+    stage("pseudo-label the unlabelled scans", pseudo, ["inference", "pseudo_label"])
+    second = models / "round_1"
+    if not second.exists():
+        _copy_priors(models, second)
+    again = {"models_dir": str(second), "datalist": str(pseudo)}
+    stage("train on labels and pseudo-labels", second / "model.pt", ["train"], **training, **again)
+    overlays: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "baseline": (["baseline"], {}),
+        "stipple": ([], {}),
+        "true_position": (["true_position"], {}),
+        "relabelled": ([], {"models_dir": str(second)}),
+    }
+    for name, (overlay, extra) in overlays.items():
+        folder = results / name
+        stage(
+            f"test: {_METHODS[name]}",
+            folder / "val_mean_dice_raw.csv",
+            ["inference", "evaluate", *overlay],
+            output_dir=str(folder),
+            **extra,
+        )
+    print(f"[{_clock(started)}] draw the pictures", flush=True)
+    _draw(out, datalist)
+    table = _write_results(out)
+    print(f"\n{table.read_text(encoding='utf-8')}")
+    print(f"[{_clock(started)}] all in {out}")
+    return table
+
+
+def read_dice(folder: Path) -> list[float]:
+    """Dice of each case, in the order of the file that ``MetricsSaver`` left in ``folder``."""
+    with (folder / "val_mean_dice_raw.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t"))
+    return [float(row[1]) if row[1] != "nan" else math.nan for row in rows[1:]]
+
+
+def _prepare_data(out: Path, seed: int) -> Path:
+    datalist = out / "phantom" / "split.json"
+    cases = LABELLED + UNLABELLED + TEST
+    dataset = write_phantom(out / "phantom", cases=cases, seed=seed)
+    if not datalist.exists():
+        sections = split_datalist(
+            read_datalist(dataset, "training"),
+            labelled=LABELLED,
+            validation=0,
+            test=TEST,
+            seed=seed,
+        )
+        write_datalist(datalist, sections)
+    return datalist
+
+
+def _run_bundle(configs: Path, names: Sequence[str], overrides: dict[str, Any]) -> None:
+    monai.bundle.run(
+        config_file=[str(configs / f"{name}.yaml") for name in names],
+        meta_file=str(configs / "metadata.json"),
+        **overrides,
+    )
+
+
+def _copy_priors(source: Path, target: Path) -> None:
+    for prior in load_priors(source, [1]):
+        prior.save(target / f"prior_{prior.organ}.nii.gz")
+
+
+def _draw(out: Path, datalist: Path) -> None:
+    (prior,) = load_priors(out / "models", [1])
+    cases = []
+    for item in read_datalist(datalist, "test"):
+        name = Path(item["image"]).name.replace(".nii.gz", "_seg.nii.gz")
+        cases.append(
+            {
+                "image": read_volume(item["image"]),
+                "truth": read_volume(item["label"]),
+                "baseline": read_volume(out / "eval" / "baseline" / name),
+                "stipple": read_volume(out / "eval" / "stipple" / name),
+            }
+        )
+    first = cases[0]
+    prior_figure(
+        first["image"],
+        prior,
+        organ_position(first["truth"]),
+        out / "prior.png",
+        label=first["truth"],
+    )
+    place: Callable[[dict[str, MetaTensor]], MetaTensor] = lambda case: prior.place(
+        organ_position(case["truth"]), case["image"]
+    )
+    for kind, name in (
+        ("recovered miss", "recovered_miss.png"),
+        ("removed false positive", "removed_false_positive.png"),
+    ):
+        case = cases[best_case_for(kind, cases)]
+        comparison_figure(**case, prior=place(case), path=out / name, kind=kind)
+
+
+def _write_results(out: Path) -> Path:
+    dice = {title: {"pancreas": read_dice(out / "eval" / name)} for name, title in _METHODS.items()}
+    path = out / "results.md"
+    with whole_file(path) as part:
+        part.write_text(
+            f"Phantom: {LABELLED} labelled, {UNLABELLED} unlabelled, {TEST} test cases.\n\n"
+            + dice_table(dice)
+            + "\n",
+            encoding="utf-8",
+        )
+    return path
+
+
+def _clock(started: float) -> str:
+    minutes, seconds = divmod(int(time.monotonic() - started), 60)
+    return f"{minutes}:{seconds:02d}"

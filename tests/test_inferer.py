@@ -1,0 +1,392 @@
+"""Predict, locate, place, fuse: with MONAI's inferers, in one pass of the backbone."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
+from monai.engines import SupervisedEvaluator
+from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
+from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, Orientationd, Spacingd
+from torch import nn
+
+from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.inferer import POSITION_META, PriorDrivenInferer
+from stipple_monai.network import PriorDrivenNet
+from stipple_monai.positioning import locate_organ
+from stipple_monai.prior import SpatialPrior
+from stipple_monai.transforms.array import PriorAlign
+
+SHAPE = (20, 18, 12)
+LINEAR = np.diag([-2.0, 2.0, 3.0])
+
+
+class Threshold(nn.Module):
+    """Organ k where the image is near its level; counts its passes."""
+
+    def __init__(self, levels=(1.0, -1.0), *, dims=3, background=True):
+        super().__init__()
+        conv = nn.Conv3d if dims == 3 else nn.Conv2d
+        self.conv = conv(1, len(levels) + background, kernel_size=1)
+        with torch.no_grad():
+            weights = [8.0 * np.sign(v) for v in levels]
+            biases = [-8.0 * abs(v) + 4 for v in levels]
+            self.conv.weight[:] = torch.tensor([0.0] * background + weights).reshape(
+                self.conv.weight.shape
+            )
+            self.conv.bias[:] = torch.tensor([0.0] * background + biases)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        assert x.shape[1] == 1
+        return self.conv(x)
+
+
+INFERERS = {
+    "simple": (SimpleInferer(), 3),
+    "sliding window": (SlidingWindowInferer((8, 8, 8), 3, overlap=0.5, mode="gaussian"), 3),
+    "slice": (SliceInferer(roi_size=SHAPE[:2], spatial_dim=2, sw_batch_size=4), 2),
+}
+every_inferer = pytest.mark.parametrize(("inferer", "dims"), INFERERS.values(), ids=list(INFERERS))
+
+
+def scan(*, centers=((6, 5, 4), (13, 11, 7)), origin=(10.0, -20.0, 30.0), name="one.nii", seed=0):
+    """A noisy image with a block of level 1 and one of level −1."""
+    image = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 0.05
+    for center, level in zip(centers, (1.0, -1.0), strict=False):
+        image[(0, *(slice(c - 2, c + 3) for c in center))] += level
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = LINEAR, origin
+    return MetaTensor(image, affine=affine, meta={"filename_or_obj": name})
+
+
+def batch_of(*scans):
+    return list_data_collate([{"image": s} for s in scans])["image"]
+
+
+def world(image, voxel):
+    return image.affine[:3, :3] @ torch.tensor(voxel, dtype=torch.float64) + image.affine[:3, 3]
+
+
+def make_priors(organs=(1, 2)):
+    rng = np.random.default_rng(4)
+    return [
+        SpatialPrior(0.3 + 0.7 * rng.random((5, 5, 3)), spacing_mm=(2, 2, 5), organ=k)
+        for k in organs
+    ]
+
+
+def with_prior(inputs, priors, positions, **options):
+    """The image and behind it the priors at the given positions, volume by volume."""
+    items = []
+    for image, affine, position in zip(
+        inputs.as_tensor(), inputs.affine.reshape(-1, 4, 4), positions, strict=True
+    ):
+        prior = PriorAlign(priors, **options)(MetaTensor(image, affine=affine), position)
+        items.append(torch.cat([image, prior.as_tensor()]))
+    return torch.stack(items)
+
+
+@every_inferer
+def test_one_pass_of_the_backbone_and_the_result_of_the_network_with_that_prior(inferer, dims):
+    net = PriorDrivenNet(Threshold(dims=dims), image_channels=1).eval()
+    image, priors = scan(), make_priors()
+    inputs = batch_of(image)
+    inferer(inputs, net.network)
+    once, net.network.calls = net.network.calls, 0
+
+    result = PriorDrivenInferer(inferer, priors)(inputs, net)
+    assert net.network.calls == once
+    assert result.shape == (1, 3, *SHAPE)
+    positions = result.meta[POSITION_META]
+    assert positions.shape == (1, 2, 3)
+    for found, center in zip(positions[0], [(6, 5, 4), (13, 11, 7)], strict=True):
+        assert (found - world(image, center)).abs().max() <= 3
+    expected = inferer(with_prior(inputs, priors, positions), net)
+    torch.testing.assert_close(result.as_tensor(), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(result.as_tensor(), inferer(inputs, net.network).as_tensor())
+
+
+def test_the_simple_inferer_calls_the_backbone_once():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    PriorDrivenInferer(SimpleInferer(), make_priors())(batch_of(scan(), scan()), net)
+    assert net.network.calls == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shift_mm": 4.0}, {"epsilon": 0.2}])
+def test_positions_are_those_of_locate_organ_on_the_prediction_without_prior(options):
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs, priors = batch_of(scan()), make_priors()
+    result = PriorDrivenInferer(SimpleInferer(), priors, **options)(inputs, net)
+    coarse = net.network(inputs).as_tensor().softmax(1)[0, 1:].detach()
+    for k, prior in enumerate(priors):
+        one = MetaTensor(coarse[k : k + 1], affine=inputs.affine[0])
+        torch.testing.assert_close(
+            result.meta[POSITION_META][0, k], locate_organ(one, prior, **options)
+        )
+
+
+def test_references_tell_the_position_and_priors_the_bias():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs, priors = batch_of(scan()), make_priors()
+    volumes = [torch.zeros(1, *SHAPE, dtype=torch.uint8) for _ in priors]
+    volumes[0][0, 2:7, 2:4, 2:5], volumes[1][0, 2:4, 2:9, 2:4] = 1, 2
+    references = [
+        SpatialPrior.estimate([MetaTensor(v, affine=inputs.affine[0])], organ=k + 1, bins=None)
+        for k, v in enumerate(volumes)
+    ]
+    result = PriorDrivenInferer(SimpleInferer(), priors, references=references)(inputs, net)
+    positions = result.meta[POSITION_META]
+    coarse = net.network(inputs).as_tensor().softmax(1)[0, 1:].detach()
+    for k, reference in enumerate(references):
+        one = MetaTensor(coarse[k : k + 1], affine=inputs.affine[0])
+        torch.testing.assert_close(positions[0, k], locate_organ(one, reference))
+    own = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net)
+    assert not torch.equal(own.meta[POSITION_META], positions)
+    torch.testing.assert_close(
+        result.as_tensor(), net(with_prior(inputs, priors, positions)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_locator_tells_positions_alone_and_costs_one_pass():
+    """The backbone sees the block of level 1, the locator the one of level −1."""
+    net = PriorDrivenNet(Threshold((1.0,)), image_channels=1)
+    locator = Threshold((-1.0,))
+    inputs, priors = batch_of(scan()), make_priors([1])
+    result = PriorDrivenInferer(SimpleInferer(), priors, locator=locator)(inputs, net)
+    assert (net.network.calls, locator.calls) == (1, 1)
+    assert not locator.training
+    positions = result.meta[POSITION_META]
+    assert (positions[0, 0] - world(scan(), (13, 11, 7))).abs().max() <= 3
+    expected = net(with_prior(inputs, priors, positions))
+    torch.testing.assert_close(result.as_tensor(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_of_volumes_with_different_affines():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    first = scan()
+    second = scan(centers=((12, 6, 6), (5, 12, 5)), origin=(-99.0, 7.0, 1.0), name="two.nii")
+    second.affine[:3, :3] = torch.diag(torch.tensor([2.0, -2.0, 3.5]))
+    infer = PriorDrivenInferer(SimpleInferer(), make_priors())
+    both = infer(batch_of(first, second), net)
+    assert both.meta[POSITION_META].shape == (2, 2, 3)
+    items = decollate_batch(both)
+    for item, image in zip(items, (first, second), strict=True):
+        alone = infer(batch_of(image), net)
+        torch.testing.assert_close(item.meta[POSITION_META], alone.meta[POSITION_META][0])
+        torch.testing.assert_close(item.as_tensor(), alone[0].as_tensor())
+        torch.testing.assert_close(item.affine, image.affine)
+        assert item.meta["filename_or_obj"] == image.meta["filename_or_obj"]
+
+
+@pytest.mark.parametrize("wrap", [MetaTensor, torch.Tensor.clone], ids=["meta", "plain"])
+@every_inferer
+def test_with_prior_channels_the_network_runs_as_it_is(inferer, dims, wrap, recwarn):
+    net = PriorDrivenNet(Threshold(dims=dims), image_channels=1)
+    inputs = torch.cat([batch_of(scan()).as_tensor(), torch.rand(1, 2, *SHAPE)], dim=1)
+    result = PriorDrivenInferer(inferer, make_priors())(wrap(inputs), net)
+    assert torch.equal(torch.as_tensor(result), torch.as_tensor(inferer(inputs, net)))
+    assert not [w for w in recwarn if "neutral" in str(w.message)]
+
+
+def test_an_organ_predicted_nowhere_has_a_neutral_prior_and_a_warning_with_its_name_and_file():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    priors = make_priors(organs=(4, 7))
+    inputs = batch_of(scan(), scan(centers=((6, 5, 4),), name="no_seven.nii"))
+    with pytest.warns(UserWarning, match=r"^Organ 7 is predicted nowhere in no_seven\.nii") as seen:
+        result = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net)
+    assert len([w for w in seen if "nowhere" in str(w.message)]) == 1
+    positions = result.meta[POSITION_META]
+    assert torch.isfinite(positions[0]).all()
+    assert torch.isfinite(positions[1, 0]).all()
+    assert torch.isnan(positions[1, 1]).all()
+    expected = net(with_prior(inputs, priors, positions))
+    torch.testing.assert_close(result.as_tensor(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_nothing_predicted_leaves_the_prediction_as_it_is(activation):
+    backbone = Threshold(background=activation == "softmax")
+    net = PriorDrivenNet(backbone, image_channels=1, activation=activation)
+    inputs = batch_of(scan(centers=()))
+    with pytest.warns(UserWarning, match="nowhere in one"):
+        result = PriorDrivenInferer(SimpleInferer(), make_priors())(inputs, net)
+    bare = backbone(inputs).as_tensor()
+    if activation == "softmax":
+        result, bare = result.softmax(1), bare.softmax(1)
+    torch.testing.assert_close(result.as_tensor(), bare)
+
+
+def test_an_unnamed_scan_is_a_scan():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs = MetaTensor(torch.zeros(2, 1, *SHAPE), affine=torch.eye(4))
+    with pytest.warns(UserWarning, match="nowhere in a scan"):
+        PriorDrivenInferer(SimpleInferer(), make_priors())(inputs, net)
+
+
+def test_the_minimum_decides_what_is_predicted():
+    net = PriorDrivenNet(Threshold((1.0,)), image_channels=1)
+    inputs, priors = batch_of(scan()), make_priors([1])
+    with pytest.warns(UserWarning, match="Organ 1 is predicted nowhere"):
+        result = PriorDrivenInferer(SimpleInferer(), priors, minimum=0.9999)(inputs, net)
+    assert torch.isnan(result.meta[POSITION_META]).all()
+
+
+def test_sigmoid_networks_have_no_background_channel():
+    net = PriorDrivenNet(Threshold(background=False), image_channels=1, activation="sigmoid")
+    inputs, priors = batch_of(scan()), make_priors()
+    result = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net)
+    assert result.shape == (1, 2, *SHAPE)
+    positions = result.meta[POSITION_META]
+    assert (positions[0, 1] - world(scan(), (13, 11, 7))).abs().max() <= 3
+    expected = net(with_prior(inputs, priors, positions, activation="sigmoid"))
+    torch.testing.assert_close(result.as_tensor(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mode_strength_and_floor_are_those_of_prior_and_network():
+    inputs, priors = batch_of(scan()), make_priors()
+    net = PriorDrivenNet(Threshold(), image_channels=1, strength=0.5, floor=0.02)
+    result = PriorDrivenInferer(SimpleInferer(), priors, mode="linear")(inputs, net)
+    channels = with_prior(inputs, priors, result.meta[POSITION_META], mode="linear")
+    torch.testing.assert_close(result.as_tensor(), net(channels), rtol=1e-5, atol=1e-5)
+    nearest = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net)
+    assert not torch.allclose(result.as_tensor(), nearest.as_tensor())
+
+
+def test_the_scan_stays_as_it_is_and_learns_its_positions():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs = batch_of(scan())
+    values, meta = inputs.clone(), copy.deepcopy(inputs.meta)
+    result = PriorDrivenInferer(SimpleInferer(), make_priors())(inputs, net)
+    assert torch.equal(inputs, values)
+    assert inputs.meta.keys() == meta.keys() | {POSITION_META}
+    assert torch.equal(inputs.meta[POSITION_META], result.meta[POSITION_META])
+    torch.testing.assert_close(result.affine, inputs.affine)
+    assert result.is_batch
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.compile,
+        lambda net: torch.compile(nn.DataParallel(net)),
+        lambda net: nn.DataParallel(torch.compile(net)),
+    ],
+    ids=["parallel", "compiled", "compiled parallel", "parallel compiled"],
+)
+def test_the_network_is_found_inside_wrappers(wrap):
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs, infer = batch_of(scan()), PriorDrivenInferer(SimpleInferer(), make_priors())
+    assert torch.equal(infer(inputs, wrap(net)).as_tensor(), infer(inputs, net).as_tensor())
+
+
+def test_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        net = PriorDrivenNet(Threshold(), image_channels=1)
+        inputs, infer = batch_of(scan()), PriorDrivenInferer(SimpleInferer(), make_priors())
+        parallel = nn.parallel.DistributedDataParallel(net)
+        assert torch.equal(infer(inputs, parallel).as_tensor(), infer(inputs, net).as_tensor())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_autocast_keeps_its_precision_for_the_backbone_alone():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs, infer = batch_of(scan()), PriorDrivenInferer(SimpleInferer(), make_priors())
+    full = infer(inputs, net)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = infer(inputs, net)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.meta[POSITION_META], full.meta[POSITION_META])
+    torch.testing.assert_close(half.as_tensor().float(), full.as_tensor(), rtol=0.03, atol=0.1)
+
+
+def test_a_supervised_evaluator_inverts_what_comes_out():
+    items = [
+        {"image": scan(name="one.nii")},
+        {"image": scan(centers=((12, 6, 6), (5, 12, 5)), name="two.nii", seed=1)},
+    ]
+    truth = [[(6, 5, 4), (13, 11, 7)], [(12, 6, 6), (5, 12, 5)]]
+    before = Compose(
+        [
+            Orientationd(keys="image", axcodes="RAS"),
+            Spacingd(keys="image", pixdim=(2.5, 2.5, 3.0), mode="bilinear"),
+        ]
+    )
+    after = Compose(
+        [
+            Activationsd(keys="pred", softmax=True),
+            Invertd(keys="pred", transform=before, orig_keys="image", nearest_interp=False),
+            AsDiscreted(keys="pred", argmax=True),
+        ]
+    )
+    outputs = []
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset(items, before), batch_size=2),
+        network=net,
+        inferer=PriorDrivenInferer(SimpleInferer(), make_priors()),
+        postprocessing=after,
+        prepare_batch=lambda batch, device, non_blocking, **_: (batch["image"].to(device), None),
+    )
+    evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: outputs.extend(engine.state.output)
+    )
+    evaluator.run()
+    assert net.network.calls == 1
+    assert len(outputs) == 2
+    for output, item, centers in zip(outputs, items, truth, strict=True):
+        pred = output["pred"]
+        assert pred.shape == (1, *SHAPE)
+        torch.testing.assert_close(pred.affine, item["image"].affine)
+        assert pred.meta[POSITION_META].shape == (2, 3)
+        for k, center in enumerate(centers):
+            assert pred[(0, *center)] == k + 1
+            found = pred.meta[POSITION_META][k]
+            assert (found - world(item["image"], center)).abs().max() <= 3
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("stitch", ["cpu", "cuda"])
+def test_cuda_equals_cpu_also_where_windows_are_stitched_on_the_cpu(stitch):
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs, locator = batch_of(scan()), Threshold()
+    window = SlidingWindowInferer((8, 8, 8), 3, sw_device="cuda", device=stitch)
+    expected = PriorDrivenInferer(SimpleInferer(), make_priors(), locator=locator)(inputs, net)
+    result = PriorDrivenInferer(window, make_priors(), locator=locator)(
+        inputs if stitch == "cpu" else inputs.cuda(), net.cuda()
+    )
+    assert result.device.type == stitch
+    torch.testing.assert_close(result.meta[POSITION_META], expected.meta[POSITION_META])
+    torch.testing.assert_close(result.as_tensor().cpu(), expected.as_tensor(), rtol=0, atol=0.05)
+
+
+def test_errors_of_construction():
+    with pytest.raises(PriorError, match="`references` must be one per prior, 2, got 1"):
+        PriorDrivenInferer(SimpleInferer(), make_priors(), references=make_priors([1]))
+    with pytest.raises(PriorError, match="`priors` must be one SpatialPrior or more"):
+        PriorDrivenInferer(SimpleInferer(), [])
+
+
+def test_errors_of_a_call():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    infer = PriorDrivenInferer(SimpleInferer(), make_priors())
+    with pytest.raises(
+        PriorError, match=r"`network` must be a PriorDrivenNet, got Threshold: wrap"
+    ):
+        infer(batch_of(scan()), Threshold())
+    with pytest.raises(PositionError, match=r"`inputs` must be a MetaTensor, .* got Tensor"):
+        infer(batch_of(scan()).as_tensor(), net)
+    with pytest.raises(PriorError, match="one per organ of the network, 2, got 1"):
+        PriorDrivenInferer(SimpleInferer(), make_priors([1]))(batch_of(scan()), net)
+    with pytest.raises(PositionError, match=r"`epsilon` must lie in"):
+        PriorDrivenInferer(SimpleInferer(), make_priors(), epsilon=0.7)(batch_of(scan()), net)
