@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -124,10 +123,9 @@ def run_demo(
 
 
 def read_dice(folder: Path) -> list[float]:
-    """Dice of each case, in the order of the file that ``MetricsSaver`` left in ``folder``."""
+    """Mean Dice of each case, in the order of the file that ``MetricsSaver`` left in ``folder``."""
     with (folder / "val_mean_dice_raw.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file, delimiter="\t"))
-    return [float(row[1]) if row[1] != "nan" else math.nan for row in rows[1:]]
+        return [float(row["mean"]) for row in csv.DictReader(file)]
 
 
 def _prepare_data(out: Path, seed: int) -> Path:

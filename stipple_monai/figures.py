@@ -1,319 +1,296 @@
-"""What every picture of this package is drawn with.
+"""Pictures of a scan with what was placed or marked in it.
 
-Section
-    One plane through a volume whose axes are RAS, and the part of it that is shown. Sections are
-    drawn in mm, with the patient's right (in sagittal ones, the front) on the image's left: the
-    radiological convention.
-Window
-    The values that are drawn black and white. ``None`` stands for :data:`CT_WINDOW_HU` where the
-    image reaches the air of a CT, and for the 1st and 99th percentile of what is shown elsewhere.
-
-Figures are made without ``pyplot``, so that no figure, backend or setting of the caller's changes.
+Figures are PNG with their description inside (``Description``), and the same input gives the same
+bytes. Volumes may be of any orientation; those of one figure share one grid. See
+:mod:`stipple_monai.sections` for sections and windows.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from matplotlib.colors import to_hex
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 from numpy.typing import NDArray
 
-from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.organ import world_point
+from stipple_monai.prior import SpatialPrior
+from stipple_monai.sections import (
+    CONVENTION,
+    STROKE,
+    Plane,
+    Section,
+    Window,
+    box_around,
+    colour_bar,
+    contour,
+    draw_image,
+    draw_mask,
+    draw_outline,
+    draw_prior,
+    legend,
+    new_figure,
+    on_one_grid,
+    outline_key,
+    spacing_mm,
+    window_for,
+    write_png,
+)
 
-Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
-Window: TypeAlias = tuple[float, float]
+MAX_PANELS = 10
+"""Bins that a figure shows at most."""
 
-CT_WINDOW_HU: Window = (-160.0, 240.0)
-"""Soft tissue."""
-
-PRIOR_COLOURS = "plasma"
-PRIOR_LEVELS = (0.25, 0.5, 0.75)
-
-DPI = 150
-_AIR_HU = -500.0
-_STROKE = [withStroke(linewidth=2.5, foreground="black")]
-_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
-_MARKS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
-_BARS_MM = (1, 2, 5, 10, 20, 50, 100, 200)
-
-
-@dataclass(frozen=True)
-class Section:
-    """One plane through a volume ``(W, H, D)`` on RAS axes, and the part of it that is shown.
-
-    Args:
-        plane: which plane; sagittal sections show the front on the left.
-        index: of the plane, along the axis that it is perpendicular to.
-        box: the voxels shown along W, H and D.
-        spacing_mm: size of a voxel along W, H and D.
-    """
-
-    plane: Plane
-    index: int
-    box: tuple[slice, slice, slice]
-    spacing_mm: tuple[float, float, float]
-
-    def of(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """Cut the section out of ``(W, H, D)``: rows go up, columns go to the image's left."""
-        across, up, through = _AXES[self.plane]
-        where: list[slice | int] = list(self.box)
-        where[through] = self.index
-        return volume[tuple(where)].T
-
-    @property
-    def size_mm(self) -> tuple[float, float]:
-        """Width and height of what is shown."""
-        width, height = (
-            (self.box[a].stop - self.box[a].start) * self.spacing_mm[a]
-            for a in _AXES[self.plane][:2]
-        )
-        return width, height
-
-    def point_mm(self, voxel: Sequence[float]) -> tuple[float, float]:
-        """Where a point, given in voxels of the volume, is drawn."""
-        x, y = (
-            (voxel[a] - self.box[a].start + 0.5) * self.spacing_mm[a]
-            for a in _AXES[self.plane][:2]
-        )
-        return x, y
+# Okabe and Ito's colours, which colour-blind people can tell apart, without black.
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+_LABEL = "#00FFFF"
+_CROSS: dict[str, Any] = {
+    "color": "white",
+    "marker": "+",
+    "markersize": 11,
+    "markeredgewidth": 1.5,
+    "linestyle": "none",
+    "path_effects": STROKE,
+}
 
 
-def on_one_grid(**volumes: MetaTensor | None) -> dict[str, MetaTensor]:
-    """Turn volumes to RAS axes and check that they share one grid.
+def prior_figure(
+    image: MetaTensor,
+    prior: SpatialPrior,
+    position_mm: Sequence[float] | torch.Tensor,
+    path: str | os.PathLike[str],
+    *,
+    label: MetaTensor | None = None,
+    window: Window | None = None,
+    organ_name: str | None = None,
+    margin_mm: float = 60.0,
+) -> str:
+    """Draw a prior, bin by bin, over the scan that it is placed in.
+
+    Each panel is the slice nearest to the middle of a bin, from the most inferior bin to the most
+    superior. More than :data:`MAX_PANELS` bins are shown at even steps.
 
     Args:
-        **volumes: ``(C, W, H, D)`` of any orientation by their names; ``None`` is left out.
-            ``C`` is 1, save that of one named ``prior``.
+        image: ``(1, W, H, D)``.
+        prior: the prior.
+        position_mm: world point (RAS mm) that the prior's centre is moved to, drawn as a cross.
+        path: of the PNG.
+        label: ``(1, W, H, D)`` on the grid of ``image``; its organ is outlined.
+        window: values that are black and white.
+        organ_name: for the title.
+        margin_mm: what is shown around the prior's box.
 
     Returns:
-        The volumes on the CPU.
+        The figure's description.
 
     Raises:
-        DatasetError: a volume is no MetaTensor, has other axes, no invertible affine, values that
-            are not finite, or another grid than the first.
+        PositionError: ``position_mm`` is not three finite numbers, or the prior placed there lies
+            outside the image.
+        DatasetError: a volume cannot be used, or ``label`` lies on another grid.
+        ValueError: ``window`` or the ending of ``path`` is wrong.
     """
-    given = {name: volume for name, volume in volumes.items() if volume is not None}
-    turned = {name: _to_ras(name, volume) for name, volume in given.items()}
-    first, reference = next(iter(turned.items()))
-    for name, volume in turned.items():
-        if volume.shape[1:] != reference.shape[1:]:
-            raise DatasetError(
-                f"`{name}` must have the shape of `{first}`, {tuple(reference.shape[1:])} on RAS "
-                f"axes, got {tuple(volume.shape[1:])}: resample it to the grid of `{first}`."
-            )
-        corner = torch.tensor([*volume.shape[1:], 1.0], dtype=torch.float64)
-        gap = float(((volume.affine.double() - reference.affine.double()) @ corner).abs().max())
-        if gap > 0.1 * min(spacing_mm(reference)):
-            raise DatasetError(
-                f"`{name}` must lie where `{first}` lies, but their grids are {gap:.3g} mm apart "
-                f"at a corner: resample it to the grid of `{first}`."
-            )
-    return turned
-
-
-def spacing_mm(volume: MetaTensor) -> tuple[float, float, float]:
-    """Voxel size along the array's axes."""
-    x, y, z = torch.linalg.vector_norm(volume.affine[:3, :3].double(), dim=0).tolist()
-    return x, y, z
-
-
-def box_around(
-    low: Sequence[float], high: Sequence[float], volume: MetaTensor, *, margin_mm: float
-) -> tuple[slice, slice, slice]:
-    """Voxels from ``low`` to ``high`` (both in voxels, inclusive) and a margin, in the volume."""
-    bounds = zip(low, high, volume.shape[1:], spacing_mm(volume), strict=True)
-    x, y, z = (
-        slice(
-            max(int(np.floor(a - margin_mm / s)), 0),
-            min(int(np.ceil(b + margin_mm / s)) + 1, n),
+    volumes = on_one_grid(image=image, label=label)
+    scan = volumes["image"]
+    affine = scan.affine.cpu().double()
+    half = torch.tensor(prior.size_mm, dtype=torch.float64) / 2
+    point = world_point(position_mm)
+    position = _voxel(affine, point)
+    reach = half[:2].numpy() / spacing_mm(scan)[:2]
+    low, high = np.copy(position), np.copy(position)
+    low[:2] -= reach
+    high[:2] += reach
+    shown = np.unique(np.linspace(0, prior.bins - 1, min(prior.bins, MAX_PANELS)).round())
+    planes = [_bin_plane(affine, prior, point, int(b)) for b in shown]
+    inside = [0 <= round(v[2]) < scan.shape[3] for v in planes]
+    if (
+        (high < -0.5)[:2].any()
+        or (low > np.array(scan.shape[1:]) - 0.5)[:2].any()
+        or not any(inside)
+    ):
+        raise PositionError(
+            f"The prior must overlap the image, but placed at {_mm(point)} it lies outside: give "
+            "the organ's centre in this scan, in RAS mm."
         )
-        for a, b, n, s in bounds
+    box = box_around(low, high, scan, margin_mm=margin_mm)
+    depth = scan.shape[3]
+    sections = [
+        Section("axial", min(max(round(v[2]), 0), depth - 1), box, spacing_mm(scan)) for v in planes
+    ]
+    voxels = scan[0].numpy()
+    window = window_for([s.of(voxels) for s in sections], window)
+    rows = -(-len(sections) // 5)
+    columns = -(-len(sections) // rows)
+    padded = sections + sections[-1:] * (rows * columns - len(sections))
+    figure, axes = new_figure(
+        [padded[r * columns : (r + 1) * columns] for r in range(rows)],
+        width_inches=max(2.4 * columns, 6.0) + 0.6,
+        extra_inches=1.35,
     )
-    return x, y, z
+    for ax in axes.flat[len(sections) :]:
+        ax.set_axis_off()
+    ends = {0: " (inferior)", prior.bins - 1: " (superior)"} if prior.bins > 1 else {}
+    for ax, b, section, voxel, seen in zip(
+        axes.flat, shown, sections, planes, inside, strict=False
+    ):
+        height = float(affine[2] @ torch.tensor([*voxel, 1.0]))
+        ax.set_title(f"bin {int(b) + 1}{ends.get(b, '')}\nz = {round(height)} mm", size=10)
+        if not seen:
+            width, tall = section.size_mm
+            ax.set(facecolor="black", xticks=[], yticks=[], box_aspect=tall / width, anchor="N")
+            style = {"ha": "center", "va": "center", "transform": ax.transAxes}
+            ax.text(0.5, 0.5, "outside the scan", color="white", **style)
+            continue
+        draw_image(ax, section, voxels, window)
+        placed = prior.place(point, _slice_at(scan, voxel[2])).numpy()[0]
+        flat = Section("axial", 0, (box[0], box[1], slice(0, 1)), section.spacing_mm)
+        colours = draw_prior(ax, flat, placed)
+        if label is not None:
+            draw_outline(ax, section, volumes["label"][0].numpy() == prior.organ, _LABEL)
+        ax.plot(*section.point_mm(voxel), **_CROSS)
+    colour_bar(figure, colours, axes, shrink=0.8, pad=0.01)
+    of = f"{len(shown)} of {prior.bins} bins" if len(shown) < prior.bins else f"{prior.bins} bins"
+    cases = f"{prior.case_count} case{'s' * (prior.case_count != 1)}"
+    title = f"Prior of {organ_name or f'organ {prior.organ}'} from {cases}, {of}"
+    figure.suptitle(title, size=12)
+    keys = [Line2D([], [], label="position", **_CROSS)]
+    if label is not None:
+        keys.append(outline_key(_LABEL, "the organ in this scan"))
+    legend(figure, keys)
+    description = (
+        f"{title}, placed at {_mm(point)}: one axial slice through the middle of each bin, from "
+        f"inferior to superior, with the prior in colour. {CONVENTION}"
+    )
+    write_png(figure, path, description)
+    return description
 
 
-def new_figure(
-    sections: Sequence[Sequence[Section]], *, width_inches: float, extra_inches: float
-) -> tuple[Figure, NDArray[Any]]:
-    """A figure with one panel for each section, rows as high as their sections need.
+def overlay_figure(
+    image: MetaTensor,
+    truth: MetaTensor,
+    prediction: MetaTensor,
+    prior: MetaTensor | None,
+    path: str | os.PathLike[str],
+    *,
+    organs: Mapping[int, str],
+    window: Window | None = None,
+    margin_mm: float = 20.0,
+) -> str:
+    """Draw truth and prediction of several organs on an axial, a coronal and a sagittal slice.
+
+    Each is the slice that shows most of all organs of the truth: the sum, over organs, of the
+    organ's area on the slice as a share of its largest area in that plane is greatest.
 
     Args:
-        sections: by rows and columns; every row of the same length.
-        width_inches: of the figure.
-        extra_inches: height for titles and legends.
+        image: ``(1, W, H, D)``, as all others and on one grid.
+        truth: label map.
+        prediction: label map.
+        prior: ``(K, W, H, D)``, the placed prior of each organ in the order of ``organs``, in
+            [0, 1]; drawn in a third row with its 0.5 contour.
+        path: of the PNG.
+        organs: names by label values.
+        window: values that are black and white.
+        margin_mm: what is shown around truth and prediction.
 
     Returns:
-        The figure and its axes, ``(rows, columns)``.
-    """
-    width = np.array([[s.size_mm[0] for s in row] for row in sections]).max(0)
-    height = np.array([[s.size_mm[1] for s in row] for row in sections]).max(1)
-    drawn = 0.94 * width_inches / width.sum()
-    figure = Figure(
-        figsize=(width_inches, drawn * height.sum() + 0.3 * len(height) + extra_inches),
-        dpi=DPI,
-        layout="constrained",
-    )
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.01, hspace=0.01)
-    axes = figure.subplots(
-        *np.array(sections, dtype=object).shape[:2],
-        squeeze=False,
-        width_ratios=width.tolist(),
-        height_ratios=height.tolist(),
-    )
-    return figure, axes
-
-
-def draw_image(ax: Axes, section: Section, volume: NDArray[Any], window: Window) -> None:
-    """Draw a section in grey, in mm, with the sides marked and a bar for scale."""
-    low, high = window
-    ax.imshow(
-        section.of(volume), cmap="gray", vmin=low, vmax=high, interpolation="bilinear", **_at(section)
-    )
-    width, height = section.size_mm
-    ax.set_facecolor("black")
-    ax.set(xlim=(width, 0), ylim=(0, height), xticks=[], yticks=[], aspect="equal")
-    ends = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
-    sides = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
-    for mark, (x, y), (ha, va) in zip(_MARKS[section.plane], ends, sides, strict=True):
-        _write(ax, x, y, mark, ha=ha, va=va, weight="bold", transform=ax.transAxes)
-    length = max((b for b in _BARS_MM if b <= width / 4), default=_BARS_MM[0])
-    end, base = 0.03 * width, 0.03 * height
-    ax.plot(
-        [end, end + length], [base, base], color="white", linewidth=2.5, path_effects=_STROKE
-    )
-    _write(ax, end + length / 2, 1.6 * base, f"{length} mm", ha="center", va="bottom", size=8)
-
-
-def draw_mask(
-    ax: Axes, section: Section, mask: NDArray[np.bool_], colour: str, *, alpha: float = 0.6
-) -> None:
-    """Fill a mask with a translucent colour."""
-    shown = section.of(mask)
-    paint = np.zeros((*shown.shape, 4))
-    paint[..., :3] = to_rgb(colour)
-    paint[..., 3] = alpha * shown
-    ax.imshow(paint, interpolation="nearest", **_at(section))
-
-
-def draw_outline(
-    ax: Axes, section: Section, mask: NDArray[np.bool_], colour: str, *, linewidth: float = 1.2
-) -> None:
-    """Draw the border of a mask."""
-    _contour(ax, section, mask.astype(np.float32), (0.5,), colors=[colour], linewidths=linewidth)
-
-
-def draw_prior(ax: Axes, section: Section, prior: NDArray[Any]) -> ScalarMappable:
-    """Draw a prior as a translucent colour map with its iso-contours; give the colour scale."""
-    shown = section.of(prior)
-    colours = ScalarMappable(cmap=PRIOR_COLOURS)
-    colours.set_clim(0, 1)
-    paint = colours.to_rgba(shown)
-    # A prior near zero must not hide the scan below it.
-    paint[..., 3] = 0.5 * np.clip(shown / PRIOR_LEVELS[0], 0, 1)
-    ax.imshow(paint, interpolation="bilinear", **_at(section))
-    lines = [colours.to_rgba(level) for level in PRIOR_LEVELS]
-    _contour(ax, section, prior, PRIOR_LEVELS, colors=lines, linewidths=1.2)
-    return colours
-
-
-def colour_bar(figure: Figure, colours: ScalarMappable, axes: Any, **place: Any) -> None:
-    """Draw the scale of :func:`draw_prior`, its iso-contours marked."""
-    bar = figure.colorbar(colours, ax=axes, ticks=[0, *PRIOR_LEVELS, 1], **place)
-    bar.set_label("prior probability", size=9)
-    bar.ax.tick_params(labelsize=8)
-    for level in PRIOR_LEVELS:
-        edge = bar.ax.axhline if bar.orientation == "vertical" else bar.ax.axvline
-        edge(level, color="black", linewidth=0.8)
-
-
-def window_for(shown: Sequence[NDArray[Any]], window: Window | None) -> Window:
-    """Black and white for the sections ``shown``.
+        The figure's description.
 
     Raises:
-        ValueError: ``window`` is not two rising finite numbers.
+        DatasetError: a volume cannot be used, or two lie on different grids.
+        PriorError: ``prior`` is not one channel in [0, 1] for each organ.
+        ValueError: ``organs`` is empty, or the truth shows none of them; ``window`` or the ending
+            of ``path`` is wrong.
     """
-    if window is None:
-        values = np.concatenate([np.ravel(s) for s in shown])
-        if values.min() < _AIR_HU:
-            return CT_WINDOW_HU
-        low, high = (float(v) for v in np.percentile(values, (1, 99)))
-        return low, high if high > low else low + 1
-    low, high = (float(v) for v in window)
-    if not -np.inf < low < high < np.inf:
-        raise ValueError(f"`window` must be two finite numbers, low < high, got {window}.")
-    return low, high
+    volumes = on_one_grid(image=image, truth=truth, prediction=prediction, prior=prior)
+    scan = volumes["image"]
+    masks = {
+        name: np.stack([volumes[name][0].numpy() == k for k in organs] or [np.empty(0)])
+        for name in ("truth", "prediction")
+    }
+    if not masks["truth"].any():
+        raise ValueError(f"`truth` must show at least one of `organs`, got {dict(organs)}.")
+    rows: dict[str, NDArray[Any]] = dict(masks)
+    if prior is not None:
+        rows["prior"] = probability_of(volumes["prior"], len(organs))
+    union = np.argwhere((masks["truth"] | masks["prediction"]).any(0))
+    box = box_around(union.min(0), union.max(0), scan, margin_mm=margin_mm)
+    sections = []
+    planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+    for axis, plane in zip((2, 1, 0), planes, strict=True):
+        others = tuple(a + 1 for a in range(3) if a != axis)
+        area = masks["truth"].sum(others)
+        index = int((area / area.max(1, keepdims=True).clip(1)).sum(0).argmax())
+        sections.append(Section(plane, index, box, spacing_mm(scan)))
+    voxels = scan[0].numpy()
+    window = window_for([s.of(voxels) for s in sections], window)
+    colours: Sequence[str] = _COLOURS
+    if len(organs) > len(colours):
+        colours = [to_hex(c) for c in matplotlib.colormaps["tab20"](range(20))]
+    figure, axes = new_figure([sections] * len(rows), width_inches=11.0, extra_inches=1.0)
+    for r, (row, drawn) in enumerate(rows.items()):
+        axes[r, 0].set_ylabel(row, size=12)
+        for ax, section in zip(axes[r], sections, strict=True):
+            draw_image(ax, section, voxels, window)
+            for k, weight in enumerate(drawn):
+                colour = colours[k % len(colours)]
+                draw_mask(ax, section, weight, colour, alpha=0.5)
+                if row == "prior":
+                    style = {"colors": [colour], "linewidths": 1.2}
+                    contour(ax, section, section.of(weight), (0.5,), **style)
+                else:
+                    outline = colour if row == "truth" else "white"
+                    draw_outline(ax, section, masks["truth"][k], outline)
+    for ax, section in zip(axes[0], sections, strict=True):
+        ax.set_title(section.plane, size=11)
+    keys = [Patch(color=colours[k % len(colours)], label=n) for k, n in enumerate(organs.values())]
+    legend(figure, [*keys, outline_key("white", "truth")])
+    description = (
+        f"Rows: {', '.join(rows)}; columns: axial, coronal and sagittal slice. Organs: "
+        f"{', '.join(organs.values())}. White: the truth. {CONVENTION}"
+    )
+    write_png(figure, path, description)
+    return description
 
 
-def write_png(figure: Figure, path: str | os.PathLike[str], description: str) -> None:
-    """Write a figure; the same figure gives the same bytes.
+def probability_of(prior: MetaTensor, channels: int) -> NDArray[Any]:
+    """Values of a placed prior.
 
     Raises:
-        ValueError: ``path`` does not end in ``.png``.
+        PriorError: it has not ``channels`` channels in [0, 1].
     """
-    if not str(path).endswith(".png"):
-        raise ValueError(f"A figure is written as '.png', got {path}.")
-    with whole_file(path) as temporary:
-        figure.savefig(
-            temporary, dpi=DPI, metadata={"Description": description, "Software": None}
-        )
+    if len(prior) != channels:
+        raise PriorError(f"`prior` must have {channels} channels, one per organ, got {len(prior)}.")
+    low, high = (float(v) for v in prior.aminmax())
+    if low < 0 or high > 1:
+        raise PriorError(f"`prior` must lie in [0, 1], got [{low:g}, {high:g}].")
+    return prior.float().numpy()
 
 
-def _to_ras(name: str, volume: MetaTensor) -> MetaTensor:
-    if not isinstance(volume, MetaTensor):
-        raise DatasetError(
-            f"`{name}` must be a MetaTensor, whose affine says where it lies, got {type(volume)}."
-        )
-    if volume.ndim != 4 or (len(volume) != 1 and name != "prior") or not volume.numel():
-        raise DatasetError(
-            f"`{name}` must have the shape (1, W, H, D), got {tuple(volume.shape)}: give one "
-            "channel of one volume, and a slice as W × H × 1."
-        )
-    affine = volume.affine.detach().cpu().double()
-    if affine.shape != (4, 4) or not abs(float(torch.linalg.det(affine[:3, :3]))) > 0:
-        raise DatasetError(
-            f"`{name}` must have an invertible 4 × 4 affine, got {affine.tolist()}: "
-            "correct its header."
-        )
-    if not bool(torch.isfinite(volume).all()):
-        raise DatasetError(f"`{name}` must be finite, got NaN or infinity: correct the volume.")
-    plain = MetaTensor(volume.detach().cpu().as_tensor(), affine=affine)
-    return Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(plain)
+def _voxel(affine: torch.Tensor, point_mm: torch.Tensor) -> NDArray[np.float64]:
+    """The voxel coordinates, whole at voxels' centres, of a world point."""
+    return (torch.linalg.inv(affine) @ torch.cat([point_mm, torch.ones(1).double()]))[:3].numpy()
 
 
-def _at(section: Section) -> dict[str, Any]:
-    width, height = section.size_mm
-    return {"origin": "lower", "extent": (0, width, 0, height)}
+def _bin_plane(
+    affine: torch.Tensor, prior: SpatialPrior, point: torch.Tensor, b: int
+) -> NDArray[np.float64]:
+    """The voxel coordinates of a bin's middle."""
+    height = (b - (prior.bins - 1) / 2) * prior.spacing_mm[2]
+    return _voxel(affine, point + torch.tensor([0, 0, height], dtype=torch.float64))
 
 
-def _contour(
-    ax: Axes, section: Section, volume: NDArray[Any], levels: Sequence[float], **style: Any
-) -> None:
-    # The border of zeros closes the lines of what reaches the edge of the section.
-    shown = np.pad(section.of(volume), 1)
-    x, y = (
-        (np.arange(n) - 0.5) * size / (n - 2)
-        for n, size in zip(shown.shape[::-1], section.size_mm, strict=True)
-    )
-    reached = [i for i, level in enumerate(levels) if shown.min() < level < shown.max()]
-    if reached:
-        colours = [style["colors"][i] for i in reached]
-        drawn = ax.contour(x, y, shown, [levels[i] for i in reached], **{**style, "colors": colours})
-        drawn.set_path_effects([withStroke(linewidth=style["linewidths"] + 1, foreground="black")])
+def _slice_at(scan: MetaTensor, index: float) -> MetaTensor:
+    """An empty slice of the scan's grid at a height between its slices."""
+    affine = scan.affine.double().clone()
+    affine[:3, 3] += affine[:3, 2] * index
+    return MetaTensor(torch.zeros(1, *scan.shape[1:3], 1), affine=affine)
 
 
-def _write(ax: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    ax.text(x, y, text, color="white", path_effects=_STROKE, **{"size": 10, **style})
+def _mm(point: torch.Tensor) -> str:
+    return f"({', '.join(f'{v:.0f}' for v in point.tolist())}) mm"

@@ -1,6 +1,7 @@
 """Predict, locate, place, fuse: with MONAI's inferers, in one pass of the backbone."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -110,9 +111,12 @@ def test_one_pass_of_the_backbone_and_the_result_of_the_network_with_that_prior(
     assert not torch.allclose(result.as_tensor(), inferer(inputs, net.network).as_tensor())
 
 
-def test_the_simple_inferer_calls_the_backbone_once():
+def test_the_simple_inferer_calls_the_backbone_once_and_warns_of_nothing():
     net = PriorDrivenNet(Threshold(), image_channels=1)
-    PriorDrivenInferer(SimpleInferer(), make_priors())(batch_of(scan(), scan()), net)
+    infer = PriorDrivenInferer(SimpleInferer(), make_priors())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        infer(batch_of(scan(), scan()), net)
     assert net.network.calls == 1
 
 
