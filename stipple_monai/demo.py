@@ -28,7 +28,13 @@ from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.organ import organ_position
 from stipple_monai.prior_set import load_priors
-from stipple_monai.report import best_case_for, comparison_figure, dice_table, prior_figure
+from stipple_monai.report import (
+    Kind,
+    best_case_for,
+    comparison_figure,
+    dice_table,
+    prior_figure,
+)
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "pancreas_stipple"
 LABELLED, UNLABELLED, TEST = 3, 6, 6
@@ -181,12 +187,17 @@ def _draw(out: Path, datalist: Path) -> None:
     place: Callable[[dict[str, MetaTensor]], MetaTensor] = lambda case: prior.place(
         organ_position(case["truth"]), case["image"]
     )
-    for kind, name in (
+    kinds: tuple[tuple[Kind, str], ...] = (
         ("recovered miss", "recovered_miss.png"),
         ("removed false positive", "removed_false_positive.png"),
-    ):
-        case = cases[best_case_for(kind, cases)]
-        comparison_figure(**case, prior=place(case), path=out / name, kind=kind)
+    )
+    for kind, name in kinds:
+        index = best_case_for(kind, cases)
+        if index is None:
+            print(f"no picture {name}: no test case has a {kind}")
+        else:
+            case = cases[index]
+            comparison_figure(**case, prior=place(case), path=out / name, kind=kind)
 
 
 def _write_results(out: Path) -> Path:

@@ -155,7 +155,8 @@ def prior_figure(
             draw_outline(ax, section, volumes["label"][0].numpy() == prior.organ, _LABEL)
         ax.plot(*section.point_mm(voxel), **_CROSS)
     colour_bar(figure, colours, axes, shrink=0.8, pad=0.01)
-    of = f"{len(shown)} of {prior.bins} bins" if len(shown) < prior.bins else f"{prior.bins} bins"
+    bins = f"{prior.bins} bin{'s' * (prior.bins != 1)}"
+    of = f"{len(shown)} of {bins}" if len(shown) < prior.bins else bins
     cases = f"{prior.case_count} case{'s' * (prior.case_count != 1)}"
     title = f"Prior of {organ_name or f'organ {prior.organ}'} from {cases}, {of}"
     figure.suptitle(title, size=12)
@@ -234,7 +235,7 @@ def overlay_figure(
         colours = [to_hex(c) for c in matplotlib.colormaps["tab20"](range(20))]
     figure, axes = new_figure([sections] * len(rows), width_inches=11.0, extra_inches=1.0)
     for r, (row, drawn) in enumerate(rows.items()):
-        axes[r, 0].set_ylabel(row, size=12)
+        axes[r, 0].set_ylabel("prior (line: 0.5)" if row == "prior" else row, size=12)
         for ax, section in zip(axes[r], sections, strict=True):
             draw_image(ax, section, voxels, window)
             for k, weight in enumerate(drawn):

@@ -1,4 +1,4 @@
-"""What happens after each volume: an ignite handler that keeps track of pseudo-labels."""
+"""What happens while an engine runs: ignite handlers for the best model and pseudo-labels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from monai.handlers import CheckpointSaver
 
 from stipple_monai.data.datalist import write_datalist
 from stipple_monai.inferer import POSITION_META
 from stipple_monai.transforms.dictionary import POSITION_KEY
+
+
+class BestModelSaver(CheckpointSaver):
+    """MONAI's saver, whose best score can be part of a checkpoint.
+
+    A resumed training otherwise takes its first validation for the best, and overwrites a better
+    model. ``save_key_metric`` must be true.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what `load_state_dict` takes: the best score so far, empty before the first."""
+        return self._key_metric_checkpoint.state_dict()
 
 
 class PseudoLabelDatalist:

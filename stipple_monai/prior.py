@@ -116,7 +116,7 @@ class SpatialPrior:
     @classmethod
     def estimate(
         cls,
-        labels: Iterable[Label],
+        labels: Iterable[Label] | Label,
         *,
         organ: int = 1,
         bins: int | None = 5,
@@ -133,7 +133,7 @@ class SpatialPrior:
         right. What lies outside a map's field of view counts as background.
 
         Args:
-            labels: label maps, ``(1, W, H, D)`` or ``(W, H, D)``, or NIfTI files of such.
+            labels: label maps, ``(1, W, H, D)`` or ``(W, H, D)``, or NIfTI files of such; or one.
             organ: label value of the organ.
             bins: ``B``; ``None`` keeps every slice (``B = Δz``, no discretisation).
             spacing_mm: grid of the prior along R, A and S before binning; the first map's own
@@ -159,6 +159,8 @@ class SpatialPrior:
         spacing = None if spacing_mm is None else np.array(_lengths(spacing_mm))
         histogram = CenteredHistogram()
         # `map` lets go of a label before it asks for the next; a loop variable would not.
+        if isinstance(labels, MetaTensor | str | os.PathLike):
+            labels = [labels]
         for mask, affine, name in map(organ_mask, labels, itertools.repeat(organ)):
             if mask is None:
                 warnings.warn(f"{name} does not contain organ {organ}: skipped.", stacklevel=2)

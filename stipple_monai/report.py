@@ -119,8 +119,7 @@ def comparison_figure(
         draw_mask(ax, section, predicted & right, _TRUE_POSITIVE)
         draw_mask(ax, section, predicted & ~right, _FALSE_POSITIVE)
         draw_mask(ax, section, ~predicted & right, _FALSE_NEGATIVE)
-        dice = _dice(section.of(predicted), section.of(right))
-        ax.set_title(f"{name} (Dice {100 * dice:.0f} % on this slice)", size=10)
+        ax.set_title(f"{name} ({_score(section.of(predicted), section.of(right))})", size=10)
     axes[0, 0].set_title("image", size=10)
     axes[0, 3].set_title("prior", size=10)
     colours = draw_prior(axes[0, 3], section, chance)
@@ -258,6 +257,8 @@ def _count(
     return marked.sum((0, 1))
 
 
-def _dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+def _score(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> str:
     both = int(predicted.sum() + truth.sum())
-    return 2 * int((predicted & truth).sum()) / both if both else float("nan")
+    if not both:
+        return "nothing on this slice"
+    return f"Dice {200 * int((predicted & truth).sum()) / both:.0f} % on this slice"

@@ -3,7 +3,7 @@
 Section
     One plane through a volume whose axes are RAS, and the part of it that is shown. Sections are
     drawn in mm, with the patient's right (in sagittal ones, the front) on the image's left: the
-    radiological convention.
+    radiological convention. Those of an oblique volume are the planes of its array.
 Window
     The values that are drawn black and white. ``None`` stands for :data:`CT_WINDOW_HU` where the
     image reaches the air of a CT, and for the 1st and 98th percentile of what is shown elsewhere.

@@ -25,7 +25,7 @@ FLOORS = [
         "data.phantom",
         "data.datalist",
     ],
-    ["positioning", "prior_set", "transforms.array"],
+    ["positioning", "prior_set", "sections", "transforms.array"],
     ["inferer", "transforms.dictionary", "figures"],
     ["handlers", "report", "self_training", "study"],
     ["demo"],
@@ -35,7 +35,16 @@ FLOOR = {f"{ROOT}.{name}": floor for floor, names in enumerate(FLOORS) for name 
 # Half a floor: the lower modules of data, which the upper ones may use.
 FLOOR[f"{ROOT}.data.phantom"] += 0.5
 FLOOR[f"{ROOT}.data.datalist"] += 0.5
-OPTIONAL = {"handlers", "report", "figures", "self_training", "study", "demo", "__main__"}
+OPTIONAL = {
+    "sections",
+    "figures",
+    "handlers",
+    "report",
+    "self_training",
+    "study",
+    "demo",
+    "__main__",
+}
 
 NUMERICS = {"torch", "numpy", "scipy", "nibabel"}
 MONAI_ON_FLOOR_1 = {("organ", "monai.data.MetaTensor")}

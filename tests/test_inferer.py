@@ -10,7 +10,15 @@ from ignite.engine import Events
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
-from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, Orientationd, Spacingd
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    Compose,
+    Invertd,
+    Orientation,
+    Orientationd,
+    Spacingd,
+)
 from torch import nn
 
 from stipple_monai.errors import PositionError, PriorError
@@ -262,7 +270,7 @@ def test_mode_strength_and_floor_are_those_of_prior_and_network():
 
 def test_the_scan_stays_as_it_is_and_learns_its_positions():
     net = PriorDrivenNet(Threshold(), image_channels=1)
-    inputs = batch_of(scan())
+    inputs = batch_of(Orientation("RAS", labels=None)(scan()))
     values, meta = inputs.clone(), copy.deepcopy(inputs.meta)
     result = PriorDrivenInferer(SimpleInferer(), make_priors())(inputs, net)
     assert torch.equal(inputs, values)
@@ -270,6 +278,7 @@ def test_the_scan_stays_as_it_is_and_learns_its_positions():
     assert torch.equal(inputs.meta[POSITION_META], result.meta[POSITION_META])
     torch.testing.assert_close(result.affine, inputs.affine)
     assert result.is_batch
+    assert [o["class"] for o in result.applied_operations[0]] == ["Orientation"]
 
 
 @pytest.mark.parametrize(

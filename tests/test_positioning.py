@@ -201,8 +201,8 @@ def line_scan(values, spacing=1.0, origin=-31.3):
     return scan(np.reshape(values, (-1, 1, 1)), np.eye(3) * spacing, (origin, 0.3, 0.7))
 
 
-@pytest.mark.parametrize("origin", [0.0, 12.34, -301.7])
-@pytest.mark.parametrize("spacing", [0.1, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("origin", [0.0, 12.34, -301.7, 57.31, 1000.1])
+@pytest.mark.parametrize("spacing", [0.1, 0.3, 0.7, 0.859375, 1.0, 1.17])
 def test_the_limit_of_the_search_is_inclusive(spacing, origin):
     q = np.zeros(21)
     q[[5, 10, 15]] = 0.6, 0.7, 0.99
@@ -237,6 +237,13 @@ def test_of_equals_the_nearest_to_the_centre_of_mass_wins():
     point = SpatialPrior(np.ones((1, 1, 1)), spacing_mm=(1, 1, 1))
     assert locate_organ(line_scan(q, origin=0.0), point)[0] == 10
     assert locate_organ(line_scan(q[::-1], origin=0.0), point)[0] == 5
+
+
+def test_a_slightly_better_position_wins_over_a_nearer_one():
+    q = np.zeros(16)
+    q[[2, 10, 11]] = 0.90001, 0.9, 0.9
+    point = SpatialPrior(np.ones((1, 1, 1)), spacing_mm=(1, 1, 1))
+    assert locate_organ(line_scan(q, origin=0.0), point)[0] == 2
 
 
 def test_a_plateau_of_equals_is_resolved_to_its_middle():

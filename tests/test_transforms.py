@@ -620,6 +620,13 @@ def test_without_position_and_label_the_prior_is_neutral_with_a_warning(label_ke
     torch.testing.assert_close(placed, torch.full((2, *SHAPE), 1 / 3))
 
 
+def test_where_there_is_no_image_nothing_is_measured_or_warned_of():
+    data = {"note": "no image, no label, no position"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert PriorAlignd("image", PRIORS, allow_missing_keys=True)(data) == data
+
+
 def test_several_images_each_have_their_prior():
     data = sample()
     data["second"] = SpatialCropd("second", roi_start=(2, 2, 2), roi_end=(8, 8, 8))(

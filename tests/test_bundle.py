@@ -1,0 +1,796 @@
+"""The bundle: its configs, every command of its README on a tiny phantom, and bad input."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.transforms import Compose
+
+from stipple_monai import DatasetError, PositionError, PriorError, organ_position
+from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
+from stipple_monai.demo import read_dice
+
+REPOSITORY = Path(__file__).parents[1]
+BUNDLE = REPOSITORY / "bundles" / "pancreas_stipple"
+CONFIGS = BUNDLE / "configs"
+BASES = ("prior", "train", "inference")
+OVERLAYS = {
+    "baseline": ("train", "inference"),
+    "chaos_mr": BASES,
+    "evaluate": ("inference",),
+    "locator": ("inference",),
+    "multi_gpu_train": ("train",),
+    "phantom": BASES,
+    "pseudo_label": ("inference",),
+    "true_position": ("inference", "evaluate"),
+}
+# the configs choose the device; these tests are about the CPU unless they say otherwise
+CPU = "$torch.device('cpu')"
+NETWORK = {"channels": [4, 8], "slice_size": [32, 32], "num_workers": 0, "device": CPU}
+TRAINING = {
+    **NETWORK,
+    "slices_per_scan": 24,
+    "max_epochs": 1,
+    "batch_size": 6,
+    "learning_rate": 0.01,
+    "progress": False,
+}
+INFERENCE = {**NETWORK, "progress": False}
+
+
+def load(name):
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def files(*names):
+    return [str(CONFIGS / f"{name}.yaml") for name in names]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@dataclass
+class Runs:
+    """A folder where the bundle ran, and how to run it there again."""
+
+    root: Path
+    datalist: Path
+
+    @property
+    def places(self):
+        data = {"dataset_dir": str(self.datalist.parent), "datalist": str(self.datalist)}
+        return {"bundle_root": str(self.root), **data}
+
+    def run(self, *names, **overrides):
+        known = {**self.places, **overrides}
+        monai.bundle.run(config_file=files(*names), logging_file=False, **known)
+
+    def parser(self, *names, **overrides):
+        parser = ConfigParser()
+        parser.read_config(files(*names))
+        parser.update({**self.places, **overrides})
+        return parser
+
+    def models(self, name):
+        """A new folder for weights, with the priors."""
+        folder = self.root / name
+        folder.mkdir()
+        for prior in (self.root / "models").glob("prior_*.nii.gz"):
+            shutil.copy(prior, folder)
+        return folder
+
+    def other(self, name, **sections):
+        """The same folder with another datalist, ``sections`` of this one replaced."""
+        now = json.loads(self.datalist.read_text(encoding="utf-8"))
+        path = self.datalist.parent / f"{name}.json"
+        path.write_text(json.dumps({**now, **sections}), encoding="utf-8")
+        return Runs(self.root, path)
+
+    def items(self, section):
+        return read_datalist(self.datalist, section)
+
+    @property
+    def pseudo(self):
+        return Runs(self.root, self.root / "eval" / "pseudo_labels" / "datalist.json")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Every command of the README once, on two labelled scans."""
+    root = tmp_path_factory.mktemp("bundle")
+    dataset = write_phantom(
+        root / "data",
+        cases=6,
+        size=32,
+        slices=(12, 14),
+        slice_spacing_mm=(10.0, 10.0),
+        progress=False,
+    )
+    sections = split_datalist(
+        read_datalist(dataset, "training"), labelled=2, validation=1, test=1, seed=0
+    )
+    datalist = root / "data" / "split.json"
+    write_datalist(datalist, sections)
+    it = Runs(root, datalist)
+    # the baseline first: it needs no prior
+    it.run("train", "baseline", **TRAINING)
+    it.run("prior")
+    it.run("train", **{**TRAINING, "max_epochs": 4})
+    it.run("inference", **INFERENCE, probabilities=True)
+    for name, overlays in {
+        "stipple": [],
+        "baseline": ["baseline"],
+        "true_position": ["true_position"],
+        "located": ["locator"],
+    }.items():
+        out = str(root / "eval" / name)
+        it.run("inference", "evaluate", *overlays, **INFERENCE, output_dir=out)
+    it.run("inference", "pseudo_label", **INFERENCE)
+    it.models("round_1")
+    again = {"models_dir": str(root / "round_1"), "output_dir": str(root / "eval" / "round_1")}
+    it.pseudo.run("train", **TRAINING, **again)
+    return it
+
+
+# configs
+
+
+def test_every_yaml_is_a_base_or_a_known_overlay():
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert names == {*BASES, *OVERLAYS}
+    assert all(isinstance(load(name), dict) for name in names)
+
+
+def test_readme_names_every_config_and_only_those():
+    readme = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"([a-z_]+)\.yaml", readme)) == {*BASES, *OVERLAYS}
+
+
+def strings(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [s for v in value for s in strings(v)] if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("name", [*BASES, *OVERLAYS])
+def test_expressions_are_short(name):
+    expressions = [s for s in strings(load(name)) if isinstance(s, str) and s.startswith("$")]
+    assert [text for text in expressions if len(text) >= 80] == []
+
+
+def test_train_and_inference_share_their_defaults():
+    train, inference = load("train"), load("inference")
+    differ = {key for key in train.keys() & inference.keys() if train[key] != inference[key]}
+    # loading and inferer are compared below; inference is one scan at a time
+    assert differ == {"imports", "run", "loading", "inferer", "num_workers"}
+    alike = "organs channels strength floor mean_hu std_hu spacing_mm slice_size intensity network"
+    assert set(alike.split()) < train.keys() & inference.keys()
+    grid = {step["_target_"]: step for step in inference["grid"]}
+    ours = {step["_target_"]: step for step in train["loading"] if step["_target_"] in grid}
+    assert ours.keys() == grid.keys()
+    for name, step in grid.items():
+        image = {"mode": ours[name].get("mode", [None])[0]} if "mode" in step else {}
+        assert {**ours[name], "keys": "image", **image} == step
+    more = {"locator": "@locator", "max_shift_mm": "@max_shift_mm"}
+    assert {**train["inferer"], **more} == inference["inferer"]
+    assert inference["locator"] is inference["max_shift_mm"] is None
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_has_no_dead_key(overlay):
+    base = ConfigParser()
+    base.read_config(files(*OVERLAYS[overlay]))
+    text = (CONFIGS / f"{overlay}.yaml").read_text(encoding="utf-8")
+    for key in load(overlay):
+        name = key.removeprefix("+")
+        used = re.search(rf"[@%]{re.escape(name)}\b", text)
+        component, _, argument = name.rpartition("#")
+        # a wrong argument would raise in the runs below
+        added = argument and "_target_" in base.get(component, {})
+        assert name in base or used or added or name in ("initialize", "finalize"), name
+
+
+def test_default_network_and_schedule_are_the_papers():
+    parser = ConfigParser()
+    parser.read_config(files("train"))
+    parser["device"] = CPU
+    network = parser.get_parsed_content("network")
+    assert sum(p.numel() for p in network.parameters()) == 31_038_338
+    assert parser["max_epochs"] == 25
+    assert parser["batch_size"] == 6
+    scheduler = parser.get_parsed_content("lr_scheduler")
+    rates = []
+    for _ in range(26):
+        rates.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(1 / np.array(rates), 1e4 * (1 + 9 * np.arange(26) / 25))
+    assert (rates[0], rates[25]) == pytest.approx((1e-4, 1e-5))
+
+
+# zoo
+
+
+@pytest.mark.parametrize("kind", ["train", "infer"])
+def test_properties_of_the_zoo(runs, kind):
+    name = {"train": "train", "infer": "inference"}[kind]
+    small = TRAINING if kind == "train" else INFERENCE
+    workflow = ConfigWorkflow(
+        config_file=files(name),
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        **runs.places,
+        **small,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert workflow.spatial_shape == ["16*n", "16*n"]
+
+
+def test_metadata():
+    meta = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
+    # what the schema of the zoo requires
+    required = (
+        "schema version changelog monai_version pytorch_version numpy_version task description "
+        "authors copyright network_data_format"
+    )
+    assert set(required.split()) <= meta.keys()
+    assert meta["version"] in meta["changelog"]
+    versions = {**meta["required_packages_version"]}
+    for key in ("version", "monai_version", "pytorch_version", "numpy_version"):
+        versions[key] = meta[key]
+    assert {k: v for k, v in versions.items() if not re.fullmatch(r"\d+\.\d+\.\d+", v)} == {}
+    layout = {"inputs": "image", "outputs": "pred"}
+    assert meta["network_data_format"].keys() == layout.keys()
+    keys = "type format num_channels spatial_shape dtype value_range is_patch_data channel_def"
+    for side, name in layout.items():
+        assert list(meta["network_data_format"][side]) == [name]
+        tensor = meta["network_data_format"][side][name]
+        assert set(keys.split()) <= tensor.keys()
+        assert len(tensor["channel_def"]) == tensor["num_channels"] == 2
+
+
+def test_layout_of_the_zoo():
+    for name in ("LICENSE", "configs/logging.conf", "docs/README.md", "docs/data_license.txt"):
+        assert (BUNDLE / name).is_file(), name
+
+
+def test_network_takes_and_gives_what_the_metadata_says():
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=files("inference"),
+        device="cpu",
+        **{"channels": [4, 8]},
+    )
+
+
+def test_exported_network_equals_the_eager_one(runs, tmp_path):
+    path = tmp_path / "model.ts"
+    checkpoint = runs.root / "models" / "model.pt"
+    monai.bundle.ckpt_export(
+        net_id="network_def",
+        filepath=str(path),
+        ckpt_file=str(checkpoint),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=files("inference"),
+        channels=[4, 8],
+    )
+    network = runs.parser("inference", **INFERENCE).get_parsed_content("network_def").eval()
+    network.load_state_dict(weights(checkpoint))
+    x = torch.rand(2, 2, 32, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(path)(x), network(x))
+
+
+# inference
+
+
+def reoriented(image, axes):
+    """The same scan with its voxels stored along other axes."""
+    now, then = nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
+    return image.as_reoriented(nib.orientations.ornt_transform(now, then))
+
+
+def test_inference_keeps_the_grid_of_each_scan(runs, tmp_path):
+    plain = nib.load(runs.items("test")[0]["image"])
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    scans = {
+        "plain": plain,
+        "lps": reoriented(plain, "LPS"),
+        "sra": reoriented(plain, "SRA"),
+        "oblique": nib.Nifti1Image(plain.dataobj, turn @ plain.affine),
+        "odd": nib.Nifti1Image(plain.get_fdata()[:-3, 2:], plain.affine),
+    }
+    for name, scan in scans.items():
+        nib.save(scan, tmp_path / f"{name}.nii.gz")
+    listed = runs.other("grids", test=[str(tmp_path / f"{name}.nii.gz") for name in scans])
+    out = tmp_path / "out"
+    listed.run("inference", **INFERENCE, probabilities=True, output_dir=str(out))
+    assert {p.name for p in out.iterdir()} == {
+        f"{name}_{kind}.nii.gz" for name in scans for kind in ("seg", "prob")
+    }
+    results = {}
+    for name in scans:
+        scan = nib.load(tmp_path / f"{name}.nii.gz")
+        seg, prob = (nib.load(out / f"{name}_{kind}.nii.gz") for kind in ("seg", "prob"))
+        assert seg.shape == scan.shape
+        assert seg.get_data_dtype() == np.uint8
+        labels, chance = np.asarray(seg.dataobj), prob.get_fdata()
+        assert set(np.unique(labels)) == {0, 1}
+        assert chance.shape == (*scan.shape, 2)
+        np.testing.assert_allclose(chance.sum(-1), 1, atol=1e-5)
+        np.testing.assert_array_equal(chance.argmax(-1), labels)
+        for image in (seg, prob):
+            np.testing.assert_allclose(image.affine, scan.affine, atol=1e-4)
+        results[name] = seg
+    for name in ("lps", "sra"):
+        axes = nib.aff2axcodes(plain.affine)
+        back = np.asarray(reoriented(results[name], axes).dataobj)
+        np.testing.assert_array_equal(back, np.asarray(results["plain"].dataobj))
+
+
+def test_inference_on_another_grid_comes_back(runs, tmp_path):
+    item = runs.items("test")[0]
+    knobs = {**INFERENCE, "spacing_mm": [14.0, 14.0, -1], "output_dir": str(tmp_path)}
+    runs.run("inference", **knobs)
+    (path,) = tmp_path.iterdir()
+    seg, scan = nib.load(path), nib.load(item["image"])
+    assert seg.shape == scan.shape
+    np.testing.assert_allclose(seg.affine, scan.affine, atol=1e-4)
+    assert set(np.unique(np.asarray(seg.dataobj))) <= {0, 1}
+
+
+def test_probabilities_are_written_on_request_only(runs):
+    name = Path(runs.items("test")[0]["image"]).name.removesuffix(".nii.gz")
+    written = {p.name for p in (runs.root / "eval").glob("*.nii.gz")}
+    assert written == {f"{name}_seg.nii.gz", f"{name}_prob.nii.gz"}
+    written = {p.name for p in (runs.root / "eval" / "stipple").glob("*.nii.gz")}
+    assert written == {f"{name}_seg.nii.gz"}
+
+
+@pytest.mark.parametrize("name", ["stipple", "baseline", "true_position", "located"])
+def test_evaluation_tells_the_dice_on_the_scans_grid(runs, name):
+    (item,) = runs.items("test")
+    folder = runs.root / "eval" / name
+    truth = np.asarray(nib.load(item["label"]).dataobj)
+    seg = folder / Path(item["image"]).name.replace(".nii.gz", "_seg.nii.gz")
+    predicted = np.asarray(nib.load(seg).dataobj)
+    dice = 2 * (truth * predicted).sum() / (truth.sum() + predicted.sum())
+    assert read_dice(folder) == pytest.approx([dice], abs=1e-5)
+
+
+def test_locator_is_the_second_network(runs):
+    parser = runs.parser("inference", "locator", **INFERENCE)
+    evaluator = parser.get_parsed_content("evaluator")
+    evaluator.run()
+    inferer = parser.get_parsed_content("inferer")
+    baseline = weights(runs.root / "models" / "baseline" / "model.pt")
+    assert same(inferer.locator.state_dict(), baseline)
+    assert same(evaluator.network.state_dict(), weights(runs.root / "models" / "model.pt"))
+
+
+# training
+
+
+def test_baseline_is_the_backbone_alone(runs):
+    state = weights(runs.root / "models" / "baseline" / "model.pt")
+    assert not list((runs.root / "models" / "baseline").glob("prior*"))
+    parser = runs.parser("inference", **INFERENCE)
+    assert state.keys() == parser.get_parsed_content("backbone").state_dict().keys()
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(state)
+    assert same(network.network.state_dict(), state)
+
+
+def test_slices_of_organ_and_of_background_are_drawn(runs):
+    parser = runs.parser("train", **{**TRAINING, "slices_per_scan": 40})
+    monai.utils.set_determinism(seed=0)
+    dataset = parser.get_parsed_content("train#dataset")
+    assert len(dataset) == 80
+    share = np.mean([bool((dataset[i]["label"] == 1).any()) for i in range(80)])
+    assert 0.35 < share < 0.85
+    item = dataset[0]
+    assert item["image"].shape == (2, 32, 32)
+    assert item["label"].shape == (1, 32, 32)
+    assert 0 <= item["image"][1].min() <= item["image"][1].max() <= 1
+
+
+def test_best_model_by_validation_and_the_last(runs, tmp_path):
+    models = runs.root / "models"
+    names = {p.name for p in models.iterdir() if p.is_file()}
+    assert names == {"checkpoint_epoch=4.pt", "last.pt", "model.pt", "prior_1.nii.gz"}
+    checkpoint = weights(models / "checkpoint_epoch=4.pt")
+    assert same(checkpoint["model"], weights(models / "last.pt"))
+    ((best, _),) = checkpoint["best"]["_saved"]
+    dice = {}
+    for name in ("model", "last"):
+        out = tmp_path / name
+        runs.run(
+            *("inference", "evaluate"),
+            **INFERENCE,
+            section="validation",
+            checkpoint=str(models / f"{name}.pt"),
+            output_dir=str(out),
+        )
+        (dice[name],) = read_dice(out)
+    assert dice["model"] == pytest.approx(best, abs=1e-5)
+    assert dice["last"] <= dice["model"] + 1e-6
+
+
+def test_without_validation_the_model_is_the_last_and_the_seed_decides(runs):
+    alone = runs.other("no_validation", validation=[])
+    found = {}
+    for name, seed in (("seed_0", 0), ("seed_0_again", 0), ("seed_1", 1)):
+        folder = runs.models(name)
+        alone.run("train", **TRAINING, seed=seed, models_dir=str(folder))
+        names = {p.name for p in folder.iterdir()}
+        assert names == {"checkpoint_epoch=1.pt", "model.pt", "prior_1.nii.gz"}
+        found[name] = weights(folder / "model.pt")
+    assert same(found["seed_0"], found["seed_0_again"])
+    assert not same(found["seed_0"], found["seed_1"])
+
+
+@pytest.mark.parametrize(("best", "replaced"), [(1.0, False), (-1.0, True)])
+def test_resume_goes_on_where_it_stopped(runs, best, replaced):
+    folder = runs.models(f"resumed_{replaced}")
+    knobs = {**TRAINING, "models_dir": str(folder)}
+    runs.run("train", **knobs)
+    first = folder / "checkpoint_epoch=1.pt"
+    state = weights(first)
+    per_epoch = state["trainer"]["iteration"]
+    for moments in state["optimizer"]["state"].values():
+        moments["step"] += 1000
+    state["best"]["_saved"] = [(best, "of the first epoch")]
+    torch.save(state, first)
+    before = (folder / "model.pt").read_bytes()
+    runs.run("train", **{**knobs, "max_epochs": 2}, resume=True)
+    state = weights(folder / "checkpoint_epoch=2.pt")
+    assert state["trainer"]["iteration"] == 2 * per_epoch
+    steps = {int(moments["step"]) for moments in state["optimizer"]["state"].values()}
+    assert steps == {1000 + 2 * per_epoch}
+    assert state["lr_scheduler"]["last_epoch"] == 2
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.001)
+    assert ((folder / "model.pt").read_bytes() != before) == replaced
+
+
+def test_failed_training_leaves_no_model(runs):
+    folder = runs.models("failed")
+    alone = runs.other("no_validation", validation=[])
+    with pytest.raises(RuntimeError):
+        alone.run("train", **TRAINING, models_dir=str(folder), loss="$lambda pred, label: 1 / 0")
+    assert [p.name for p in folder.iterdir()] == ["prior_1.nii.gz"]
+
+
+# self-training
+
+
+def test_pseudo_labels_lie_on_the_scans_grid(runs):
+    old, new = runs.items("unlabelled"), runs.pseudo.items("training")
+    assert len(old) == 2
+    moved = [item for item in new if "pseudo_label" in item]
+    assert [item["image"] for item in moved] == [item["image"] for item in old]
+    values = set()
+    for item in moved:
+        scan, label = nib.load(item["image"]), nib.load(item["label"])
+        assert label.shape == scan.shape
+        assert label.get_data_dtype() == np.uint8
+        np.testing.assert_allclose(label.affine, scan.affine, atol=1e-4)
+        voxels = np.asarray(label.dataobj)
+        values |= set(np.unique(voxels))
+        # half of what is predicted as organ
+        assert (voxels == 1).sum() == pytest.approx((voxels == 255).sum(), abs=1)
+    assert values == {0, 1, 255}
+
+
+def test_next_round_knows_labels_positions_and_their_origin(runs):
+    old, new = (
+        {name: r.items(name) for name in ("training", "validation", "test")}
+        for r in (runs, runs.pseudo)
+    )
+    assert new["training"][:2] == old["training"]
+    assert all(new[name] == old[name] for name in ("validation", "test"))
+    content = json.loads(runs.pseudo.datalist.read_text(encoding="utf-8"))
+    assert content["unlabelled"] == []
+    for item in new["training"][2:]:
+        model = str(runs.root / "models" / "model.pt")
+        origin = {"model": model, "share": 0.5, "minimum": 0, "round": 1}
+        assert item["pseudo_label"] == origin
+        assert Path(item["truth"]).is_file()
+
+
+def test_next_round_places_the_prior_where_the_datalist_says(runs):
+    parser = runs.pseudo.parser("train", **TRAINING)
+    fixed = Compose(parser.get_parsed_content("train#fixed"))
+    item = runs.pseudo.items("training")[2]
+    position = torch.as_tensor(fixed(item)["organ_position"])
+    torch.testing.assert_close(position, torch.tensor(item["organ_position"]).to(position))
+    partly = organ_position(item["label"])
+    assert (position[0] - partly).norm() > 0.1
+
+
+def test_next_round_trains_on_all_four(runs):
+    assert (runs.root / "round_1" / "model.pt").is_file()
+    parser = runs.pseudo.parser("train", **TRAINING)
+    dataset = parser.get_parsed_content("train#dataset")
+    assert len(dataset) == 4 * TRAINING["slices_per_scan"]
+    assert any((dataset[i]["label"] == 255).any() for i in range(2, len(dataset), 4))
+
+
+# other settings
+
+
+def test_settings_of_the_mr_set_with_four_organs(tmp_path):
+    root = tmp_path
+    dataset = write_phantom(
+        root / "data",
+        cases=3,
+        size=32,
+        slices=(12, 12),
+        slice_spacing_mm=(11.0, 11.0),
+        organs="all",
+        progress=False,
+    )
+    items = read_datalist(dataset, "training")
+    for item in items:
+        image = nib.load(item["label"])
+        label = np.asarray(image.dataobj)
+        nib.save(nib.Nifti1Image(np.where(label > 4, 0, label), image.affine), item["label"])
+    mr = Runs(root, root / "data" / "split.json")
+    write_datalist(mr.datalist, split_datalist(items, labelled=1, validation=1, test=1, seed=0))
+    mr.run("prior", "chaos_mr")
+    assert len(list((root / "models").iterdir())) == 4
+    few = {"channels": [4, 8], "slices_per_scan": 8, "max_epochs": 1, "progress": False}
+    mr.run("train", "chaos_mr", **few, device=CPU)
+    few = {"channels": [4, 8], "progress": False, "device": CPU}
+    mr.run("inference", "evaluate", "chaos_mr", **few)
+    (path,) = (root / "eval").glob("*_seg.nii.gz")
+    assert np.asarray(nib.load(path).dataobj).max() <= 4
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_training_and_inference_on_a_gpu_with_amp(runs, tmp_path):
+    folder = runs.models("cuda")
+    knobs = {key: value for key, value in TRAINING.items() if key != "device"}
+    parser = runs.parser("train", **knobs, models_dir=str(folder))
+    assert parser.get_parsed_content("amp") is True
+    runs.run("train", **knobs, models_dir=str(folder))
+    assert all(torch.isfinite(v).all() for v in weights(folder / "model.pt").values())
+    few = {key: value for key, value in INFERENCE.items() if key != "device"}
+    places = {"models_dir": str(folder), "output_dir": str(tmp_path)}
+    runs.run("inference", "evaluate", **few, **places)
+    runs.run("inference", "pseudo_label", **few, **places)
+    assert len(list(tmp_path.glob("*_seg.nii.gz"))) == 1
+    assert len(list(tmp_path.glob("*_pseudo.nii.gz"))) == 2
+
+
+# processes of their own
+
+
+def environment(*paths):
+    path = os.pathsep.join([*map(str, paths), str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def flags(knobs):
+    return [text for key, value in knobs.items() for text in (f"--{key}", str(value))]
+
+
+@pytest.mark.slow
+def test_prior_by_the_command_of_the_readme(runs):
+    places = {**runs.places, "models_dir": str(runs.root / "by_command")}
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/prior.yaml"]
+    done = subprocess.run(
+        [*command, *flags(places)],
+        cwd=BUNDLE,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = runs.root / "models" / "prior_1.nii.gz"
+    assert (runs.root / "by_command" / "prior_1.nii.gz").read_bytes() == ours.read_bytes()
+
+
+PROBE = '''
+import hashlib, json, os
+from ignite.engine import Events
+
+def digest(tensors):
+    return hashlib.sha1(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
+
+class Probe:
+    def __init__(self, folder, network):
+        self.folder, self.network, self.slices = folder, network, []
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_STARTED, self.note)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def note(self, engine):
+        self.slices += [digest([x.as_tensor()]) for x in engine.state.batch["image"]]
+
+    def write(self, engine):
+        found = {"slices": self.slices, "weights": digest(self.network.parameters())}
+        with open(f"{self.folder}/rank_{os.environ['RANK']}.json", "w") as file:
+            json.dump(found, file)
+'''
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(runs, tmp_path):
+    (tmp_path / "probe.py").write_text(PROBE, encoding="utf-8")
+    probe = {"_target_": "probe.Probe", "folder": str(tmp_path), "network": "@network"}
+    (tmp_path / "probe.yaml").write_text(yaml.safe_dump({"+train#handlers": [probe]}))
+    folder, out = runs.models("two"), tmp_path / "out"
+    knobs = {key: value for key, value in TRAINING.items() if key not in ("device", "progress")}
+    places = {**runs.places, "models_dir": str(folder), "output_dir": str(out)}
+    configs = [*files("train", "multi_gpu_train"), str(tmp_path / "probe.yaml")]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+            *("-m", "monai.bundle", "run", "--config_file", str(configs)),
+            *("--meta_file", str(CONFIGS / "metadata.json")),
+            *flags({**knobs, **places}),
+        ],
+        cwd=BUNDLE,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{i}.json").read_text()) for i in (0, 1))
+    assert len(first["slices"]) == len(second["slices"]) == 24
+    assert not set(first["slices"]) & set(second["slices"])
+    assert first["weights"] == second["weights"]
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"checkpoint_epoch=1.pt", "last.pt", "model.pt", "prior_1.nii.gz"}
+    writers = {p.name.split(".")[-2] for p in out.glob("events.out.*")}
+    assert len(writers) == 1
+    state = runs.parser("inference", **INFERENCE).get_parsed_content("network_def").state_dict()
+    assert weights(folder / "model.pt").keys() == state.keys()
+
+
+# bad input
+
+
+def ours(error):
+    found = []
+    while error is not None:
+        if isinstance(error, (DatasetError, PriorError, PositionError)):
+            found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def save_like(path, image, array=None, affine=None):
+    array = np.asarray(image.dataobj) if array is None else array
+    nib.save(nib.Nifti1Image(array, image.affine if affine is None else affine), path)
+    return str(path)
+
+
+def bad_label(item, tmp_path):
+    label = nib.load(item["label"])
+    wrong = np.asarray(label.dataobj).copy()
+    wrong[0, 0, 0] = 2
+    return {**item, "label": save_like(tmp_path / "label.nii.gz", label, wrong)}
+
+
+def moved_label(item, tmp_path):
+    label = nib.load(item["label"])
+    affine = label.affine.copy()
+    affine[2, 3] += 5
+    return {**item, "label": save_like(tmp_path / "label.nii.gz", label, affine=affine)}
+
+
+def cut_label(item, tmp_path):
+    label = nib.load(item["label"])
+    voxels = np.asarray(label.dataobj)[:, :, 1:]
+    return {**item, "label": save_like(tmp_path / "label.nii.gz", label, voxels)}
+
+
+def series(item, tmp_path):
+    scan = nib.load(item["image"])
+    voxels = np.repeat(np.asarray(scan.dataobj)[..., None], 3, axis=3)
+    return {**item, "image": save_like(tmp_path / "series.nii.gz", scan, voxels)}
+
+
+def infinite(item, tmp_path):
+    scan = nib.load(item["image"])
+    voxels = scan.get_fdata(dtype=np.float32)
+    voxels[3, 3, 3] = np.inf
+    return {**item, "image": save_like(tmp_path / "scan.nii.gz", scan, voxels)}
+
+
+def missing(item, tmp_path):
+    return {**item, "image": str(tmp_path / "nowhere.nii.gz")}
+
+
+BAD = {
+    "label value": (bad_label, r"`label` must have values 0 to 1 or 255, got 2 in .*label\.nii"),
+    "affine": (moved_label, r"`label` must have the image's affine .* 5 mm apart"),
+    "shape": (cut_label, r"`label` must have the image's shape"),
+    "4D": (series, r"`image` must be a 3D volume of shape \(1, W, H, D\), got shape \(3, "),
+    "non-finite": (infinite, r"`image` must be finite, got 1 voxels"),
+    "missing": (missing, r"`image` must be a file that exists, got .*nowhere"),
+}
+
+
+def stops(run, match):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        run()
+    (error,) = ours(caught.value)
+    assert re.search(match, str(error)), str(error)
+
+
+def left_over(*folders):
+    return [
+        p
+        for folder in folders
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.startswith("prior_")
+    ]
+
+
+@pytest.mark.parametrize("config", ["train", "evaluate", "inference"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_scan_stops_the_run_with_one_clear_error(runs, tmp_path, name, config):
+    spoil, match = BAD[name]
+    if config == "inference" and "label" in match:
+        pytest.skip("inference reads no label")
+    section = "training" if config == "train" else "test"
+    item = spoil(runs.items(section)[0], tmp_path)
+    listed = runs.other("bad", **{section: [item]})
+    out, models = tmp_path / "out", tmp_path / "models"
+    shutil.copytree(runs.root / "round_1", models)
+    knobs = TRAINING if config == "train" else INFERENCE
+    before = left_over(models)
+    names = ["inference", "evaluate"] if config == "evaluate" else [config]
+    places = {"output_dir": str(out), "models_dir": str(models)}
+    stops(lambda: listed.run(*names, **knobs, **places), match)
+    assert left_over(out) == []
+    assert left_over(models) == before
+
+
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_missing_or_truncated_prior(runs, tmp_path, config):
+    out, models = tmp_path / "out", tmp_path / "models"
+    knobs = TRAINING if config == "train" else INFERENCE
+    places = {"output_dir": str(out), "models_dir": str(models)}
+    models.mkdir()
+    stops(lambda: runs.run(config, **knobs, **places), r"There is no prior at .*prior_1\.nii\.gz")
+    whole = (runs.root / "models" / "prior_1.nii.gz").read_bytes()
+    (models / "prior_1.nii.gz").write_bytes(whole[: len(whole) // 2])
+    stops(lambda: runs.run(config, **knobs, **places), r"prior_1\.nii\.gz")
+    assert left_over(out, models) == []
+
+
+def test_prior_needs_the_organ(runs, tmp_path):
+    models = tmp_path / "models"
+    with pytest.warns(UserWarning, match="does not contain organ 7"):
+        stops(lambda: runs.run("prior", organs=[1, 7], models_dir=str(models)), r"organ 7")
+    assert not models.exists()
