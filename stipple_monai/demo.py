@@ -10,12 +10,11 @@ import csv
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
-from monai.data import MetaTensor
 
 from stipple_monai.data import (
     read_datalist,
@@ -27,7 +26,7 @@ from stipple_monai.data import (
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.organ import organ_position
-from stipple_monai.prior_set import load_priors
+from stipple_monai.prior_set import load_priors, prior_path
 from stipple_monai.report import (
     Kind,
     best_case_for,
@@ -90,7 +89,7 @@ def run_demo(
 
     models, results = out / "models", out / "eval"
     training = {"seed": seed, "resume": True}
-    stage("estimate the prior", models / "prior_1.nii.gz", ["prior"])
+    stage("estimate the prior", prior_path(models, 1), ["prior"])
     stage(
         "train the baseline",
         models / "baseline" / "model.pt",
@@ -101,7 +100,7 @@ def run_demo(
     pseudo = results / "pseudo_labels" / "datalist.json"
     stage("pseudo-label the unlabelled scans", pseudo, ["inference", "pseudo_label"])
     second = models / "round_1"
-    if not second.exists():
+    if not prior_path(second, 1).exists():
         _copy_priors(models, second)
     again = {"models_dir": str(second), "datalist": str(pseudo)}
     stage("train on labels and pseudo-labels", second / "model.pt", ["train"], **training, **again)
@@ -160,7 +159,7 @@ def _run_bundle(configs: Path, names: Sequence[str], overrides: dict[str, Any]) 
 
 def _copy_priors(source: Path, target: Path) -> None:
     for prior in load_priors(source, [1]):
-        prior.save(target / f"prior_{prior.organ}.nii.gz")
+        prior.save(prior_path(target, prior.organ))
 
 
 def _draw(out: Path, datalist: Path) -> None:
@@ -184,9 +183,6 @@ def _draw(out: Path, datalist: Path) -> None:
         out / "prior.png",
         label=first["truth"],
     )
-    place: Callable[[dict[str, MetaTensor]], MetaTensor] = lambda case: prior.place(
-        organ_position(case["truth"]), case["image"]
-    )
     kinds: tuple[tuple[Kind, str], ...] = (
         ("recovered miss", "recovered_miss.png"),
         ("removed false positive", "removed_false_positive.png"),
@@ -197,7 +193,8 @@ def _draw(out: Path, datalist: Path) -> None:
             print(f"no picture {name}: no test case has a {kind}")
         else:
             case = cases[index]
-            comparison_figure(**case, prior=place(case), path=out / name, kind=kind)
+            placed = prior.place(organ_position(case["truth"]), case["image"])
+            comparison_figure(**case, prior=placed, path=out / name, kind=kind)
 
 
 def _write_results(out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What happens while an engine runs: ignite handlers for the best model and pseudo-labels."""
+"""What happens while an engine runs: ignite handlers for checkpoints and pseudo-labels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,29 @@ from stipple_monai.inferer import POSITION_META
 from stipple_monai.transforms.dictionary import POSITION_KEY
 
 
-class BestModelSaver(CheckpointSaver):
-    """MONAI's saver, whose best score can be part of a checkpoint.
+class WholeCheckpointSaver(CheckpointSaver):
+    """MONAI's saver that never leaves half a file, and whose best score can be part of one.
 
-    A resumed training otherwise takes its first validation for the best, and overwrites a better
-    model. ``save_key_metric`` must be true.
+    MONAI writes over a checkpoint in place, and ignite removes the old one first; a run that is
+    killed then has neither. And without the best score, a resumed training takes its first
+    validation for the best and overwrites a better model.
+
+    Args:
+        *args: as for ``monai.handlers.CheckpointSaver``.
+        **kwargs: likewise. ``n_saved`` should be 2 or more, so that one is always there.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for part in (
+            self._final_checkpoint,
+            self._key_metric_checkpoint,
+            self._interval_checkpoint,
+        ):
+            if part is not None:
+                part.save_handler._atomic = True
+                if part.save_handler.filename is not None:
+                    part.save_handler.remove = lambda filename: None
 
     def state_dict(self) -> dict[str, Any]:
         """Give what `load_state_dict` takes: the best score so far, empty before the first."""

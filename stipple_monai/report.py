@@ -63,7 +63,7 @@ def comparison_figure(
     kind: Kind,
     organ: int = 1,
     window: Window | None = None,
-    margin_mm: float = 30.0,
+    margin_mm: float = 40.0,
 ) -> tuple[int, int]:
     """Show what the prior changed, on the slice where it changed most (figure 4 of the paper).
 
@@ -121,7 +121,8 @@ def comparison_figure(
         draw_mask(ax, section, ~predicted & right, _FALSE_NEGATIVE)
         ax.set_title(f"{name} ({_score(section.of(predicted), section.of(right))})", size=10)
     axes[0, 0].set_title("image", size=10)
-    axes[0, 3].set_title("prior", size=10)
+    reached = section.of(chance).any()
+    axes[0, 3].set_title("prior" if reached else "prior (zero on this slice)", size=10)
     colours = draw_prior(axes[0, 3], section, chance)
     for ax in axes[0, :3]:
         draw_outline(ax, section, right, "white")

@@ -209,7 +209,7 @@ def draw_image(ax: Axes, section: Section, volume: NDArray[Any], window: Window)
     length = max((b for b in _BARS_MM if b <= width / 4), default=_BARS_MM[0])
     end, base = 0.03 * width, 0.03 * height
     ax.plot([end, end + length], [base, base], color="white", linewidth=2.5, path_effects=STROKE)
-    _write(ax, end + length / 2, 1.8 * base, f"{length} mm", ha="center", va="bottom", size=8)
+    _write(ax, end, 1.8 * base, f"{length} mm", ha="right", va="bottom", size=8)
 
 
 def draw_mask(

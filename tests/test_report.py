@@ -176,6 +176,9 @@ def test_an_outline_runs_along_the_edges_of_voxels():
     np.testing.assert_allclose(points.max(0), (12, 24), atol=1e-6)
     draw_outline(axes[0, 0], section, ~mask & mask, "red")
     assert len(axes[0, 0].collections) == 1
+    draw_outline(axes[0, 0], section, ~mask | mask, "red")
+    (edge,) = axes[0, 0].collections[1].get_paths()
+    np.testing.assert_allclose(edge.vertices.max(0), (20, 30), atol=1e-6)
 
 
 def test_a_prior_hides_nothing_where_it_is_zero_and_has_its_levels():
@@ -408,8 +411,13 @@ def test_only_the_neighbourhood_is_shown(kept):
 
 def test_a_slice_without_organ_has_no_dice(case, kept):
     nothing = volume(np.zeros(SHAPE))
-    comparison_figure(**{**case, "truth": nothing, "stipple": nothing}, path="x.png", kind=KINDS[1])
+    comparison_figure(
+        **{**case, "truth": nothing, "stipple": nothing, "prior": nothing},
+        path="x.png",
+        kind=KINDS[1],
+    )
     assert "STIPPLE (nothing on this slice)" in texts(kept[0])
+    assert "prior (zero on this slice)" in texts(kept[0])
 
 
 def test_comparison_errors(case, kept):
@@ -481,6 +489,19 @@ def test_overlays_go_through_most_of_all_organs(kept):
     words = texts(figure)
     for word in ("axial", "coronal", "sagittal", "truth", "prediction", "prior (line: 0.5)"):
         assert word in words
+
+
+def test_a_small_organ_weighs_as_much_as_a_large_one(kept):
+    label = np.zeros(SHAPE, np.uint8)
+    label[2:14, 2:14, 2] = 1
+    label[2:13, 2:13, 5] = 1
+    label[15:17, 2:4, 5] = 2
+    truth = volume(label)
+    blank = volume(np.zeros(SHAPE, np.float32))
+    organs = {1: "liver", 2: "duct"}
+    overlay_figure(blank, truth, truth, None, "x.png", organs=organs, margin_mm=1000)
+    shown = [image.get_array()[..., 3] > 0 for image in kept[0].axes[0].images[1:]]
+    assert [int(mask.sum()) for mask in shown] == [121, 4]
 
 
 def test_overlays_without_prior_and_of_many_organs(case, kept):
