@@ -9,7 +9,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from stipple_monai.data import read_sections
-from stipple_monai.handlers import WholeCheckpointSaver, PseudoLabelDatalist
+from stipple_monai.handlers import PseudoLabelDatalist, WholeCheckpointSaver
 from stipple_monai.inferer import POSITION_META
 
 ORIGIN = {"model": "/m/model.pt", "share": 0.5, "round": 2}
@@ -154,10 +154,10 @@ def test_an_interval_checkpoint_is_always_there(tmp_path, monkeypatch):
     save = torch.save
 
     def counted(checkpoint, file, **kwargs):
-        seen.append(len(list(tmp_path.glob("checkpoint_*.pt"))))
+        seen.append(len(list(tmp_path.glob("model_epoch*.pt"))))
         save(checkpoint, file, **kwargs)
 
     monkeypatch.setattr(torch, "save", counted)
     trainer.run([0], max_epochs=4)
     assert seen == [0, 1, 1, 1]
-    assert len(list(tmp_path.glob("checkpoint_*.pt"))) == 2
+    assert len(list(tmp_path.glob("model_epoch*.pt"))) == 2
