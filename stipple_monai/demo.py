@@ -34,6 +34,7 @@ from stipple_monai.report import (
     dice_table,
     prior_figure,
 )
+from stipple_monai.transforms.array import PriorAlign
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "pancreas_stipple"
 LABELLED, UNLABELLED, TEST = 3, 6, 6
@@ -183,6 +184,7 @@ def _draw(out: Path, datalist: Path) -> None:
         out / "prior.png",
         label=first["truth"],
     )
+    positions = _read_positions(out / "eval" / "stipple")
     kinds: tuple[tuple[Kind, str], ...] = (
         ("recovered miss", "recovered_miss.png"),
         ("removed false positive", "removed_false_positive.png"),
@@ -193,8 +195,17 @@ def _draw(out: Path, datalist: Path) -> None:
             print(f"no picture {name}: no test case has a {kind}")
         else:
             case = cases[index]
-            placed = prior.place(organ_position(case["truth"]), case["image"])
+            placed = PriorAlign([prior])(case["image"], [positions[index]])
             comparison_figure(**case, prior=placed, path=out / name, kind=kind)
+
+
+def _read_positions(folder: Path) -> list[list[float]]:
+    """Where the prior was put in each test case, RAS mm; NaN where it was neutral."""
+    with (folder / "positions.csv").open(encoding="utf-8", newline="") as file:
+        return [
+            [float(row[axis] or "nan") for axis in ("r_mm", "a_mm", "s_mm")]
+            for row in csv.DictReader(file)
+        ]
 
 
 def _write_results(out: Path) -> Path:

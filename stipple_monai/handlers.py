@@ -1,7 +1,8 @@
-"""What happens while an engine runs: ignite handlers for checkpoints and pseudo-labels."""
+"""What happens while an engine runs: ignite handlers for checkpoints, positions, pseudo-labels."""
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointSaver
 
 from stipple_monai.data.datalist import write_datalist
+from stipple_monai.files import whole_file
 from stipple_monai.inferer import POSITION_META
 from stipple_monai.transforms.dictionary import POSITION_KEY
 
@@ -111,3 +113,50 @@ class PseudoLabelDatalist:
         sections = {**self.sections, self.unlabelled: kept}
         sections["training"] = [*self.sections.get("training", []), *moved]
         write_datalist(self.path, sections)
+
+
+class PositionTable:
+    """Write where the prior was placed in each scan, as CSV with one row a scan and organ.
+
+    The columns are ``scan``, ``organ``, ``r_mm``, ``a_mm`` and ``s_mm``, the world point in RAS
+    mm; the numbers are empty where the organ was predicted nowhere.
+
+    Args:
+        path: the file to write, whole or not at all, when the engine completes.
+        organs: label values in the order of the network's channels.
+        pred_key: the prediction in the engine's output; what :class:`PriorDrivenInferer` found is
+            in its metadata.
+        image_key: the scan in the engine's output.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        organs: Sequence[int],
+        *,
+        pred_key: str = "pred",
+        image_key: str = "image",
+    ) -> None:
+        self.path, self.organs = path, list(organs)
+        self.pred_key, self.image_key = pred_key, image_key
+        self._rows: list[list[Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda: self._rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, lambda: self._write())
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            scan = item[self.image_key].meta["filename_or_obj"]
+            points = item[self.pred_key].meta[POSITION_META].tolist()
+            for organ, point in zip(self.organs, points, strict=True):
+                numbers = ["" if math.isnan(x) else f"{x:.2f}" for x in point]
+                self._rows.append([scan, organ, *numbers])
+
+    def _write(self) -> None:
+        with whole_file(self.path) as part, part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["scan", "organ", "r_mm", "a_mm", "s_mm"])
+            writer.writerows(self._rows)

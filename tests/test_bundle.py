@@ -1,5 +1,6 @@
 """The bundle: its configs, every command of its README on a tiny phantom, and bad input."""
 
+import csv
 import json
 import os
 import re
@@ -333,9 +334,8 @@ def test_inference_keeps_the_grid_of_each_scan(runs, tmp_path):
     listed = runs.other("grids", test=[str(tmp_path / f"{name}.nii.gz") for name in scans])
     out = tmp_path / "out"
     listed.run("inference", **INFERENCE, probabilities=True, output_dir=str(out))
-    assert {p.name for p in out.iterdir()} == {
-        f"{name}_{kind}.nii.gz" for name in scans for kind in ("seg", "prob")
-    }
+    volumes = {f"{name}_{kind}.nii.gz" for name in scans for kind in ("seg", "prob")}
+    assert {p.name for p in out.iterdir()} == {"positions.csv"} | volumes
     results = {}
     for name in scans:
         scan = nib.load(tmp_path / f"{name}.nii.gz")
@@ -360,7 +360,7 @@ def test_inference_on_another_grid_comes_back(runs, tmp_path):
     item = runs.items("test")[0]
     knobs = {**INFERENCE, "spacing_mm": [14.0, 14.0, -1], "output_dir": str(tmp_path)}
     runs.run("inference", **knobs, probabilities=True)
-    prob, seg = (nib.load(path) for path in sorted(tmp_path.iterdir()))
+    prob, seg = (nib.load(path) for path in sorted(tmp_path.glob("*.nii.gz")))
     scan = nib.load(item["image"])
     assert seg.shape == scan.shape
     np.testing.assert_allclose(seg.affine, scan.affine, atol=1e-4)
@@ -388,6 +388,20 @@ def test_evaluation_tells_the_dice_on_the_scans_grid(runs, name):
     predicted = np.asarray(nib.load(seg).dataobj)
     dice = 2 * (truth * predicted).sum() / (truth.sum() + predicted.sum())
     assert read_dice(folder) == pytest.approx([dice], abs=1e-5)
+
+
+def test_positions_are_told(runs):
+    (item,) = runs.items("test")
+    with (runs.root / "eval" / "stipple" / "positions.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["scan"] == item["image"]
+    found = np.array([float(row[axis]) for axis in ("r_mm", "a_mm", "s_mm")])
+    assert np.linalg.norm(found - organ_position(item["label"]).numpy()) < 100
+
+
+@pytest.mark.parametrize("name", ["baseline", "true_position"])
+def test_what_locates_nothing_tells_no_position(runs, name):
+    assert not (runs.root / "eval" / name / "positions.csv").exists()
 
 
 def test_locator_is_the_second_network(runs):
@@ -429,7 +443,8 @@ def test_slices_of_organ_and_of_background_are_drawn(runs):
 def test_best_model_by_validation_and_the_last(runs, tmp_path):
     models = runs.root / "models"
     names = {p.name for p in models.iterdir() if p.is_file()}
-    assert names == {"checkpoint_epoch=6.pt", "last.pt", "model.pt", "prior_1.nii.gz"}
+    resumable = {"checkpoint_epoch=5.pt", "checkpoint_epoch=6.pt"}
+    assert names == {"last.pt", "model.pt", "prior_1.nii.gz"} | resumable
     checkpoint = weights(models / "checkpoint_epoch=6.pt")
     assert same(checkpoint["model"], weights(models / "last.pt"))
     ((best, _),) = checkpoint["best"]["_saved"]

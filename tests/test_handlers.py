@@ -9,7 +9,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from stipple_monai.data import read_sections
-from stipple_monai.handlers import PseudoLabelDatalist, WholeCheckpointSaver
+from stipple_monai.handlers import PositionTable, PseudoLabelDatalist, WholeCheckpointSaver
 from stipple_monai.inferer import POSITION_META
 
 ORIGIN = {"model": "/m/model.pt", "share": 0.5, "round": 2}
@@ -161,3 +161,16 @@ def test_an_interval_checkpoint_is_always_there(tmp_path, monkeypatch):
     trainer.run([0], max_epochs=4)
     assert seen == [0, 1, 1, 1]
     assert len(list(tmp_path.glob("model_epoch*.pt"))) == 2
+
+
+def test_positions_are_written_with_their_units(tmp_path):
+    pred = MetaTensor(torch.zeros(1, 2, 2, 2))
+    pred.meta[POSITION_META] = torch.tensor([[1.234, -5.0, 6.0], [math.nan] * 3])
+    image = MetaTensor(torch.zeros(1, 2, 2, 2), meta={"filename_or_obj": "/scans/a.nii.gz"})
+    path = tmp_path / "new" / "positions.csv"
+    run(PositionTable(path, [3, 4]), [[{"pred": pred, "image": image}]])
+    assert path.read_text().splitlines() == [
+        "scan,organ,r_mm,a_mm,s_mm",
+        "/scans/a.nii.gz,3,1.23,-5.00,6.00",
+        "/scans/a.nii.gz,4,,,",
+    ]
