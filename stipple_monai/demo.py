@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
+from monai.bundle import ConfigParser
 
 from stipple_monai.data import (
     read_datalist,
@@ -38,6 +41,7 @@ from stipple_monai.transforms.array import PriorAlign
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "pancreas_stipple"
 LABELLED, UNLABELLED, TEST = 3, 6, 6
+SIZE = 96  # voxels along a slice, for two CPU cores
 
 _METHODS = {
     "baseline": "U-Net without prior",
@@ -75,11 +79,14 @@ def run_demo(
             f"`bundle` must be the folder of the bundle pancreas_stipple, got {bundle}: it is part "
             "of the project's repository, give its path with --bundle."
         )
+    with _progress_only():
+        return _run_stages(out, configs, seed, options or {})
+
+
+def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) -> Path:
     started = time.monotonic()
-    logging.getLogger("ignite").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="(monai|torch|ignite)")
     datalist = _prepare_data(out, seed)
-    knobs = {"bundle_root": str(out), "datalist": str(datalist), **(options or {})}
+    knobs = {"bundle_root": str(out), "datalist": str(datalist), **options}
 
     def stage(title: str, done: Path, names: Sequence[str], **extra: Any) -> None:
         if done.exists():
@@ -103,7 +110,15 @@ def run_demo(
     second = models / "round_1"
     if not prior_path(second, 1).exists():
         _copy_priors(models, second)
-    again = {"models_dir": str(second), "datalist": str(pseudo)}
+    # More scans, as many steps: the comparison is about labels, not about training time.
+    slices = ConfigParser.load_config_file(configs / "phantom.yaml")["slices_per_scan"]
+    fewer = math.ceil(slices * LABELLED / (LABELLED + UNLABELLED))
+    again = {
+        "models_dir": str(second),
+        "datalist": str(pseudo),
+        "slices_per_scan": fewer,
+        **options,
+    }
     stage("train on labels and pseudo-labels", second / "model.pt", ["train"], **training, **again)
     overlays: dict[str, tuple[list[str], dict[str, Any]]] = {
         "baseline": (["baseline"], {}),
@@ -137,7 +152,7 @@ def read_dice(folder: Path) -> list[float]:
 def _prepare_data(out: Path, seed: int) -> Path:
     datalist = out / "phantom" / "split.json"
     cases = LABELLED + UNLABELLED + TEST
-    dataset = write_phantom(out / "phantom", cases=cases, seed=seed)
+    dataset = write_phantom(out / "phantom", cases=cases, seed=seed, size=SIZE)
     if not datalist.exists():
         sections = split_datalist(
             read_datalist(dataset, "training"),
@@ -219,6 +234,18 @@ def _write_results(out: Path) -> Path:
             encoding="utf-8",
         )
     return path
+
+
+@contextmanager
+def _progress_only() -> Iterator[None]:
+    """Leave the stages and their progress bars on the screen, without MONAI's log."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="(monai|torch|ignite)")
+        logging.disable(logging.INFO)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _clock(started: float) -> str:
