@@ -27,12 +27,14 @@ def select_top_k(
     share: float | Sequence[float] | None = None,
     count: int | Sequence[int] | None = None,
     minimum: float = 0.0,
+    background_minimum: float = 0.0,
     ignore: int = 255,
 ) -> torch.Tensor:
     """Turn a prediction into a partly labelled volume that keeps its most confident voxels.
 
     Of the voxels predicted as an organ, the k most confident get that organ's label and the
-    others `ignore`, so that a loss can leave them out. Voxels predicted as background are 0.
+    others `ignore`, so that a loss can leave them out. Voxels predicted as background are 0, or
+    `ignore` where the background's probability is below `background_minimum`.
     An organ that is predicted nowhere gets no voxel; a k beyond the prediction takes all of it.
 
     Args:
@@ -45,7 +47,9 @@ def select_top_k(
             Exactly one of `share` and `count` is given.
         minimum: confidence in [0, 1] below which a voxel is never kept. `share` still counts
             all predicted voxels.
-        ignore: value of predicted voxels that are not kept, in [K+1, 255].
+        background_minimum: probability of the background in [0, 1] below which a voxel predicted
+            as background is `ignore`. Missed parts of an organ mostly lie among these.
+        ignore: value of voxels that are left out, in [K+1, 255].
 
     Returns:
         Labels, plain uint8 tensor ``(1, *spatial)`` on the device of `probability`.
@@ -62,8 +66,9 @@ def select_top_k(
     probability = probability.detach().as_subclass(torch.Tensor)
     _check_probability(probability)
     organs = max(probability.shape[0] - 1, 1)
-    if not 0 <= minimum <= 1:
-        raise ValueError(f"`minimum` must be a probability in [0, 1], got {minimum}.")
+    for name, value in (("minimum", minimum), ("background_minimum", background_minimum)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must be a probability in [0, 1], got {value}.")
     if not organs < ignore <= 255:
         raise ValueError(
             f"`ignore` must lie above the classes and fit uint8, in [{organs + 1}, 255], "
@@ -72,6 +77,8 @@ def select_top_k(
     shares, counts = _amounts(share, count, organs)
 
     label = _predicted_class(probability)
+    background = probability[0] if len(probability) > 1 else 1 - probability[0]
+    label[(label == 0) & (background < background_minimum)] = ignore
     for organ in range(1, organs + 1):
         predicted = label == organ
         confidence = probability[organ % probability.shape[0]][predicted]

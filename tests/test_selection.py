@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from stipple_monai.selection import select_top_k
 
 
-def oracle(probability, *, share=None, count=None, minimum=0.0, ignore=255):
+def oracle(probability, *, share=None, count=None, minimum=0.0, background_minimum=0.0, ignore=255):
     """The definition, one voxel at a time."""
     channels, *spatial = probability.shape
     organs = max(channels - 1, 1)
@@ -22,6 +22,8 @@ def oracle(probability, *, share=None, count=None, minimum=0.0, ignore=255):
         winner = values.index(max(values))
         if winner:
             predicted[winner].append((-values[winner], flat, where))
+        elif (1 - values[1] if channels == 1 else values[0]) < background_minimum:
+            label[(0, *where)] = ignore
     for organ, voxels in predicted.items():
         if share is not None:
             part = share[organ - 1] if isinstance(share, list) else share
@@ -52,6 +54,7 @@ def tied_softmax(channels, spatial, seed):
         {"count": 3},
         {"count": 10**9},
         {"share": 0.7, "minimum": 0.5, "ignore": 77},
+        {"share": 0.5, "background_minimum": 0.7},
     ],
 )
 def test_equals_the_voxelwise_definition(channels, spatial, options):

@@ -193,7 +193,7 @@ class SelectPseudoLabels(Transform):
     """Make a partly labelled map of a prediction, see :func:`select_top_k`.
 
     Args:
-        share, count, minimum, ignore: as in :func:`select_top_k`.
+        share, count, minimum, background_minimum, ignore: as in :func:`select_top_k`.
     """
 
     backend = _TORCH
@@ -204,12 +204,14 @@ class SelectPseudoLabels(Transform):
         share: float | Sequence[float] | None = None,
         count: int | Sequence[int] | None = None,
         minimum: float = 0.0,
+        background_minimum: float = 0.0,
         ignore: int = 255,
     ) -> None:
         self.options: dict[str, Any] = {
             "share": share,
             "count": count,
             "minimum": minimum,
+            "background_minimum": background_minimum,
             "ignore": ignore,
         }
 

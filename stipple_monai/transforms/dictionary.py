@@ -170,7 +170,7 @@ class SelectPseudoLabelsd(MapTransform):
 
     Args:
         keys: probabilities.
-        share, count, minimum, ignore: as in :func:`select_top_k`.
+        share, count, minimum, background_minimum, ignore: as in :func:`select_top_k`.
         allow_missing_keys: do nothing for a missing prediction.
     """
 
@@ -183,11 +183,18 @@ class SelectPseudoLabelsd(MapTransform):
         share: float | Sequence[float] | None = None,
         count: int | Sequence[int] | None = None,
         minimum: float = 0.0,
+        background_minimum: float = 0.0,
         ignore: int = 255,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.select = SelectPseudoLabels(share=share, count=count, minimum=minimum, ignore=ignore)
+        self.select = SelectPseudoLabels(
+            share=share,
+            count=count,
+            minimum=minimum,
+            background_minimum=background_minimum,
+            ignore=ignore,
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Select in a copy of ``data``."""
