@@ -539,7 +539,7 @@ def test_next_round_knows_labels_positions_and_their_origin(runs):
     assert content["unlabelled"] == []
     for item in new["training"][2:]:
         model = str(runs.root / "models" / "model.pt")
-        origin = {"model": model, "share": 0.5, "minimum": 0, "round": 1}
+        origin = {"model": model, "share": 0.5, "minimum": 0, "background_minimum": 0, "round": 1}
         assert item["pseudo_label"] == origin
         assert Path(item["truth"]).is_file()
 
