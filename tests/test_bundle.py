@@ -499,6 +499,18 @@ def test_resume_goes_on_where_it_stopped(runs, best, replaced):
     assert ((folder / "model.pt").read_bytes() != before) == replaced
 
 
+def test_training_starts_from_given_weights(runs):
+    models = runs.models("fine_tuned")
+    first = runs.root / "models" / "model.pt"
+    knobs = {**TRAINING, "learning_rate": 0.0, "slices_per_scan": 6}
+    knobs |= {"models_dir": str(models), "output_dir": str(runs.root / "eval" / "fine_tuned")}
+    runs.run("train", **knobs, initial_weights=str(first))
+    before, after = weights(first), weights(models / "last.pt")
+    moving = {key for key in before if "running" in key or "num_batches" in key}
+    assert all(torch.equal(before[key], after[key]) for key in before.keys() - moving)
+    assert not all(torch.equal(before[key], after[key]) for key in moving)
+
+
 def test_failed_training_leaves_no_model(runs):
     folder = runs.models("failed")
     alone = runs.other("no_validation", validation=[])
