@@ -8,7 +8,7 @@ never destroys the file that was there.
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,15 +35,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-", suffix="-" + target.name)
-    os.close(handle)
-    temporary = Path(name)
+    # Not by tempfile, whose files nobody else may read.
+    temporary = target.with_name(f".part-{uuid.uuid4().hex}-{target.name}")
     try:
         yield temporary
-        # mkstemp makes private files; a result is readable as any other new file is.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

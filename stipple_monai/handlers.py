@@ -47,7 +47,34 @@ class WholeCheckpointSaver(CheckpointSaver):
         return self._key_metric_checkpoint.state_dict()
 
 
-class PseudoLabelDatalist:
+class _ScanRecord:
+    """Collects something of each scan that an evaluator has done, and writes it at the end."""
+
+    def __init__(self, path: str | Path, pred_key: str, image_key: str) -> None:
+        self.path, self.pred_key, self.image_key = path, pred_key, image_key
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda: self._start())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, lambda: self._write())
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            name = item[self.image_key].meta["filename_or_obj"]
+            self._add(name, item[self.pred_key].meta)
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _add(self, scan: str, meta: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _write(self) -> None:
+        raise NotImplementedError
+
+
+class PseudoLabelDatalist(_ScanRecord):
     """Write the datalist that the next round of self-training trains on.
 
     It holds the sections of the old datalist; each scan that got a pseudo-label moves from
@@ -75,32 +102,25 @@ class PseudoLabelDatalist:
         image_key: str = "image",
         unlabelled: str = "unlabelled",
     ) -> None:
-        self.path = path
+        super().__init__(path, pred_key, image_key)
         self.sections = {name: [dict(i) for i in items] for name, items in sections.items()}
         self.provenance = dict(provenance)
-        self.pred_key, self.image_key, self.unlabelled = pred_key, image_key, unlabelled
+        self.unlabelled = unlabelled
+
+    def _start(self) -> None:
         self._found: dict[str, dict[str, Any]] = {}
 
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
-        engine.add_event_handler(Events.STARTED, lambda: self._found.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, lambda: self._write())
-
-    def _collect(self, engine: Engine) -> None:
-        for item in engine.state.output:
-            pred = item[self.pred_key]
-            record: dict[str, Any] = {
-                "label": os.path.abspath(pred.meta["saved_to"]),
-                "pseudo_label": self.provenance,
-            }
-            if POSITION_META in pred.meta:
-                record[POSITION_KEY] = [
-                    [None if math.isnan(x) else x for x in point]
-                    for point in pred.meta[POSITION_META].tolist()
-                ]
-            name = os.path.abspath(item[self.image_key].meta["filename_or_obj"])
-            self._found[name] = record
+    def _add(self, scan: str, meta: Mapping[str, Any]) -> None:
+        record: dict[str, Any] = {
+            "label": os.path.abspath(meta["saved_to"]),
+            "pseudo_label": self.provenance,
+        }
+        if POSITION_META in meta:
+            record[POSITION_KEY] = [
+                [None if math.isnan(x) else x for x in point]
+                for point in meta[POSITION_META].tolist()
+            ]
+        self._found[os.path.abspath(scan)] = record
 
     def _write(self) -> None:
         kept, moved = [], []
@@ -115,7 +135,7 @@ class PseudoLabelDatalist:
         write_datalist(self.path, sections)
 
 
-class PositionTable:
+class PositionTable(_ScanRecord):
     """Write where the prior was placed in each scan, as CSV with one row a scan and organ.
 
     The columns are ``scan``, ``organ``, ``r_mm``, ``a_mm`` and ``s_mm``, the world point in RAS
@@ -137,23 +157,16 @@ class PositionTable:
         pred_key: str = "pred",
         image_key: str = "image",
     ) -> None:
-        self.path, self.organs = path, list(organs)
-        self.pred_key, self.image_key = pred_key, image_key
+        super().__init__(path, pred_key, image_key)
+        self.organs = list(organs)
+
+    def _start(self) -> None:
         self._rows: list[list[Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
-        engine.add_event_handler(Events.STARTED, lambda: self._rows.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, lambda: self._write())
-
-    def _collect(self, engine: Engine) -> None:
-        for item in engine.state.output:
-            scan = item[self.image_key].meta["filename_or_obj"]
-            points = item[self.pred_key].meta[POSITION_META].tolist()
-            for organ, point in zip(self.organs, points, strict=True):
-                numbers = ["" if math.isnan(x) else f"{x:.2f}" for x in point]
-                self._rows.append([scan, organ, *numbers])
+    def _add(self, scan: str, meta: Mapping[str, Any]) -> None:
+        for organ, point in zip(self.organs, meta[POSITION_META].tolist(), strict=True):
+            numbers = ["" if math.isnan(x) else f"{x:.2f}" for x in point]
+            self._rows.append([scan, organ, *numbers])
 
     def _write(self) -> None:
         with whole_file(self.path) as part, part.open("w", encoding="utf-8", newline="") as file:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline, PchipInterpolator
+from scipy.interpolate import BSpline, CubicSpline, PchipInterpolator
 from scipy.spatial.transform import Rotation
 
 Array = NDArray[np.float32]
@@ -78,13 +78,9 @@ class Canvas:
         """Cubic B-spline over white noise at knots ``scale_mm`` apart; unit variance."""
         bases = []
         for axis, (start, stop) in zip(self.axes, _EXTENT_MM, strict=True):
-            place = (axis - start) / scale_mm
-            knot = np.floor(place).astype(int)
-            u = place - knot
-            weights = ((1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, 3 * u * (1 + u - u**2) + 1, u**3)
-            basis = np.zeros((len(axis), math.ceil((stop - start) / scale_mm) + 3), np.float32)
-            for offset, weight in enumerate(weights):
-                basis[np.arange(len(axis)), knot + offset] = weight / 6
+            count = math.ceil((stop - start) / scale_mm) + 3
+            knots = start + scale_mm * np.arange(-3, count + 1)
+            basis = BSpline.design_matrix(axis, knots, 3).toarray().astype(np.float32)
             bases.append(basis)
         field = rng.standard_normal([b.shape[1] for b in bases], dtype=np.float32)
         for basis in reversed(bases):
