@@ -1,13 +1,86 @@
-"""Frequencies of an organ around its centre, slices and bins: the arrays of algorithm 1."""
+"""Frequencies of an organ around its centre, slices and bins: algorithm 1."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from stipple_monai.errors import PriorError
+from stipple_monai.organ import (
+    Center,
+    LabelMap,
+    center_and_reach,
+    organ_mask,
+    spacing_along_ras,
+)
+
+
+class OrganHistogram:
+    """How often an organ is found at each place around its centre, map after map.
+
+    Args:
+        organ: label value.
+        center: see :func:`~stipple_monai.organ.organ_position`.
+        spacing_mm: grid along R, A and S; that of the first map with the organ where ``None``.
+    """
+
+    def __init__(
+        self, organ: int, center: Center, spacing_mm: NDArray[np.float64] | None = None
+    ) -> None:
+        self.organ, self.center, self.spacing_mm = organ, center, spacing_mm
+        self.counts = CenteredHistogram()
+
+    def add(self, label: LabelMap) -> None:
+        """Count a label map, or skip it with a warning where it does not contain the organ."""
+        found = organ_mask(label, self.organ)
+        if found is None:
+            warnings.warn(
+                f"{label.name} does not contain organ {self.organ}: skipped.", stacklevel=3
+            )
+            return
+        mask, affine = found
+        if self.spacing_mm is None:
+            self.spacing_mm = spacing_along_ras(affine)
+        point, reach = center_and_reach(mask, affine, self.center)
+        # The tolerance keeps an organ of 10 voxels of 0.7 mm from filling 11.
+        shape = np.maximum(np.ceil(2 * reach / self.spacing_mm - 0.01), 1).astype(int)
+        grid = np.diag([*self.spacing_mm, 1.0])
+        grid[:3, 3] = point - self.spacing_mm * (shape - 1) / 2
+        self.counts.add(
+            ndimage.affine_transform(
+                mask.astype(np.float32),
+                np.linalg.inv(affine) @ grid,
+                output_shape=tuple(shape),
+                order=1,
+                mode="grid-constant",
+                prefilter=False,
+            )
+        )
+
+    def in_bins(
+        self, bins: int | None, smoothing: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Frequencies ``(W_p, H_p, B)`` in [0, 1] (equation 1), and the size of their voxels.
+
+        Raises:
+            PriorError: no map contained the organ.
+        """
+        if self.spacing_mm is None or not self.counts.count:
+            raise PriorError(
+                f"No label map contains organ {self.organ}: give at least one labelled volume, or "
+                "check the label value."
+            )
+        frequency = self.counts.mean()
+        if smoothing > 0:
+            frequency = blur_in_plane(frequency, smoothing / self.spacing_mm[:2])
+        depth = frequency.shape[2]
+        binned = frequency if bins is None else average_in_bins(frequency, bins)
+        return np.clip(binned, 0, 1), self.spacing_mm * [1, 1, depth / binned.shape[2]]
 
 
 class CenteredHistogram:

@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -67,19 +67,32 @@ def organ_position(label: Label, *, organ: int = 1, center: Center = "bbox") -> 
         tensor([ 6.0000, 12.0000,  7.5000], dtype=torch.float64)
     """
     known_center(center)
-    mask, affine, name = organ_mask(label, organ)
-    if mask is None:
+    label_map = read_label(label)
+    found = organ_mask(label_map, organ)
+    if found is None:
         raise PositionError(
-            f"{name} does not contain organ {organ}, so it has no position there: skip the volume "
-            "or give the position."
+            f"{label_map.name} does not contain organ {organ}, so it has no position there: skip "
+            "the volume or give the position."
         )
-    return torch.from_numpy(center_and_reach(mask, affine, center)[0])
+    return torch.from_numpy(center_and_reach(*found, center)[0])
 
 
-def organ_mask(
-    label: Label, organ: int
-) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64], str]:
-    """The organ's voxels, cropped to its bounding box, with the crop's affine and a name."""
+class LabelMap(NamedTuple):
+    """A label map that has been read.
+
+    Attributes:
+        array: ``(W, H, D)``.
+        affine: voxel index to world, RAS+ mm, ``(4, 4)`` float64.
+        name: its file, for messages.
+    """
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+    name: str
+
+
+def read_label(label: Label) -> LabelMap:
+    """Give a label map as an array, or raise :class:`DatasetError`."""
     if isinstance(label, MetaTensor):
         name = str(label.meta.get("filename_or_obj", "the label map"))
         array = label.detach().cpu().numpy()
@@ -101,20 +114,31 @@ def organ_mask(
         raise DatasetError(f"A label map must be a MetaTensor or a file, got {type(label)}.")
     if array.ndim != 3:
         raise DatasetError(f"{name} must be one 3D label map, got the shape {array.shape}.")
-    usable = affine.shape == (4, 4) and bool(np.isfinite(affine).all())
-    if not usable or np.linalg.det(affine[:3, :3]) == 0:
+    if not is_invertible(affine):
         raise DatasetError(
             f"{name} must have an invertible 4 × 4 affine, got {affine.tolist()}: "
             "correct its header."
         )
-    mask = array == organ
+    return LabelMap(array, affine, name)
+
+
+def organ_mask(label: LabelMap, organ: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]] | None:
+    """The organ's voxels, cropped to its bounding box, with the crop's affine, if there are any."""
+    mask = label.array == organ
     found = ndimage.find_objects(mask.view(np.uint8))
     if not found:
-        return None, affine, name
-    crop = affine.copy()
-    crop[:3, 3] = affine[:3] @ [*(s.start for s in found[0]), 1]
+        return None
+    crop = label.affine.copy()
+    crop[:3, 3] = label.affine[:3] @ [*(s.start for s in found[0]), 1]
     # A copy, because a view would keep the whole map in memory.
-    return mask[found[0]].copy(), crop, name
+    return mask[found[0]].copy(), crop
+
+
+def is_invertible(affine: NDArray[Any] | torch.Tensor) -> bool:
+    """Whether an affine is a finite 4 × 4 matrix that leads back from the world to voxels."""
+    matrix = np.asarray(affine, dtype=np.float64)
+    usable = matrix.shape == (4, 4) and bool(np.isfinite(matrix).all())
+    return usable and float(np.linalg.det(matrix[:3, :3])) != 0
 
 
 def center_and_reach(

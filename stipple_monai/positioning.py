@@ -25,6 +25,7 @@ from monai.data import MetaTensor
 from scipy.fft import next_fast_len
 
 from stipple_monai.errors import PositionError
+from stipple_monai.organ import is_invertible
 from stipple_monai.prior import SpatialPrior
 
 DEFAULT_EPSILON = 1e-3
@@ -106,15 +107,14 @@ def _check_probability(probability: MetaTensor) -> None:
             "`probability` must be a MetaTensor, whose affine says where it lies, got "
             f"{type(probability)}."
         )
-    if probability.ndim != 4 or probability.shape[0] != 1 or probability.affine.shape != (4, 4):
+    if probability.ndim != 4 or probability.shape[0] != 1:
         raise PositionError(
-            "`probability` must be one organ's map with the axes 1 W H D and a 4 × 4 affine, got "
-            f"the shape {tuple(probability.shape)}."
+            "`probability` must be one organ's map with the axes 1 W H D, got the shape "
+            f"{tuple(probability.shape)}."
         )
-    linear = probability.affine[:3, :3].double()
-    if not bool(torch.isfinite(probability.affine).all()) or float(torch.linalg.det(linear)) == 0:
+    if not is_invertible(probability.affine.cpu()):
         raise PositionError(
-            "`probability` must have an invertible affine, got "
+            "`probability` must have an invertible 4 × 4 affine, got "
             f"{probability.affine.tolist()}: correct the scan's header."
         )
     low, high = (float(v) for v in probability.as_tensor().detach().aminmax())

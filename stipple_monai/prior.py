@@ -13,10 +13,8 @@ Bin
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -25,19 +23,17 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from stipple_monai.errors import PriorError
 from stipple_monai.files import whole_file
-from stipple_monai.histogram import CenteredHistogram, average_in_bins, blur_in_plane
+from stipple_monai.histogram import OrganHistogram
 from stipple_monai.organ import (
     UNREADABLE,
     Center,
     Label,
-    center_and_reach,
+    is_invertible,
     known_center,
-    organ_mask,
-    spacing_along_ras,
+    read_label,
     world_point,
 )
 from stipple_monai.sampling import sample_on_grid
@@ -151,55 +147,58 @@ class SpatialPrior:
             PriorError: no map contains the organ, or an argument is out of range.
             DatasetError: a map cannot be read or is not 3D.
         """
+        (prior,) = cls.estimate_several(
+            labels,
+            organs=[organ],
+            bins=bins,
+            spacing_mm=spacing_mm,
+            center=center,
+            smoothing=smoothing,
+        )
+        return prior
+
+    @classmethod
+    def estimate_several(
+        cls,
+        labels: Iterable[Label] | Label,
+        *,
+        organs: Sequence[int],
+        bins: int | None = 5,
+        spacing_mm: Sequence[float] | None = None,
+        center: Center = "bbox",
+        smoothing: float = 0.0,
+    ) -> list[SpatialPrior]:
+        """Estimate the priors of several organs, reading every map once, see :meth:`estimate`.
+
+        Returns:
+            The priors in the order of ``organs``.
+        """
         if bins is not None and bins < 1:
             raise PriorError(f"`bins` must be at least 1, got {bins}.")
         if not 0 <= smoothing < float("inf"):
             raise PriorError(f"`smoothing` must be a length of at least 0 mm, got {smoothing}.")
-        known_center(center)
         spacing = None if spacing_mm is None else np.array(_lengths(spacing_mm))
-        histogram = CenteredHistogram()
-        # `map` lets go of a label before it asks for the next; a loop variable would not.
+        histograms = [OrganHistogram(k, known_center(center), spacing) for k in organs]
         if isinstance(labels, MetaTensor | str | os.PathLike):
             labels = [labels]
-        for mask, affine, name in map(organ_mask, labels, itertools.repeat(organ)):
-            if mask is None:
-                warnings.warn(f"{name} does not contain organ {organ}: skipped.", stacklevel=2)
-                continue
-            if spacing is None:
-                spacing = spacing_along_ras(affine)
-            point, reach = center_and_reach(mask, affine, center)
-            # The tolerance keeps an organ of 10 voxels of 0.7 mm from filling 11.
-            shape = np.maximum(np.ceil(2 * reach / spacing - 0.01), 1).astype(int)
-            grid = np.diag([*spacing, 1.0])
-            grid[:3, 3] = point - spacing * (shape - 1) / 2
-            to_mask = np.linalg.inv(affine) @ grid
-            histogram.add(
-                ndimage.affine_transform(
-                    mask.astype(np.float32),
-                    to_mask,
-                    output_shape=tuple(shape),
-                    order=1,
-                    mode="grid-constant",
-                    prefilter=False,
+        for label in map(read_label, labels):
+            for histogram in histograms:
+                histogram.add(label)
+            # Else it would stay in memory while the next is read.
+            del label
+        priors = []
+        for histogram in histograms:
+            probability, voxel_mm = histogram.in_bins(bins, smoothing)
+            priors.append(
+                cls(
+                    probability,
+                    spacing_mm=voxel_mm.tolist(),
+                    organ=histogram.organ,
+                    case_count=histogram.counts.count,
+                    center=center,
                 )
             )
-        if spacing is None or not histogram.count:
-            raise PriorError(
-                f"No label map contains organ {organ}: give at least one labelled volume, or "
-                "check the label value."
-            )
-        frequency = histogram.mean()
-        if smoothing > 0:
-            frequency = blur_in_plane(frequency, smoothing / spacing[:2])
-        depth = frequency.shape[2]
-        binned = frequency if bins is None else average_in_bins(frequency, bins)
-        return cls(
-            np.clip(binned, 0, 1),
-            spacing_mm=(spacing[0], spacing[1], spacing[2] * depth / binned.shape[2]),
-            organ=organ,
-            case_count=histogram.count,
-            center=center,
-        )
+        return priors
 
     def place(
         self,
@@ -323,7 +322,7 @@ def _grid_affine(like: MetaTensor) -> torch.Tensor:
             "as W × H × 1 and squeeze it after the prior is placed."
         )
     affine = like.affine.to(dtype=torch.float64, device="cpu")
-    if affine.shape != (4, 4) or not abs(float(torch.linalg.det(affine[:3, :3]))) > 0:
+    if not is_invertible(affine):
         raise PriorError(f"`like` must have an invertible 4 × 4 affine, got {affine.tolist()}.")
     return affine
 

@@ -25,7 +25,7 @@ def estimate_priors(
     folder: str | os.PathLike[str],
     **options: Any,
 ) -> list[SpatialPrior]:
-    """Estimate and save the prior of each organ, with a progress bar.
+    """Estimate and save the prior of each organ, reading every map once, with a progress bar.
 
     Nothing is written before all are estimated.
 
@@ -42,12 +42,8 @@ def estimate_priors(
         PriorError: no label map contains one of the organs.
         DatasetError: a label map cannot be read.
     """
-    priors = [
-        SpatialPrior.estimate(
-            tqdm(labels, desc=f"prior of organ {organ}", unit="scan"), organ=organ, **options
-        )
-        for organ in organs
-    ]
+    progress = tqdm(labels, desc="priors", unit="scan")
+    priors = SpatialPrior.estimate_several(progress, organs=organs, **options)
     for prior in priors:
         prior.save(prior_path(folder, prior.organ))
     return priors

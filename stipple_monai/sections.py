@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
+from stipple_monai.organ import is_invertible
 
 Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
 Window: TypeAlias = tuple[float, float]
@@ -326,7 +327,7 @@ def _to_ras(name: str, volume: MetaTensor) -> MetaTensor:
             "channel of one volume, and a slice as W × H × 1."
         )
     affine = volume.affine.detach().cpu().double()
-    if affine.shape != (4, 4) or not abs(float(torch.linalg.det(affine[:3, :3]))) > 0:
+    if not is_invertible(affine):
         raise DatasetError(
             f"`{name}` must have an invertible 4 × 4 affine, got {affine.tolist()}: "
             "correct its header."

@@ -15,6 +15,7 @@ from stipple_monai.organ import (
     center_and_reach,
     organ_mask,
     organ_position,
+    read_label,
     spacing_along_ras,
     world_point,
 )
@@ -100,12 +101,14 @@ def test_file_path_and_metatensor_agree(tmp_path, name, shape):
 
 
 def test_mask_is_a_copy_of_the_box_alone():
-    mask, affine, name = organ_mask(MetaTensor(blob()[None], affine=np.diag([1, 2, 3, 1.0])), 1)
+    label = read_label(MetaTensor(blob()[None], affine=np.diag([1, 2, 3, 1.0])))
+    mask, affine = organ_mask(label, 1)
     assert mask.shape == (6, 5, 4)
     assert mask.base is None
     np.testing.assert_array_equal(affine[:3, 3], [3, 4, 12])
     np.testing.assert_array_equal(mask, blob()[3:9, 2:7, 4:8] == 1)
-    assert name == "the label map"
+    assert label.name == "the label map"
+    assert organ_mask(label, 9) is None
 
 
 def test_center_and_reach_by_hand():

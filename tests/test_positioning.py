@@ -367,13 +367,13 @@ VALID = np.full((4, 4, 4), 0.7)
         (scan(VALID), {"minimum": 1.5}, r"`minimum` must be a probability in \[0, 1\], got 1\.5"),
         (scan(VALID), {"minimum": float("nan")}, "`minimum` must be a probability"),
         (torch.zeros(1, 4, 4, 4), {}, "`probability` must be a MetaTensor"),
-        (scan(VALID)[0], {}, r"the axes 1 W H D .* got the shape \(4, 4, 4\)"),
+        (scan(VALID)[0], {}, r"the axes 1 W H D, got the shape \(4, 4, 4\)"),
         (MetaTensor(torch.zeros(2, 4, 4, 4)), {}, r"one organ's map .* \(2, 4, 4, 4\)"),
         (scan(VALID * 2), {}, r"must lie in \[0, 1\], got \[1\.4, 1\.4\]: apply softmax"),
         (scan(VALID - 1), {}, r"must lie in \[0, 1\], got \[-0\.3"),
         (scan(np.where(VALID > 0, np.nan, 0)), {}, r"must lie in \[0, 1\], got \[nan"),
-        (scan(VALID, np.diag([1.0, 0, 1])), {}, "must have an invertible affine"),
-        (scan(VALID, np.eye(3), (np.nan, 0, 0)), {}, "must have an invertible affine"),
+        (scan(VALID, np.diag([1.0, 0, 1])), {}, "must have an invertible 4 × 4 affine"),
+        (scan(VALID, np.eye(3), (np.nan, 0, 0)), {}, "must have an invertible 4 × 4 affine"),
     ],
 )
 def test_errors(probability, options, message):

@@ -71,4 +71,17 @@ def test_missing_prior(labels, tmp_path):
 
 def test_progress_is_shown(labels, tmp_path, capsys):
     estimate_priors(labels, organs=[1], folder=tmp_path)
-    assert "prior of organ 1: 100%" in capsys.readouterr().err
+    assert "priors: 100%" in capsys.readouterr().err
+
+
+def test_each_map_is_read_once_for_all_organs(labels, tmp_path, monkeypatch):
+    read, load = [], nib.load
+    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
+    with pytest.warns(UserWarning, match="does not contain organ 3"):
+        several = estimate_priors(labels, organs=[1, 3], folder=tmp_path)
+    assert read == labels
+    with pytest.warns(UserWarning, match="does not contain organ 3"):
+        alone = [SpatialPrior.estimate(labels, organ=organ) for organ in (1, 3)]
+    for one, other in zip(several, alone, strict=True):
+        np.testing.assert_array_equal(one.probability, other.probability)
+        assert one.spacing_mm == other.spacing_mm
