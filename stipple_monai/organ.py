@@ -2,8 +2,8 @@
 
 Space
     World coordinates in mm, RAS+, as a NIfTI or ``MetaTensor`` affine gives them: the first axis
-    grows to the patient's left-to-right (R), the second to anterior (A), the third to superior
-    (S). Array axes are ``W H D``.
+    grows to the patient's right (R), the second to anterior (A), the third to superior (S).
+    Array axes are ``W H D``.
 Position
     The world point of an organ's centre in one scan.
 """
