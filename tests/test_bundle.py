@@ -32,6 +32,7 @@ OVERLAYS = {
     "chaos_mr": BASES,
     "evaluate": ("inference",),
     "locator": ("inference",),
+    "multi_gpu_pseudo_label": ("inference", "pseudo_label"),
     "multi_gpu_train": ("train",),
     "phantom": BASES,
     "pseudo_label": ("inference",),

@@ -28,7 +28,7 @@ FLOORS = [
     ["prior", "sections"],
     ["positioning", "prior_set", "transforms.array", "figures"],
     ["inferer", "transforms.dictionary", "report"],
-    ["handlers", "self_training", "study", "demo"],
+    ["handlers", "pool", "self_training", "study", "demo"],
     ["__main__"],
 ]
 FLOOR = {f"{ROOT}.{name}": floor for floor, names in enumerate(FLOORS) for name in names}

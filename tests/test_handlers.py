@@ -1,6 +1,5 @@
-"""Ignite handlers: the best model across a resumed training, and the datalist of the next round."""
+"""Ignite handlers: the best model across a resumed training, and the table of positions."""
 
-import json
 import math
 
 import pytest
@@ -8,96 +7,14 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
-from stipple_monai.data import read_sections
-from stipple_monai.handlers import PositionTable, PseudoLabelDatalist, WholeCheckpointSaver
+from stipple_monai.handlers import PositionTable, WholeCheckpointSaver
 from stipple_monai.inferer import POSITION_META
-
-ORIGIN = {"model": "/m/model.pt", "share": 0.5, "round": 2}
-
-
-def output(folder, name, position=None):
-    """What an evaluator has of one scan after its pseudo-label is saved."""
-    pred = MetaTensor(torch.zeros(1, 2, 2, 2))
-    pred.meta["saved_to"] = str(folder / f"{name}_pseudo.nii.gz")
-    (folder / f"{name}_pseudo.nii.gz").touch()
-    if position is not None:
-        pred.meta[POSITION_META] = torch.tensor(position, dtype=torch.float64)
-    image = MetaTensor(torch.zeros(1, 2, 2, 2), meta={"filename_or_obj": str(folder / name)})
-    return {"image": image, "pred": pred}
-
-
-@pytest.fixture
-def scans(tmp_path):
-    for name in "abc":
-        (tmp_path / name).touch()
-    return {
-        "training": [{"image": str(tmp_path / "a"), "label": str(tmp_path / "a"), "age": 50}],
-        "unlabelled": [
-            {"image": str(tmp_path / "b"), "truth": str(tmp_path / "b")},
-            {"image": str(tmp_path / "c")},
-        ],
-        "test": [],
-    }
 
 
 def run(handler, batches):
     engine = Engine(lambda engine, batch: batch)
     handler.attach(engine)
     engine.run(batches)
-
-
-def test_labelled_scans_move_to_training_and_others_stay(tmp_path, scans):
-    path = tmp_path / "next" / "datalist.json"
-    run(PseudoLabelDatalist(path, scans, ORIGIN), [[output(tmp_path, "b", [[1.5, 2.0, -3.0]])]])
-    found = read_sections(path)
-    assert found["training"] == [
-        scans["training"][0],
-        {
-            **scans["unlabelled"][0],
-            "label": str(tmp_path / "b_pseudo.nii.gz"),
-            "pseudo_label": ORIGIN,
-            "organ_position": [[1.5, 2.0, -3.0]],
-        },
-    ]
-    assert found["unlabelled"] == [scans["unlabelled"][1]]
-    assert found["test"] == []
-    assert scans["unlabelled"][0].keys() == {"image", "truth"}
-
-
-def test_unknown_position_is_null_and_none_is_left_out(tmp_path, scans):
-    path = tmp_path / "datalist.json"
-    position = [[math.nan] * 3, [1.0, 2.0, 3.0]]
-    batches = [[output(tmp_path, "b", position), output(tmp_path, "c")]]
-    run(PseudoLabelDatalist(path, scans, ORIGIN), batches)
-    # strict JSON has no NaN
-    text = path.read_text(encoding="utf-8")
-    content = json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    _, first, second = content["training"]
-    assert first["organ_position"] == [[None] * 3, [1.0, 2.0, 3.0]]
-    assert "organ_position" not in second
-    assert content["unlabelled"] == []
-
-
-def test_each_run_starts_anew(tmp_path, scans):
-    path = tmp_path / "datalist.json"
-    handler = PseudoLabelDatalist(path, scans, ORIGIN)
-    run(handler, [[output(tmp_path, "b")]])
-    run(handler, [[output(tmp_path, "c")]])
-    found = read_sections(path)
-    assert [item["image"] for item in found["training"][1:]] == [str(tmp_path / "c")]
-    assert [item["image"] for item in found["unlabelled"]] == [str(tmp_path / "b")]
-
-
-def test_interrupted_run_writes_nothing(tmp_path, scans):
-    path = tmp_path / "datalist.json"
-
-    def batches():
-        yield [output(tmp_path, "b")]
-        raise RuntimeError("unplugged")
-
-    with pytest.raises(RuntimeError, match="unplugged"):
-        run(PseudoLabelDatalist(path, scans, ORIGIN), batches())
-    assert not path.exists()
 
 
 def saver(folder, model):
@@ -168,7 +85,9 @@ def test_positions_are_written_with_their_units(tmp_path):
     pred.meta[POSITION_META] = torch.tensor([[1.234, -5.0, 6.0], [math.nan] * 3])
     image = MetaTensor(torch.zeros(1, 2, 2, 2), meta={"filename_or_obj": "/scans/a.nii.gz"})
     path = tmp_path / "new" / "positions.csv"
-    run(PositionTable(path, [3, 4]), [[{"pred": pred, "image": image}]])
+    table = PositionTable(path, [3, 4])
+    for _ in range(2):  # each run starts anew
+        run(table, [[{"pred": pred, "image": image}]])
     assert path.read_text().splitlines() == [
         "scan,organ,r_mm,a_mm,s_mm",
         "/scans/a.nii.gz,3,1.23,-5.00,6.00",
