@@ -13,32 +13,21 @@ Bin
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from stipple_monai.errors import PriorError
-from stipple_monai.files import whole_file
-from stipple_monai.histogram import OrganHistogram
-from stipple_monai.organ import (
-    UNREADABLE,
-    Center,
-    Label,
-    is_invertible,
-    known_center,
-    read_label,
-    world_point,
-)
+from stipple_monai.alignment import mean_offsets
+from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.histogram import OrganHistogram, count_labels
+from stipple_monai.organ import Center, Label, is_invertible, known_center, world_point
+from stipple_monai.prior_file import read_prior, write_prior
 from stipple_monai.sampling import sample_on_grid
-
-FORMAT_VERSION = 1
 
 
 class SpatialPrior:
@@ -50,11 +39,13 @@ class SpatialPrior:
             of a bin.
         organ: label value of the organ.
         case_count: number of label maps that the prior was estimated from.
-        center: what the organ's centre is, see :func:`~stipple_monai.organ.organ_position`.
+        center: what the organ's centre is, see :meth:`estimate`.
+        offset_mm: the mean position of this organ relative to the mean of all organs that were
+            estimated with it, RAS mm; ``None`` if there were no others.
 
     Raises:
-        PriorError: ``probability`` is not a finite 3D array in [0, 1] or ``spacing_mm`` is not
-            three positive lengths.
+        PriorError: ``probability`` is not a finite 3D array in [0, 1], ``spacing_mm`` is not
+            three positive lengths, or ``offset_mm`` is not three finite numbers.
 
     Example:
         >>> prior = SpatialPrior(torch.ones(4, 4, 2), spacing_mm=(1, 1, 10), organ=1)
@@ -72,6 +63,7 @@ class SpatialPrior:
         organ: int = 1,
         case_count: int = 1,
         center: Center = "bbox",
+        offset_mm: Sequence[float] | None = None,
     ) -> None:
         probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu").detach()
         probability = probability.as_subclass(torch.Tensor)
@@ -89,6 +81,7 @@ class SpatialPrior:
         self.organ = int(organ)
         self.case_count = int(case_count)
         self.center = known_center(center)
+        self.offset_mm = None if offset_mm is None else _point(offset_mm)
 
     @property
     def bins(self) -> int:
@@ -119,14 +112,16 @@ class SpatialPrior:
         spacing_mm: Sequence[float] | None = None,
         center: Center = "bbox",
         smoothing: float = 0.0,
+        num_workers: int = 1,
     ) -> SpatialPrior:
         """Estimate the prior of an organ from label maps (algorithm 1, equation 1).
 
-        Every map is read once and forgotten: memory is that of one map and of the organ's box.
-        Maps of any orientation or obliquity are sampled on RAS axes around the organ's centre.
-        An organ whose extent is of the same parity (in voxels) as the largest is counted voxel
-        by voxel; the centre of any other lies half a voxel off, and linear interpolation puts it
-        right. What lies outside a map's field of view counts as background.
+        Every map is read once, piece by piece, and forgotten, except for some tens of kilobytes:
+        the organ's voxels, compressed. Memory is that of the organ's box. Maps of any orientation
+        or obliquity are sampled on RAS axes around the organ's centre. An organ whose extent is of
+        the same parity (in voxels) as the largest is counted voxel by voxel; the centre of any
+        other lies half a voxel off, and linear interpolation puts it right. What lies outside a
+        map's field of view counts as background.
 
         Args:
             labels: label maps, ``(1, W, H, D)`` or ``(W, H, D)``, or NIfTI files of such; or one.
@@ -134,9 +129,14 @@ class SpatialPrior:
             bins: ``B``; ``None`` keeps every slice (``B = Δz``, no discretisation).
             spacing_mm: grid of the prior along R, A and S before binning; the first map's own
                 where ``None``.
-            center: see :func:`~stipple_monai.organ.organ_position`.
+            center: ``"bbox"``, the middle of the organ's bounding box (algorithm 1); ``"mass"``,
+                the mean of its voxels; or ``"groupwise"``, where all the maps' organs overlap
+                most (:mod:`stipple_monai.alignment`), which gives a sharper prior and a centre
+                that is found again in a prediction.
             smoothing: standard deviation in mm of a Gaussian blur in the axial plane; the box
                 grows by three of them. 0 is the paper's plain histogram.
+            num_workers: number of maps that are read at once, each on a thread of its own; the
+                result does not depend on it. 0 and 1 work in the calling thread.
 
         Returns:
             The prior. A slice belongs to the bin that its centre falls in, so that bins may hold
@@ -154,6 +154,7 @@ class SpatialPrior:
             spacing_mm=spacing_mm,
             center=center,
             smoothing=smoothing,
+            num_workers=num_workers,
         )
         return prior
 
@@ -167,8 +168,12 @@ class SpatialPrior:
         spacing_mm: Sequence[float] | None = None,
         center: Center = "bbox",
         smoothing: float = 0.0,
+        num_workers: int = 1,
     ) -> list[SpatialPrior]:
         """Estimate the priors of several organs, reading every map once, see :meth:`estimate`.
+
+        Organs that maps have in common also get their offsets, with which they can be positioned
+        together.
 
         Returns:
             The priors in the order of ``organs``.
@@ -177,25 +182,25 @@ class SpatialPrior:
             raise PriorError(f"`bins` must be at least 1, got {bins}.")
         if not 0 <= smoothing < float("inf"):
             raise PriorError(f"`smoothing` must be a length of at least 0 mm, got {smoothing}.")
+        if num_workers < 0:
+            raise PriorError(f"`num_workers` must be at least 0, got {num_workers}.")
         spacing = None if spacing_mm is None else np.array(_lengths(spacing_mm))
         histograms = [OrganHistogram(k, known_center(center), spacing) for k in organs]
         if isinstance(labels, MetaTensor | str | os.PathLike):
             labels = [labels]
-        for label in map(read_label, labels):
-            for histogram in histograms:
-                histogram.add(label)
-            # Else it would stay in memory while the next is read.
-            del label
+        count_labels(labels, histograms, num_workers=num_workers)
+        offsets = mean_offsets([histogram.centers_mm for histogram in histograms])
         priors = []
-        for histogram in histograms:
-            probability, voxel_mm = histogram.in_bins(bins, smoothing)
+        for histogram, offset in zip(histograms, offsets, strict=True):
+            probability, voxel_mm = histogram.in_bins(bins, smoothing, num_workers=num_workers)
             priors.append(
                 cls(
                     probability,
                     spacing_mm=voxel_mm.tolist(),
                     organ=histogram.organ,
-                    case_count=histogram.counts.count,
+                    case_count=len(histogram.centers_mm),
                     center=center,
+                    offset_mm=offset,
                 )
             )
         return priors
@@ -247,24 +252,7 @@ class SpatialPrior:
         Raises:
             PriorError: ``path`` has another ending.
         """
-        if not str(path).endswith((".nii", ".nii.gz")):
-            raise PriorError(f"A prior is saved as '.nii' or '.nii.gz', got {path}.")
-        affine = _centred_affine(self.spacing_mm, self.probability.shape)
-        image = nib.Nifti1Image(self.probability.numpy(), affine)
-        image.header.set_xyzt_units("mm")
-        image.header["descrip"] = f"STIPPLE prior of organ {self.organ}"
-        record = {
-            "stipple_prior": FORMAT_VERSION,
-            "organ": self.organ,
-            "bins": self.bins,
-            "case_count": self.case_count,
-            "center": self.center,
-        }
-        image.header.extensions.append(
-            nib.nifti1.Nifti1Extension("comment", json.dumps(record).encode())
-        )
-        with whole_file(path) as temporary:
-            nib.save(image, temporary)
+        write_prior(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SpatialPrior:
@@ -274,41 +262,7 @@ class SpatialPrior:
             PriorError: the file is missing, truncated, not NIfTI or not a prior, or was written
                 by a newer version.
         """
-        remedy = "Estimate it again and save it with `SpatialPrior.save`."
-        try:
-            image = nib.load(path)
-            data = np.asarray(image.dataobj, dtype=np.float32)
-            texts = [e.get_content() for e in image.header.extensions if e.get_code() == 6]
-        except FileNotFoundError:
-            raise PriorError(f"There is no prior at {path}. {remedy}") from None
-        except UNREADABLE as error:
-            raise PriorError(
-                f"{path} cannot be read as a NIfTI prior: {type(error).__name__}: {error}. {remedy}"
-            ) from error
-        record = next((r for r in map(_json_object, texts) if "stipple_prior" in r), None)
-        if record is None:
-            raise PriorError(f"{path} is an image, but not a prior with its record. {remedy}")
-        if record["stipple_prior"] != FORMAT_VERSION:
-            raise PriorError(
-                f"{path} is a prior of format {record['stipple_prior']}, and this version reads "
-                f"format {FORMAT_VERSION}: update stipple-monai. {remedy}"
-            )
-        try:
-            prior = cls(
-                data,
-                spacing_mm=[float(s) for s in image.header.get_zooms()[:3]],
-                organ=record["organ"],
-                case_count=record["case_count"],
-                center=record["center"],
-            )
-            if prior.bins != record["bins"]:
-                raise PriorError(f"it has {prior.bins} bins, its record says {record['bins']}.")
-            expected = _centred_affine(prior.spacing_mm, prior.probability.shape)
-            if not np.allclose(image.affine, expected, rtol=1e-4, atol=1e-3):
-                raise PriorError(f"its affine must be {expected.tolist()}, so it was reoriented.")
-        except (KeyError, TypeError, ValueError) as error:
-            raise PriorError(f"{path} is not a valid prior: {error} {remedy}") from error
-        return prior
+        return read_prior(path, cls)
 
 
 def _grid_affine(like: MetaTensor) -> torch.Tensor:
@@ -327,12 +281,6 @@ def _grid_affine(like: MetaTensor) -> torch.Tensor:
     return affine
 
 
-def _centred_affine(spacing_mm: Sequence[float], shape: Sequence[int]) -> NDArray[np.float64]:
-    affine = np.diag([*spacing_mm, 1.0])
-    affine[:3, 3] = -np.array(spacing_mm) * (np.array(shape) - 1) / 2
-    return affine
-
-
 def _lengths(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     values = [float(s) for s in spacing_mm]
     if len(values) != 3 or not all(0 < v < float("inf") for v in values):
@@ -340,9 +288,11 @@ def _lengths(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     return values[0], values[1], values[2]
 
 
-def _json_object(text: bytes | str) -> dict[str, Any]:
+def _point(offset_mm: Sequence[float]) -> tuple[float, float, float]:
     try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        r, a, s = world_point(offset_mm).tolist()
+    except PositionError:
+        raise PriorError(
+            f"`offset_mm` must be three finite numbers (RAS mm) or None, got {offset_mm}."
+        ) from None
+    return r, a, s

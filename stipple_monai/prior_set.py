@@ -33,7 +33,7 @@ def estimate_priors(
         labels: label maps or files.
         organs: label values.
         folder: where the files go, see :func:`prior_path`.
-        **options: see :meth:`SpatialPrior.estimate`.
+        **options: see :meth:`SpatialPrior.estimate`; ``num_workers`` reads several maps at once.
 
     Returns:
         The priors in the order of ``organs``.

@@ -14,20 +14,22 @@ PACKAGE = Path(stipple_monai.__file__).parent
 ROOT = "stipple_monai"
 
 FLOORS = [
-    ["errors", "files"],
-    ["fusion", "organ", "sampling", "selection", "unet"],
+    ["correlation", "errors", "files", "parallel"],
+    ["alignment", "fusion", "interpolation", "organ", "sampling", "selection", "unet"],
     [
         "histogram",
         "losses",
         "network",
+        "prior_file",
         "data.checks",
         "data.anatomy",
         "data.phantom",
         "data.datalist",
     ],
     ["prior", "sections"],
-    ["positioning", "prior_set", "transforms.array", "figures"],
-    ["inferer", "transforms.dictionary", "report"],
+    ["positioning", "prior_set", "figures"],
+    ["joint", "transforms.array", "report"],
+    ["inferer", "orientation", "transforms.dictionary"],
     ["handlers", "pool", "self_training", "study", "demo"],
     ["__main__"],
 ]
@@ -243,7 +245,9 @@ def methods(cls):
     for name, value in vars(cls).items():
         function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
         function = function.fget if isinstance(function, property) else function
-        if inspect.isfunction(function) and (not name.startswith("_") or name.endswith("__")):
+        # what collections.namedtuple generates is of another module
+        own = inspect.isfunction(function) and function.__module__ == cls.__module__
+        if own and (not name.startswith("_") or name.endswith("__")):
             yield name, function
 
 

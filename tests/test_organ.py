@@ -1,6 +1,7 @@
 """One organ in a label map: voxels, position, reach."""
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +14,9 @@ from scipy.spatial.transform import Rotation
 from stipple_monai.errors import DatasetError, PositionError, PriorError
 from stipple_monai.organ import (
     center_and_reach,
-    organ_mask,
+    open_label,
+    organ_masks,
     organ_position,
-    read_label,
     spacing_along_ras,
     world_point,
 )
@@ -100,26 +101,155 @@ def test_file_path_and_metatensor_agree(tmp_path, name, shape):
     torch.testing.assert_close(organ_position(no_channel), expected)
 
 
-def test_mask_is_a_copy_of_the_box_alone():
-    label = read_label(MetaTensor(blob()[None], affine=np.diag([1, 2, 3, 1.0])))
-    mask, affine = organ_mask(label, 1)
+def masks_by_hand(array, affine, organs):
+    """Each organ's box by the indices of its voxels, from the whole map."""
+    found = []
+    for organ in organs:
+        index = np.argwhere(array == organ)
+        if not len(index):
+            found.append(None)
+            continue
+        low, high = index.min(0), index.max(0)
+        box = array[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] == organ
+        found.append((box, affine @ np.array([*np.eye(4)[:3], [*low, 1.0]]).T))
+    return found
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        if other is None:
+            assert one is None
+            continue
+        assert one[0].dtype == bool
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_allclose(one[1], other[1], rtol=1e-6, atol=1e-5)
+
+
+def scattered(values, dtype, seed=0, shape=(12, 14, 10)):
+    """A map with many empty slices and each of the values somewhere."""
+    rng = np.random.default_rng(seed)
+    array = np.zeros(shape, dtype)
+    for value in values:
+        start = [int(rng.integers(1, n - 4)) for n in shape]
+        box = tuple(slice(a, a + int(rng.integers(1, 5))) for a in start)
+        array[box] = np.where(rng.random(array[box].shape) < 0.7, value, array[box])
+        array[tuple(start)] = value
+    return array
+
+
+@pytest.mark.parametrize("slab_voxels", [1, 150, 420, 10**6])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=["C", "F", "turned"])
+def test_masks_are_those_of_the_whole_map(monkeypatch, slab_voxels, order):
+    monkeypatch.setattr("stipple_monai.organ._SLAB_VOXELS", slab_voxels)
+    affine = affine_of((0.7, -0.8, 5), (20, 0, 10))
+    for seed in range(5):
+        array = scattered([1, 2, 3, 255], np.uint8, seed)
+        stored = np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+        label = MetaTensor(torch.from_numpy(stored)[None], affine=affine)
+        for organs in ([1], [3, 2, 7, 1], [255, 300], [2, 2], [0], [1, 0]):
+            found = organ_masks(open_label(label), organs)
+            assert_same(found, masks_by_hand(array, affine, organs))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (np.uint8, [1, 200]),
+        (np.int16, [1, 300, -2]),
+        (np.uint16, [1, 40000]),
+        (np.int32, [1, 70000, -70000]),
+        (np.float32, [1, 300]),
+        (np.float64, [2, 1.5]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_masks_of_files_of_any_kind(tmp_path, monkeypatch, name, dtype, values):
+    monkeypatch.setattr("stipple_monai.organ._SLAB_VOXELS", 400)
+    array, affine = scattered(values, dtype), affine_of((-0.7, 0.7, 5))
+    nib.save(nib.Nifti1Image(array, affine), tmp_path / name)
+    label = open_label(tmp_path / name)
+    organs = [*values, 0, 99]
+    assert_same(organ_masks(label, organs), masks_by_hand(array, affine, organs))
+    assert_same(organ_masks(label, values), masks_by_hand(array, affine, values))
+    assert label.name == str(tmp_path / name)
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(2, 0), (1, -3), (0.5, 4)])
+def test_masks_of_scaled_labels(tmp_path, slope, inter):
+    stored, affine = scattered([2, 6, 8], np.uint8), np.eye(4)
+    image = nib.Nifti1Image(stored, affine)
+    image.header.set_slope_inter(slope, inter)
+    # nibabel would scale back what it is given: the numbers stand in the file as they are.
+    with (tmp_path / "scaled.nii").open("wb") as file:
+        image.header["vox_offset"] = 352
+        file.write(image.header.binaryblock + bytes(4) + stored.tobytes(order="F"))
+    array = stored.astype(float) * slope + inter
+    np.testing.assert_array_equal(nib.load(tmp_path / "scaled.nii").get_fdata(), array)
+    organs = [2 * slope + inter, 6 * slope + inter, inter, 0, 77]
+    found = organ_masks(open_label(tmp_path / "scaled.nii"), organs)
+    assert_same(found, masks_by_hand(array, affine, organs))
+    assert_same(
+        organ_masks(open_label(tmp_path / "scaled.nii"), organs[:2]),
+        masks_by_hand(array, affine, organs[:2]),
+    )
+
+
+def test_what_is_no_number_is_no_organ(tmp_path):
+    array = scattered([1], np.float32)
+    array[0, 0, 0] = array[11, 13, 9] = np.nan
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "nan.nii")
+    found = organ_masks(open_label(tmp_path / "nan.nii"), [1])
+    assert_same(found, masks_by_hand(array, np.eye(4), [1]))
+
+
+def test_masks_keep_nothing_of_the_map():
+    array = blob()
+    label = open_label(MetaTensor(array[None], affine=np.diag([1, 2, 3, 1.0])))
+    ((mask, affine),) = organ_masks(label, [1])
     assert mask.shape == (6, 5, 4)
     assert mask.base is None
     np.testing.assert_array_equal(affine[:3, 3], [3, 4, 12])
-    np.testing.assert_array_equal(mask, blob()[3:9, 2:7, 4:8] == 1)
     assert label.name == "the label map"
-    assert organ_mask(label, 9) is None
 
 
-def test_center_and_reach_by_hand():
-    mask = np.zeros((4, 1, 1), bool)
-    mask[[0, 1, 3]] = True
-    point, reach = center_and_reach(mask, np.diag([2.0, 1.0, 5.0, 1.0]), "bbox")
-    np.testing.assert_allclose(point, [3, 0, 0])
-    np.testing.assert_allclose(reach, [4, 0.5, 2.5])
-    point, reach = center_and_reach(mask, np.diag([2.0, 1.0, 5.0, 1.0]), "mass")
-    np.testing.assert_allclose(point, [8 / 3, 0, 0])
-    np.testing.assert_allclose(reach, [6 - 8 / 3 + 1, 0.5, 2.5])
+def test_a_file_is_never_whole_in_memory(tmp_path):
+    array = np.zeros((256, 256, 256), np.uint8)
+    array[100:110, 90:110] = 1
+    array[0, 0] = array[255, 255] = 2
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "large.nii.gz")
+    tracemalloc.start()
+    ((mask, _),) = organ_masks(open_label(tmp_path / "large.nii.gz"), [1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mask.shape == (10, 20, 256)
+    assert peak < array.nbytes / 2
+
+
+def test_a_file_is_decompressed_once(tmp_path, monkeypatch):
+    nib.save(nib.Nifti1Image(scattered([1], np.uint8), np.eye(4)), tmp_path / "a.nii.gz")
+    monkeypatch.setattr("stipple_monai.organ._SLAB_VOXELS", 1)
+    label = open_label(tmp_path / "a.nii.gz")
+    opened, opener = [], nib.openers.ImageOpener
+    monkeypatch.setattr(
+        nib.openers, "ImageOpener", lambda *a, **how: opened.append(a) or opener(*a, **how)
+    )
+    organ_masks(label, [1])
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (15, 0, 0), (20, -10, 30)])
+@pytest.mark.parametrize("center", ["bbox", "mass"])
+def test_center_and_reach_are_those_of_all_voxels(angles, center):
+    affine = affine_of((0.9, 0.8, -3), angles)
+    ((mask, crop),) = organ_masks(open_label(MetaTensor(blob()[None], affine=affine)), [1])
+    points = np.argwhere(mask) @ crop[:3, :3].T + crop[:3, 3]
+    low, high = points.min(0), points.max(0)
+    expected = (low + high) / 2 if center == "bbox" else points.mean(0)
+    point, reach = center_and_reach(mask, crop, center)
+    np.testing.assert_allclose(point, expected, atol=1e-9)
+    half = np.linalg.norm(affine[:3, :3], axis=1) / 2
+    np.testing.assert_allclose(reach, np.maximum(expected - low, high - expected) + half, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +271,7 @@ def test_organ_that_is_not_there():
 
 
 def test_unknown_center():
-    with pytest.raises(PriorError, match="`center` must be 'bbox' or 'mass', got 'middle'"):
+    with pytest.raises(PriorError, match="'bbox', 'mass' or 'groupwise', got 'middle'"):
         organ_position(MetaTensor(blob()[None]), center="middle")
 
 
@@ -182,6 +312,13 @@ def test_header_that_points_nowhere(tmp_path):
     path.write_bytes(raw)
     with pytest.raises(DatasetError, match=r"bad\.nii cannot be read as NIfTI: HeaderDataError"):
         organ_position(path)
+
+
+def test_file_without_voxels(tmp_path):
+    surface = nib.gifti.GiftiDataArray(np.zeros((4, 3), np.float32))
+    nib.save(nib.GiftiImage(darrays=[surface]), tmp_path / "surface.gii")
+    with pytest.raises(DatasetError, match=r"surface\.gii cannot be read as NIfTI"):
+        organ_position(tmp_path / "surface.gii")
 
 
 def test_compressed_twice_is_no_nifti(tmp_path):

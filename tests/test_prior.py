@@ -1,8 +1,7 @@
 """The spatial prior: algorithm 1, placing, files."""
 
-import json
 import math
-import os
+import time
 import tracemalloc
 import weakref
 from pathlib import Path
@@ -18,7 +17,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.organ import organ_position
+from stipple_monai.organ import open_label, organ_position
 from stipple_monai.prior import SpatialPrior
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -45,6 +44,13 @@ def random_volumes(sizes, *, shape=(16, 15, 14), seed=0, organ=1):
         array[tuple(slice(a, a + m) for a, m in zip(start, size, strict=True))] = organ * organ_box
         volumes.append(volume(array, origin=rng.normal(size=3) * 100))
     return volumes
+
+
+def in_files(labels, folder):
+    paths = [folder / f"{i}.nii.gz" for i in range(len(labels))]
+    for label, path in zip(labels, paths, strict=True):
+        nib.save(nib.Nifti1Image(np.asarray(label)[0], label.affine.numpy()), path)
+    return paths
 
 
 def algorithm_1(volumes, bins, organ=1):
@@ -312,14 +318,29 @@ def test_memory_is_that_of_one_volume(tmp_path):
     three = peak(lambda: SpatialPrior.estimate(paths[:3]))
     twelve = peak(lambda: SpatialPrior.estimate(paths))
     assert twelve < 1.05 * three
-    assert twelve < 1.05 * loading
+    assert twelve < loading
+
+
+def test_memory_does_not_grow_with_sizes_that_are_even_and_odd():
+    sizes = [tuple(np.array((30, 30, 30)) - parity) for parity in np.ndindex(2, 2, 2)]
+
+    def peak(number):
+        labels = random_volumes(sizes[:number] * 4, shape=(40, 40, 40))
+        tracemalloc.start()
+        SpatialPrior.estimate(labels, bins=None)
+        value = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return value
+
+    peak(1)
+    alike, mixed = peak(1), peak(8)
+    # What is kept of a random organ is a bit a voxel; of a real one, a tenth of that.
+    assert mixed < alike + 28 * 1.1 * 30**3 / 8 + 2e4
 
 
 def test_files_and_metatensors_give_the_same(tmp_path):
     labels = random_volumes(MIXED)
-    paths = [tmp_path / f"{i}.nii.gz" for i in range(len(labels))]
-    for label, path in zip(labels, paths, strict=True):
-        nib.save(nib.Nifti1Image(np.asarray(label)[0], label.affine.numpy()), path)
+    paths = in_files(labels, tmp_path)
     expected = SpatialPrior.estimate(labels, bins=3)
     for files in (paths, map(str, paths)):
         prior = SpatialPrior.estimate(files, bins=3)
@@ -393,10 +414,11 @@ def test_the_spacing_of_an_oblique_first_scan_is_its_own(plain):
     ("arguments", "message"),
     [
         ({"bins": 0}, "`bins` must be at least 1, got 0"),
+        ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
         ({"smoothing": -1.0}, "`smoothing` must be a length of at least 0 mm, got -1"),
         ({"smoothing": float("nan")}, "`smoothing` must be a length of at least 0 mm, got nan"),
         ({"smoothing": float("inf")}, "`smoothing` must be a length of at least 0 mm, got inf"),
-        ({"center": "top"}, "`center` must be 'bbox' or 'mass', got 'top'"),
+        ({"center": "top"}, "`center` must be 'bbox', 'mass' or 'groupwise', got 'top'"),
         ({"spacing_mm": (1, 1)}, "`spacing_mm` must be three positive lengths"),
         ({"spacing_mm": (1, 1, 0)}, "`spacing_mm` must be three positive lengths"),
         ({"spacing_mm": (1, 1, float("nan"))}, "`spacing_mm` must be three positive lengths"),
@@ -442,6 +464,79 @@ def test_probability_is_a_plain_cpu_tensor(tmp_path):
     assert type(prior.probability) is torch.Tensor
     assert not prior.probability.requires_grad
     prior.save(tmp_path / "p.nii")
+
+
+# --- several at once -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["files", "MetaTensors", "a generator"])
+@pytest.mark.parametrize("spacing_mm", [None, (0.9, 1.1, 1.7)])
+def test_the_number_of_workers_does_not_change_a_bit(tmp_path, monkeypatch, kind, spacing_mm):
+    turned = [volume(np.asarray(v)[0], (1, 1, 1), rotation(x=9)) for v in random_volumes(MIXED)]
+    labels = [*random_volumes(MIXED), *turned, *random_volumes(SAME, organ=3)]
+    given = in_files(labels, tmp_path) if kind == "files" else labels
+    options = {"organs": [1, 3], "bins": None, "spacing_mm": spacing_mm}
+    with pytest.warns(UserWarning, match="does not contain"):
+        expected = SpatialPrior.estimate_several(given, **options)
+
+    late = iter(np.random.default_rng(0).permutation(300))
+    monkeypatch.setattr(
+        "stipple_monai.histogram.open_label",
+        lambda x: time.sleep(next(late) / 1e4) or open_label(x),
+    )
+    for num_workers in (0, 2, 3, 40):
+        labels = iter(given) if kind == "a generator" else given
+        with pytest.warns(UserWarning, match="does not contain"):
+            priors = SpatialPrior.estimate_several(labels, num_workers=num_workers, **options)
+        for prior, other in zip(priors, expected, strict=True):
+            assert torch.equal(prior.probability, other.probability)
+            assert prior.spacing_mm == other.spacing_mm
+            assert prior.case_count == other.case_count
+
+
+def test_the_first_map_in_order_with_an_organ_gives_its_spacing(monkeypatch):
+    other, *labels = random_volumes(SAME), *random_volumes(SAME, organ=2)
+    labels = [volume(np.asarray(v)[0], (1 + i, 1, 1)) for i, v in enumerate(labels)]
+    seconds = iter([0, 0.2, 0.1, 0, 0])
+    monkeypatch.setattr(
+        "stipple_monai.histogram.open_label", lambda x: time.sleep(next(seconds)) or open_label(x)
+    )
+    with pytest.warns(UserWarning, match="does not contain"):
+        _, prior = SpatialPrior.estimate_several([other[0], *labels], organs=[1, 2], num_workers=4)
+    assert prior.spacing_mm[:2] == (1, 1)
+
+
+def test_no_more_maps_are_held_than_there_are_workers():
+    volumes, references, alive = random_volumes(MIXED * 2), [], []
+
+    def watched():
+        while volumes:
+            alive.append(sum(r() is not None for r in references))
+            label = volumes.pop(0)
+            references.append(weakref.ref(label))
+            yield label
+            del label
+
+    prior = SpatialPrior.estimate(watched(), num_workers=2)
+    assert prior.case_count == 2 * len(MIXED)
+    assert max(alive) <= 1
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_warnings_and_errors_are_those_of_one_worker(tmp_path, num_workers):
+    paths = in_files([*random_volumes(SAME), *random_volumes(SAME, organ=2)], tmp_path)
+    with pytest.warns(UserWarning, match="skipped") as caught:
+        SpatialPrior.estimate(paths, num_workers=num_workers)
+    assert [str(w.message) for w in caught] == [
+        f"{path} does not contain organ 1: skipped." for path in paths[4:]
+    ]
+    assert {w.filename for w in caught} == {__file__}
+    paths[2].write_text("not an image")
+    paths[3].unlink()
+    with pytest.raises(DatasetError, match=r"2\.nii\.gz cannot be read as NIfTI"):
+        SpatialPrior.estimate(paths, num_workers=num_workers)
+    with pytest.raises(DatasetError, match=r"There is no label map at .*3\.nii\.gz"):
+        SpatialPrior.estimate(paths[3:] + paths[2:], num_workers=num_workers)
 
 
 # --- placing -------------------------------------------------------------------------------------
@@ -634,156 +729,6 @@ def test_place_takes_no_grid_and_no_point_for_granted(random_prior):
         flat = MetaTensor(torch.zeros(1, 4, 4, 4), affine=np.diag([1, 1, last, 1.0]))
         with pytest.raises(PriorError, match="`like` must have an invertible 4 × 4 affine"):
             random_prior.place((0, 0, 0), flat)
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["prior.nii", "new/prior.nii.gz"])
-def test_save_and_load_keep_everything(tmp_path, random_prior, name):
-    random_prior.center = "mass"
-    random_prior.save(tmp_path / name)
-    loaded = SpatialPrior.load(str(tmp_path / name))
-    assert torch.equal(loaded.probability, random_prior.probability)
-    assert loaded.spacing_mm == pytest.approx(random_prior.spacing_mm, rel=1e-6)
-    assert (loaded.organ, loaded.case_count, loaded.center, loaded.bins) == (2, 3, "mass", 5)
-    like = volume(np.zeros((8, 8, 8)))
-    torch.testing.assert_close(
-        loaded.place((0, 0, 54), like), random_prior.place((0, 0, 54), like), atol=1e-5, rtol=0
-    )
-
-
-def test_any_viewer_sees_an_image_in_mm_centred_on_the_origin(tmp_path, random_prior):
-    random_prior.save(tmp_path / "prior.nii.gz")
-    image = nib.load(tmp_path / "prior.nii.gz")
-    assert image.get_data_dtype() == np.float32
-    assert image.header.get_xyzt_units()[0] == "mm"
-    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
-    assert image.header.get_zooms() == pytest.approx((1.1, 0.9, 2.3))
-    np.testing.assert_allclose(apply_affine(image.affine, [3, 2.5, 2]), 0, atol=1e-5)
-    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), random_prior.probability)
-
-
-def test_wrong_ending(tmp_path, random_prior):
-    with pytest.raises(PriorError, match=r"saved as '\.nii' or '\.nii\.gz', got .*prior\.pt"):
-        random_prior.save(tmp_path / "prior.pt")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path, random_prior, monkeypatch):
-    path = tmp_path / "prior.nii.gz"
-    random_prior.save(path)
-    before = path.read_bytes()
-
-    def half(image, target):
-        Path(target).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(nib, "save", half)
-    with pytest.raises(OSError, match="disk full"):
-        SpatialPrior(torch.ones(2, 2, 2), spacing_mm=(1, 1, 1)).save(path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["prior.nii.gz"]
-
-
-def with_record(path, change, values=None, affine=None):
-    """Rewrite a prior with another record, other values or another affine."""
-    image = nib.load(path)
-    record = json.loads(image.header.extensions[0].get_content())
-    change(record)
-    values = np.asarray(image.dataobj) if values is None else values
-    other = nib.Nifti1Image(values, image.affine if affine is None else affine)
-    other.header.extensions.append(
-        nib.nifti1.Nifti1Extension("comment", json.dumps(record).encode())
-    )
-    nib.save(other, path)
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(PriorError, match=r"There is no prior at .*gone\.nii\.gz.*Estimate it"):
-        SpatialPrior.load(tmp_path / "gone.nii.gz")
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda raw: raw[: len(raw) // 2],
-        lambda raw: raw[:100] + bytes(255 - b for b in raw[100:140]) + raw[140:],
-        lambda raw: b"a text",
-        lambda raw: b"",
-    ],
-    ids=["truncated", "damaged", "text", "empty"],
-)
-@pytest.mark.parametrize("name", ["prior.nii", "prior.nii.gz"])
-def test_file_that_cannot_be_read(tmp_path, random_prior, spoil, name):
-    path = tmp_path / name
-    random_prior.save(path)
-    raw = path.read_bytes()
-    path.write_bytes(spoil(raw))
-    with pytest.raises(PriorError, match=r"(?s)prior\.nii.*Estimate it again") as caught:
-        SpatialPrior.load(path)
-    assert "There is no prior" not in str(caught.value)
-
-
-@pytest.mark.parametrize("note", [None, b"a note", b"[1, 2]", b'{"other": 1}', b"\xff\xfe"])
-def test_image_without_a_record(tmp_path, note):
-    image = nib.Nifti1Image(np.zeros((3, 3, 3), np.float32), np.eye(4))
-    if note is not None:
-        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", note))
-    nib.save(image, tmp_path / "scan.nii.gz")
-    with pytest.raises(PriorError, match=r"scan\.nii\.gz is an image, but not a prior"):
-        SpatialPrior.load(tmp_path / "scan.nii.gz")
-
-
-def test_newer_format(tmp_path, random_prior):
-    path = tmp_path / "prior.nii"
-    random_prior.save(path)
-    with_record(path, lambda record: record.update(stipple_prior=2))
-    with pytest.raises(PriorError, match="format 2, and this version reads format 1: update"):
-        SpatialPrior.load(path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda r: r.update(bins=4), "it has 5 bins, its record says 4"),
-        (lambda r: r.pop("organ"), "not a valid prior: 'organ'"),
-        (lambda r: r.update(organ="liver"), "not a valid prior: invalid literal"),
-        (lambda r: r.update(case_count=None), "not a valid prior: int"),
-        (lambda r: r.update(center="top"), "not a valid prior: `center` must be"),
-    ],
-)
-def test_record_that_does_not_fit(tmp_path, random_prior, change, message):
-    path = tmp_path / "prior.nii"
-    random_prior.save(path)
-    with_record(path, change)
-    with pytest.raises(PriorError, match=message):
-        SpatialPrior.load(path)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (np.full((7, 6, 5), 2, np.float32), r"must lie in \[0, 1\], got \[2, 2\]"),
-        (np.full((7, 6, 5), np.nan, np.float32), "must be finite"),
-        (np.zeros((7, 6, 5, 2), np.float32), "must have three axes"),
-    ],
-)
-def test_values_out_of_range_in_a_file(tmp_path, random_prior, values, message):
-    path = tmp_path / "prior.nii"
-    random_prior.save(path)
-    with_record(path, lambda record: None, values=values)
-    with pytest.raises(PriorError, match=f"not a valid prior: `probability` {message}"):
-        SpatialPrior.load(path)
-
-
-def test_reoriented_file_is_refused_because_it_would_be_mirrored(tmp_path, random_prior):
-    path = tmp_path / "prior.nii"
-    random_prior.save(path)
-    mirrored = nib.load(path).affine @ np.diag([-1, 1, 1, 1])
-    with_record(path, lambda record: None, affine=mirrored)
-    with pytest.raises(PriorError, match=r"its affine must be .* so it was reoriented"):
-        SpatialPrior.load(path)
 
 
 # --- real anatomy --------------------------------------------------------------------------------

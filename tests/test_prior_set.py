@@ -69,14 +69,26 @@ def test_missing_prior(labels, tmp_path):
         load_priors(tmp_path, [1, 2])
 
 
-def test_progress_is_shown(labels, tmp_path, capsys):
-    estimate_priors(labels, organs=[1], folder=tmp_path)
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_progress_is_shown(labels, tmp_path, capsys, num_workers):
+    estimate_priors(labels, organs=[1], folder=tmp_path, num_workers=num_workers)
     assert "priors: 100%" in capsys.readouterr().err
+
+
+def test_files_do_not_depend_on_the_number_of_workers(labels, tmp_path):
+    written = []
+    for num_workers in (0, 1, 3):
+        with pytest.warns(UserWarning, match=r"0\.nii\.gz does not contain organ 3: skipped"):
+            estimate_priors(
+                labels * 3, organs=[1, 3], folder=tmp_path / "new", num_workers=num_workers
+            )
+        written.append([prior_path(tmp_path / "new", organ).read_bytes() for organ in (1, 3)])
+    assert written[0] == written[1] == written[2]
 
 
 def test_each_map_is_read_once_for_all_organs(labels, tmp_path, monkeypatch):
     read, load = [], nib.load
-    monkeypatch.setattr(nib, "load", lambda path: read.append(path) or load(path))
+    monkeypatch.setattr(nib, "load", lambda path, **how: read.append(path) or load(path, **how))
     with pytest.warns(UserWarning, match="does not contain organ 3"):
         several = estimate_priors(labels, organs=[1, 3], folder=tmp_path)
     assert read == labels

@@ -1,0 +1,172 @@
+"""The best translation of one array over another, without computing all of them.
+
+The score of a translation ``t`` is ``Σ_u K(u) E(t + u − c)``, ``c`` being the middle of the kernel
+``K``. A Fourier transform gives all scores at once, which for a CT volume takes gigabytes and most
+of a minute. Both arrays are non-negative, so that sums of ``E`` over blocks and the greatest
+``K`` that any voxel of a block can meet bound the scores of a whole cell of translations from
+above: only where the bound reaches a score that was seen can the best translation be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+# Single precision may put a bound this much too low.
+_ROUNDING = 1e-4
+
+
+class Box(NamedTuple):
+    """Translations ``start`` to ``stop - 1`` along each axis."""
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+
+def correlate(volume: Tensor, kernel: Tensor) -> Tensor:
+    """Score every translation at which the two overlap.
+
+    Args:
+        volume: ``(W, H, D)``.
+        kernel: ``(w, h, d)`` of the same dtype and device.
+
+    Returns:
+        ``(W + w − 1, H + h − 1, D + d − 1)``; index i is the translation ``i − (n − 1)`` of the
+        kernel's first voxel, n being the kernel's length along the axis.
+
+    Example:
+        >>> correlate(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[10.0, 1.0]]])).round()
+        tensor([[[ 1., 12., 23., 30.]]])
+    """
+    shape = [n + m - 1 for n, m in zip(volume.shape, kernel.shape, strict=True)]
+    fast = [next_fast_len(n, real=True) for n in shape]
+    spectrum = torch.fft.rfftn(volume, s=fast)
+    spectrum *= torch.fft.rfftn(kernel.flip((0, 1, 2)), s=fast)
+    return torch.fft.irfftn(spectrum, s=fast)[: shape[0], : shape[1], : shape[2]]
+
+
+def scores_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
+    """Score the translations of a box, float64, reading only what the kernel meets there.
+
+    Args:
+        volume: ``(W, H, D)``.
+        kernel: ``(w, h, d)``, odd lengths.
+        box: translations of the kernel's middle voxel, in voxels of ``volume``; they may lie
+            outside of it, where the volume is zero.
+
+    Returns:
+        ``(stop − start)`` along each axis.
+    """
+    half = [(n - 1) // 2 for n in kernel.shape]
+    inside = [
+        slice(max(a - h, 0), max(min(b + h, n), a - h, 0))
+        for a, b, h, n in zip(box.start, box.stop, half, volume.shape, strict=True)
+    ]
+    part = volume[inside[0], inside[1], inside[2]].double()
+    shape = [b - a for a, b in zip(box.start, box.stop, strict=True)]
+    if part.numel() == 0:
+        return part.new_zeros(shape)
+    # index i is the middle at inside.start + i − half; elsewhere the two do not overlap
+    begin = [a - s.start + h for a, s, h in zip(box.start, inside, half, strict=True)]
+    full = [n + m - 1 for n, m in zip(part.shape, kernel.shape, strict=True)]
+    low = [min(max(b, 0), f) for b, f in zip(begin, full, strict=True)]
+    high = [max(min(b + n, f), a) for b, n, f, a in zip(begin, shape, full, low, strict=True)]
+    if any(a == b for a, b in zip(low, high, strict=True)):
+        return part.new_zeros(shape)
+    # A transform wraps around. It need only be so long that what wraps misses these translations.
+    period = [
+        next_fast_len(min(b - a + m - 1, f), real=True)
+        for a, b, m, f in zip(low, high, kernel.shape, full, strict=True)
+    ]
+    spectrum = torch.fft.rfftn(part, s=period)
+    spectrum *= torch.fft.rfftn(kernel.double().flip((0, 1, 2)), s=period)
+    score = torch.fft.irfftn(spectrum, s=period)
+    for axis, (a, b, p) in enumerate(zip(low, high, period, strict=True)):
+        score = score.index_select(axis, torch.arange(a, b, device=score.device) % p)
+    padding: list[int] = []
+    for b, n, a, c in zip(*(reversed(x) for x in (begin, shape, low, high)), strict=True):
+        padding += [a - b, b + n - c]
+    return F.pad(score, padding)
+
+
+def in_blocks(volume: Tensor, block: Sequence[int]) -> Tensor:
+    """Sums over blocks, the last of them filled with zeros."""
+    padding = [
+        p for n, f in zip(reversed(volume.shape), reversed(block), strict=True) for p in (0, -n % f)
+    ]
+    pooled = F.avg_pool3d(F.pad(volume, padding)[None, None], tuple(block), divisor_override=1)
+    return pooled[0, 0]
+
+
+def bounds(blocks: Tensor, kernel: Tensor, block: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Upper bounds of the scores of cells of translations.
+
+    A cell is a block of translations of the kernel's middle voxel.
+
+    Args:
+        blocks: sums of the volume over blocks, see :func:`in_blocks`.
+        kernel: ``(w, h, d)``, odd lengths, not negative.
+        block: size of a block in voxels.
+
+    Returns:
+        The bounds and the index ``(3,)`` of their first cell; cell j holds the translations
+        ``block · j`` to ``block · j + block − 1``.
+    """
+    # block i meets, for the translations of cell j, the kernel at block (i − j) ± (block − 1)
+    reach = [-(-((n - 1) // 2 + f - 1) // f) for n, f in zip(kernel.shape, block, strict=True)]
+    padding: list[int] = []
+    for r, n, f in zip(reversed(reach), reversed(kernel.shape), reversed(block), strict=True):
+        # first window: centred on −reach · block, of length 2 block − 1
+        side = r * f + f - 1 - (n - 1) // 2
+        padding += [side, side]
+    windows = tuple(2 * f - 1 for f in block)
+    greatest = F.max_pool3d(F.pad(kernel, padding)[None, None], windows, tuple(block))[0, 0]
+    return correlate(blocks, greatest.to(blocks)), -torch.tensor(reach)
+
+
+def promising(
+    volume: Tensor, kernel: Tensor, block: Sequence[int], *, within: Box | None = None
+) -> Box:
+    """The smallest box, in blocks, that holds every best translation.
+
+    Args:
+        volume: ``(W, H, D)``, not negative, with a positive value.
+        kernel: ``(w, h, d)``, odd lengths, not negative.
+        block: size of a block in voxels; 1 along an axis leaves it as it is.
+        within: look here only.
+
+    Returns:
+        Translations of the kernel's middle voxel.
+    """
+    half = [(n - 1) // 2 for n in kernel.shape]
+    overlap = Box(
+        tuple(-h for h in half), tuple(n + h for n, h in zip(volume.shape, half, strict=True))
+    )
+    limits = overlap if within is None else within
+    bound, first = bounds(in_blocks(volume, block).float(), kernel.float(), block)
+    size = torch.tensor(block)
+    low = torch.div(torch.tensor(limits.start), size, rounding_mode="floor") - first
+    high = torch.div(torch.tensor(limits.stop) - 1, size, rounding_mode="floor") - first + 1
+    low, high = low.clamp(min=0), torch.minimum(high, torch.tensor(bound.shape))
+    if bool((low >= high).any()):
+        return limits
+    bound = bound[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+    first = first + low
+
+    def cells(start: Tensor, stop: Tensor) -> Box:
+        a, b = (first + start) * size, (first + stop) * size
+        return Box(
+            tuple(max(int(x), y) for x, y in zip(a, limits.start, strict=True)),
+            tuple(min(int(x), y) for x, y in zip(b, limits.stop, strict=True)),
+        )
+
+    best = torch.tensor([int(i) for i in torch.unravel_index(bound.argmax(), bound.shape)])
+    seen = float(scores_in(volume, kernel, cells(best, best + 1)).max())
+    left = torch.nonzero(bound >= seen * (1 - _ROUNDING) - _ROUNDING * float(bound.max()))
+    left = left.cpu()
+    return cells(left.amin(0), left.amax(0) + 1)
