@@ -11,10 +11,12 @@ from stipple_monai.fusion import (
     softmax_logits,
 )
 from stipple_monai.inferer import PriorDrivenInferer
+from stipple_monai.joint import Located, locate_organs
 from stipple_monai.losses import PartialDiceCELoss
 from stipple_monai.network import PriorDrivenNet
 from stipple_monai.organ import organ_position
-from stipple_monai.positioning import locate_organ
+from stipple_monai.orientation import Orientation, check_orientation
+from stipple_monai.positioning import locate_organ, measure_position
 from stipple_monai.prior import SpatialPrior
 from stipple_monai.prior_set import estimate_priors, load_priors, prior_path
 from stipple_monai.selection import select_top_k
@@ -24,6 +26,8 @@ from stipple_monai.unet import SliceUNet
 
 __all__ = [
     "DatasetError",
+    "Located",
+    "Orientation",
     "PartialDiceCELoss",
     "PositionError",
     "PriorDrivenInferer",
@@ -31,9 +35,12 @@ __all__ = [
     "PriorError",
     "SliceUNet",
     "SpatialPrior",
+    "check_orientation",
     "estimate_priors",
     "load_priors",
     "locate_organ",
+    "locate_organs",
+    "measure_position",
     "organ_position",
     "prior_driven_sigmoid",
     "prior_driven_softmax",

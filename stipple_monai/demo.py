@@ -26,7 +26,7 @@ from stipple_monai.data import (
 )
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
-from stipple_monai.organ import organ_position
+from stipple_monai.positioning import measure_position
 from stipple_monai.prior_set import load_priors, prior_path
 from stipple_monai.report import (
     Kind,
@@ -185,7 +185,7 @@ def _draw(out: Path, datalist: Path) -> None:
     prior_figure(
         first["image"],
         prior,
-        organ_position(first["truth"]),
+        measure_position(first["truth"], prior),
         out / "prior.png",
         label=first["truth"],
     )

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointSaver
 
 from stipple_monai.files import whole_file
-from stipple_monai.inferer import POSITION_META
+from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
 
 
 class WholeCheckpointSaver(CheckpointSaver):
@@ -48,7 +48,7 @@ class PositionTable:
     """Write where the prior was placed in each scan, as CSV with one row a scan and organ.
 
     The columns are ``scan``, ``organ``, ``r_mm``, ``a_mm`` and ``s_mm``, the world point in RAS
-    mm; the numbers are empty where the organ was predicted nowhere.
+    mm, and ``confidence``; the point is empty where the prior was neutral.
 
     Args:
         path: the file to write, whole or not at all, when the engine completes.
@@ -79,13 +79,14 @@ class PositionTable:
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.output:
             scan = item[self.image_key].meta["filename_or_obj"]
-            points = item[self.pred_key].meta[POSITION_META].tolist()
-            for organ, point in zip(self.organs, points, strict=True):
+            meta = item[self.pred_key].meta
+            found = self.organs, meta[POSITION_META].tolist(), meta[CONFIDENCE_META].tolist()
+            for organ, point, confidence in zip(*found, strict=True):
                 numbers = ["" if math.isnan(x) else f"{x:.2f}" for x in point]
-                self._rows.append([scan, organ, *numbers])
+                self._rows.append([scan, organ, *numbers, f"{confidence:.3f}"])
 
     def _write(self) -> None:
         with whole_file(self.path) as part, part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["scan", "organ", "r_mm", "a_mm", "s_mm"])
+            writer.writerow(["scan", "organ", "r_mm", "a_mm", "s_mm", "confidence"])
             writer.writerows(self._rows)

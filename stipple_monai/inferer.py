@@ -17,13 +17,21 @@ from torch import nn
 
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.fusion import sigmoid_logits, softmax_logits
+from stipple_monai.joint import DEFAULT_SPREAD_MM, Located, locate_organs, positioned_together
 from stipple_monai.network import PriorDrivenNet
-from stipple_monai.positioning import DEFAULT_EPSILON, locate_organ
+from stipple_monai.positioning import DEFAULT_EPSILON
 from stipple_monai.prior import SpatialPrior
 from stipple_monai.transforms.array import PriorAlign
 
 POSITION_META = "organ_position_mm"
 """Metadata key of the positions that were used: ``(B, K, 3)``, RAS mm, NaN where unknown."""
+
+CONFIDENCE_META = "organ_position_confidence"
+"""Metadata key of their confidences: ``(B, K)`` in [0, 1], see :func:`locate_organs`."""
+
+MINIMUM_CONFIDENCE_ALONE = 0.51
+MINIMUM_CONFIDENCE_TOGETHER = 0.2
+"""Below these, positions were wrong so often that no prior was better, see `docs/results.md`."""
 
 
 class PriorDrivenInferer(Inferer):
@@ -40,10 +48,15 @@ class PriorDrivenInferer(Inferer):
             ``None``. The paper's is one labelled volume,
             ``SpatialPrior.estimate([label], bins=None)``.
         mode: see :meth:`SpatialPrior.place`.
-        max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.positioning.locate_organ`.
+        minimum_confidence: an organ whose position is less certain keeps a neutral prior, with a
+            warning; 0 places every prior. ``None`` takes 0.51 for organs that are located one by
+            one, which says that another place is as good, and 0.2 where they are located
+            together: what is ambiguous for one organ the others decide.
+        spread_mm, max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.joint.locate_organs`.
 
     Raises:
         PriorError: priors and references do not belong together.
+        PositionError: ``minimum_confidence`` is not in [0, 1].
     """
 
     def __init__(
@@ -54,6 +67,8 @@ class PriorDrivenInferer(Inferer):
         locator: nn.Module | None = None,
         references: Sequence[SpatialPrior] | None = None,
         mode: Literal["nearest", "linear"] = "nearest",
+        minimum_confidence: float | None = None,
+        spread_mm: float = DEFAULT_SPREAD_MM,
         max_shift_mm: float | None = None,
         minimum: float = 0.5,
         epsilon: float = DEFAULT_EPSILON,
@@ -69,7 +84,18 @@ class PriorDrivenInferer(Inferer):
             )
         self.locator = locator
         self.mode: Literal["nearest", "linear"] = mode
+        if minimum_confidence is None:
+            together = positioned_together(self.references) and max_shift_mm is None
+            minimum_confidence = (
+                MINIMUM_CONFIDENCE_TOGETHER if together else MINIMUM_CONFIDENCE_ALONE
+            )
+        if not 0 <= minimum_confidence <= 1:
+            raise PositionError(
+                f"`minimum_confidence` must lie in [0, 1], got {minimum_confidence}."
+            )
+        self.minimum_confidence = minimum_confidence
         self.search: dict[str, Any] = {
+            "spread_mm": spread_mm,
             "max_shift_mm": max_shift_mm,
             "minimum": minimum,
             "epsilon": epsilon,
@@ -90,9 +116,10 @@ class PriorDrivenInferer(Inferer):
 
         Returns:
             Adjusted logits ``(B, K + 1, W, H, D)`` (softmax) or ``(B, K, W, H, D)`` (sigmoid), a
-            MetaTensor that keeps the positions under ``organ_position_mm``. So do ``inputs``,
-            since ``Invertd`` replaces a prediction's metadata by its image's. Where an organ is
-            predicted nowhere, its prior is neutral, with a warning.
+            MetaTensor that keeps the positions under ``organ_position_mm`` and their confidences
+            under ``organ_position_confidence``. So do ``inputs``, since ``Invertd`` replaces a
+            prediction's metadata by its image's. Where an organ is predicted nowhere, or its
+            position is too uncertain, its prior is neutral, with a warning.
 
         Raises:
             PriorError: ``network`` is no :class:`PriorDrivenNet`.
@@ -125,15 +152,18 @@ class PriorDrivenInferer(Inferer):
         align = PriorAlign(self.priors, mode=self.mode, activation=net.activation)
         affines = inputs.affine.reshape(-1, 4, 4).expand(len(inputs), 4, 4)
         names = _file_names(inputs)
-        positions, placed = [], []
+        positions, confidences, placed = [], [], []
         for probability, affine, name in zip(coarse, affines, names, strict=True):
             found = self._locate(MetaTensor(probability, affine=affine), name)
-            positions.append(found)
+            positions.append(found.position_mm)
+            confidences.append(found.confidence)
             grid = MetaTensor(probability[:1], affine=affine)
-            placed.append(torch.as_tensor(align(grid, found)).as_subclass(torch.Tensor))
+            prior = align(grid, found.position_mm)
+            placed.append(torch.as_tensor(prior).as_subclass(torch.Tensor))
         fuse = softmax_logits if softmax else sigmoid_logits
         adjusted = fuse(logits, torch.stack(placed), strength=net.strength, floor=net.floor)
         inputs.meta[POSITION_META] = torch.stack(positions)
+        inputs.meta[CONFIDENCE_META] = torch.stack(confidences)
         result = MetaTensor(adjusted, meta=dict(inputs.meta))
         result.is_batch = inputs.is_batch
         result.applied_operations = inputs.applied_operations
@@ -148,20 +178,22 @@ class PriorDrivenInferer(Inferer):
             torch.Tensor
         )
 
-    def _locate(self, probability: MetaTensor, name: str) -> torch.Tensor:
-        """Positions ``(K, 3)``, NaN where nothing is predicted."""
-        positions = torch.full((len(self.priors), 3), torch.nan, dtype=torch.float64)
-        for k, reference in enumerate(self.references):
-            point = locate_organ(probability[k : k + 1], reference, **self.search)
-            if point is None:
-                warnings.warn(
-                    f"Organ {self.priors[k].organ} is predicted nowhere in {name}: its prior stays "
-                    "neutral.",
-                    stacklevel=3,
-                )
+    def _locate(self, probability: MetaTensor, name: str) -> Located:
+        """Positions, NaN where nothing is predicted or the position is uncertain."""
+        found = locate_organs(probability, self.references, **self.search)
+        for k, confidence in enumerate(found.confidence.tolist()):
+            if found.position_mm[k].isnan().any():
+                reason = "is predicted nowhere"
+            elif confidence < self.minimum_confidence:
+                found.position_mm[k] = torch.nan
+                reason = f"has no certain position ({confidence:.2f})"
             else:
-                positions[k] = point
-        return positions
+                continue
+            warnings.warn(
+                f"Organ {self.priors[k].organ} {reason} in {name}: its prior stays neutral.",
+                stacklevel=3,
+            )
+        return found
 
 
 def _unwrap(network: nn.Module) -> PriorDrivenNet:

@@ -22,13 +22,17 @@ from collections.abc import Sequence
 
 import torch
 from monai.data import MetaTensor
-from scipy.fft import next_fast_len
 
+from stipple_monai.correlation import Box, promising, scores_in
 from stipple_monai.errors import PositionError
-from stipple_monai.organ import is_invertible
+from stipple_monai.organ import Label, is_invertible, organ_crop, organ_position
 from stipple_monai.prior import SpatialPrior
 
 DEFAULT_EPSILON = 1e-3
+CELL_MM = 4.0
+"""Translations are first compared in cells of about this size."""
+_LARGE_BOX = 1_000_000
+"""A search of more translations than this is narrowed with smaller cells first."""
 
 
 def locate_organ(
@@ -69,48 +73,88 @@ def locate_organ(
         >>> locate_organ(scan, ball)
         tensor([ 6., 10., 12.], dtype=torch.float64)
     """
+    check_search(minimum=minimum, epsilon=epsilon, max_shift_mm=max_shift_mm)
+    check_probability(probability, organs=1)
+    q = probability.as_tensor().detach()[0]
+    mean = predicted_mean(q, minimum=minimum, epsilon=epsilon)
+    if mean is None:
+        return None
+    affine = probability.affine.to(dtype=torch.float64, device="cpu")
+    mean_mm = to_world(affine, mean)
+    # Where Q is ε there is no evidence: the correlation needs the rest of the volume alone.
+    first, evidence = _crop_to_positive(evidence_for(q, epsilon))
+    kernel = around_center(reference, affine).to(evidence)
+    if max_shift_mm is None:
+        cells = cells_of(affine)
+        box = promising(evidence, kernel, cells)
+        if math.prod(b - a for a, b in zip(*box, strict=True)) > _LARGE_BOX:
+            halves = [max(1, f // 2) for f in cells]
+            box = promising(evidence, kernel, halves, within=box)
+    else:
+        nearest = _nearest_voxel(affine, mean)
+        limit = max(max_shift_mm, float((to_world(affine, nearest) - mean_mm).norm()))
+        limit *= 1 + 1e-9
+        reach = torch.linalg.inv(affine[:3, :3]).norm(dim=1) * limit
+        start = torch.minimum((mean - reach).ceil(), nearest).long() - first
+        stop = torch.maximum((mean + reach).floor(), nearest).long() - first + 1
+        box = Box(tuple(start.tolist()), tuple(stop.tolist()))
+    score = scores_in(evidence, kernel, box)
+    # Rounding, which follows the greatest score, must neither choose among equals nor move a limit.
+    slack = 1e-9 * score.abs().max()
+    first = first + torch.tensor(box.start)
+    if max_shift_mm is not None:
+        distance = _distance_mm(score.shape, first, affine, mean_mm)
+        score = score.masked_fill((distance > limit).to(score.device), -math.inf)
+    candidates = torch.nonzero(score >= score.max() - slack).cpu() + first
+    points = to_world(affine, candidates.double())
+    return points[(points - mean_mm).norm(dim=-1).argmin()]
+
+
+def measure_position(label: Label, prior: SpatialPrior) -> torch.Tensor:
+    """World point of an organ's centre in a label map, as the prior defines the centre.
+
+    Args:
+        label: label map, ``(1, W, H, D)`` or ``(W, H, D)``, or a NIfTI file of one.
+        prior: its ``organ`` and ``center`` say what is measured. The group-wise centre is where
+            the organ overlaps most with the prior.
+
+    Returns:
+        ``(3,)`` float64, RAS mm.
+
+    Raises:
+        PositionError: the map does not contain the organ.
+        DatasetError: the map cannot be read, is not 3D or has no invertible affine.
+    """
+    if prior.center != "groupwise":
+        return organ_position(label, organ=prior.organ, center=prior.center)
+    mask, affine = organ_crop(label, prior.organ)
+    organ = MetaTensor(torch.from_numpy(mask)[None].float(), affine=torch.from_numpy(affine))
+    point = locate_organ(organ, prior)
+    assert point is not None
+    return point
+
+
+def check_search(*, minimum: float, epsilon: float, max_shift_mm: float | None) -> None:
+    """Raise :class:`PositionError` where an option of a search is out of range."""
     if not 0 < epsilon < 0.5:
         raise PositionError(f"`epsilon` must lie in (0, 0.5), got {epsilon}.")
     if max_shift_mm is not None and not max_shift_mm > 0:
         raise PositionError(f"`max_shift_mm` must be positive or None, got {max_shift_mm}.")
     if not 0 <= minimum <= 1:
         raise PositionError(f"`minimum` must be a probability in [0, 1], got {minimum}.")
-    _check_probability(probability)
-    q = probability.as_tensor().detach()[0].double()
-    predicted = torch.nonzero((q >= minimum) & (q > epsilon)).double()
-    if not len(predicted):
-        return None
-
-    affine = probability.affine.to(dtype=torch.float64, device="cpu")
-    evidence = q.clamp(epsilon, 1 - epsilon).logit() - math.log(epsilon / (1 - epsilon))
-    # Where Q is ε there is no evidence: the correlation needs the rest of the volume alone.
-    first, evidence = _crop_to_positive(evidence)
-    kernel = _around_center(reference, affine).to(evidence)
-    score = _correlate(evidence, kernel)
-    first = first - (torch.tensor(kernel.shape) - 1) // 2
-
-    # Rounding, which follows the greatest score, must neither choose among equals nor move a limit.
-    slack = 1e-9 * score.abs().max()
-    mean_mm = _to_world(affine, predicted.mean(0).cpu())
-    if max_shift_mm is not None:
-        distance = _distance_mm(score.shape, first, affine, mean_mm)
-        limit = max(max_shift_mm, float(distance.min())) * (1 + 1e-9)
-        score = score.masked_fill((distance > limit).to(score.device), -math.inf)
-    candidates = torch.nonzero(score >= score.max() - slack).cpu() + first
-    points = _to_world(affine, candidates.double())
-    return points[(points - mean_mm).norm(dim=-1).argmin()]
 
 
-def _check_probability(probability: MetaTensor) -> None:
+def check_probability(probability: MetaTensor, *, organs: int) -> None:
+    """Raise :class:`PositionError` unless this is a probability map of so many organs."""
     if not isinstance(probability, MetaTensor):
         raise PositionError(
             "`probability` must be a MetaTensor, whose affine says where it lies, got "
             f"{type(probability)}."
         )
-    if probability.ndim != 4 or probability.shape[0] != 1:
+    if probability.ndim != 4 or probability.shape[0] != organs:
+        what = "one organ's map with the axes 1" if organs == 1 else f"a map of axes {organs}"
         raise PositionError(
-            "`probability` must be one organ's map with the axes 1 W H D, got the shape "
-            f"{tuple(probability.shape)}."
+            f"`probability` must be {what} W H D, got the shape {tuple(probability.shape)}."
         )
     if not is_invertible(probability.affine.cpu()):
         raise PositionError(
@@ -125,19 +169,26 @@ def _check_probability(probability: MetaTensor) -> None:
         )
 
 
-def _crop_to_positive(volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The index of the first voxel of the box around positive values, and the box."""
-    starts, stops = [], []
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        used = torch.nonzero((volume > 0).any(others[1]).any(others[0]))
-        starts.append(int(used[0]))
-        stops.append(int(used[-1]) + 1)
-    box = volume[starts[0] : stops[0], starts[1] : stops[1], starts[2] : stops[2]]
-    return torch.tensor(starts), box
+def evidence_for(q: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """``logit Q − logit ε`` of a map ``(W, H, D)``, from 0 to ``−2 logit ε``; at least float32."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    # In place, because a CT's map takes a quarter of a gigabyte.
+    clamped = q.to(dtype).clamp(epsilon, 1 - epsilon).logit_()
+    return clamped.sub_(math.log(epsilon / (1 - epsilon))).clamp_(min=0)
 
 
-def _around_center(reference: SpatialPrior, affine: torch.Tensor) -> torch.Tensor:
+def predicted_mean(q: torch.Tensor, *, minimum: float, epsilon: float) -> torch.Tensor | None:
+    """Voxel index ``(3,)`` float64 of the centre of mass of what is predicted, if anything is."""
+    predicted = (q >= minimum) & (q > epsilon)
+    if not bool(predicted.any()):
+        return None
+    # Two passes over the volume: the second axis and the third are counted in one.
+    plane = predicted.sum(0, dtype=torch.int32).double().cpu()
+    counts = predicted.sum((1, 2), dtype=torch.int32).double().cpu(), plane.sum(1), plane.sum(0)
+    return torch.stack([(n * torch.arange(len(n))).sum() / n.sum() for n in counts])
+
+
+def around_center(reference: SpatialPrior, affine: torch.Tensor) -> torch.Tensor:
     """The reference on the axes of a grid, its centre on the middle voxel of odd lengths."""
     half_box = torch.tensor(reference.size_mm, dtype=torch.float64) / 2
     to_voxel = torch.linalg.inv(affine[:3, :3])
@@ -148,17 +199,35 @@ def _around_center(reference: SpatialPrior, affine: torch.Tensor) -> torch.Tenso
     return reference.place((0.0, 0.0, 0.0), grid).as_tensor()[0]
 
 
-def _correlate(volume: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """``Σ_u kernel[u] volume[t + u − c]``, c the kernel's middle, for all t with an overlap."""
-    shape = [n + m - 1 for n, m in zip(volume.shape, kernel.shape, strict=True)]
-    fast = [next_fast_len(n, real=True) for n in shape]
-    spectrum = torch.fft.rfftn(volume, s=fast)
-    spectrum *= torch.fft.rfftn(kernel.flip((0, 1, 2)), s=fast)
-    return torch.fft.irfftn(spectrum, s=fast)[: shape[0], : shape[1], : shape[2]]
+def cells_of(affine: torch.Tensor) -> tuple[int, int, int]:
+    """Voxels along each axis of a cell of about :data:`CELL_MM`."""
+    w, h, d = (max(1, round(CELL_MM / float(s))) for s in affine[:3, :3].norm(dim=0))
+    return w, h, d
 
 
-def _to_world(affine: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def to_world(affine: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """World points, RAS mm, of voxel indices ``(…, 3)``."""
     return index @ affine[:3, :3].T + affine[:3, 3]
+
+
+def _crop_to_positive(volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The index of the first voxel of the box around positive values, and the box."""
+    starts, stops = [], []
+    positive = volume > 0
+    for axis in range(3):
+        others = [a for a in range(3) if a != axis]
+        used = torch.nonzero(positive.any(others[1]).any(others[0]))
+        starts.append(int(used[0]))
+        stops.append(int(used[-1]) + 1)
+    box = volume[starts[0] : stops[0], starts[1] : stops[1], starts[2] : stops[2]]
+    return torch.tensor(starts), box
+
+
+def _nearest_voxel(affine: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The voxel whose centre lies nearest in mm, which in an oblique grid rounding may miss."""
+    offsets = torch.cartesian_prod(*[torch.arange(-1, 2, dtype=torch.float64)] * 3)
+    near = index.round() + offsets
+    return near[((near - index) @ affine[:3, :3].T).norm(dim=1).argmin()]
 
 
 def _distance_mm(
@@ -166,4 +235,4 @@ def _distance_mm(
 ) -> torch.Tensor:
     ranges = [torch.arange(n, dtype=torch.float64) + f for n, f in zip(shape, first, strict=True)]
     grid = torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1)
-    return (_to_world(affine, grid) - point).norm(dim=-1)
+    return (to_world(affine, grid) - point).norm(dim=-1)

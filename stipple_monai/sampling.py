@@ -62,26 +62,22 @@ def sample_on_grid(
     if any(b.start >= b.stop for b in box):
         return out
 
-    voxels = torch.meshgrid(
-        *[torch.arange(b.start, b.stop, dtype=torch.float64, device=image.device) for b in box],
-        indexing="ij",
-    )
-    index = torch.stack(
-        [
-            sum((v * float(c) for v, c in zip(voxels, row, strict=True)), torch.zeros(()))
-            + float(shift)
-            for row, shift in zip(linear, offset, strict=True)
-        ],
-        dim=-1,
-    )
-    size = size.to(image.device)
-    inside = ((index >= -0.5 - _EDGE) & (index <= size - 0.5 + _EDGE)).all(-1)
-    if nearest_along_z:
-        index[..., 2] = (index[..., 2] + 0.5 + _EDGE).floor().clamp(0, image.shape[2] - 1)
+    x, y, z = (torch.arange(b.start, b.stop, dtype=torch.float64, device=image.device) for b in box)
+    start = torch.zeros(1, 1, 1, dtype=torch.float64, device=image.device)
+    inside = torch.ones(1, 1, 1, dtype=torch.bool, device=image.device)
+    scaled: list[torch.Tensor] = []
+    for row, shift, n in zip(linear.tolist(), offset.tolist(), image.shape, strict=True):
+        # An axis that an index does not depend on stays out of it, and the index small.
+        terms = zip(row, (x[:, None, None], y[:, None], z), strict=True)
+        index = sum((factor * v for factor, v in terms if factor), start) + shift
+        inside = inside & (index >= -0.5 - _EDGE) & (index <= n - 0.5 + _EDGE)
+        if nearest_along_z and len(scaled) == 2:
+            index = (index + 0.5 + _EDGE).floor().clamp(0, n - 1)
+        scaled.append(((2 * index + 1) / n - 1).to(image.dtype))
     # grid_sample counts from -1 to 1 across the whole array and takes its axes last to first.
     value = torch.nn.functional.grid_sample(
         image[None, None],
-        ((2 * index + 1) / size - 1).flip(-1)[None].to(image.dtype),
+        torch.stack(torch.broadcast_tensors(*reversed(scaled)), dim=-1)[None],
         mode="bilinear",
         padding_mode="border",
         align_corners=False,

@@ -49,7 +49,8 @@ TRAINING = {
     "learning_rate": 0.02,
     "progress": False,
 }
-INFERENCE = {**NETWORK, "progress": False}
+# what a network sees after an epoch is nowhere certain
+INFERENCE = {**NETWORK, "progress": False, "minimum_confidence": 0}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:parsing config_file"),
@@ -197,7 +198,8 @@ def test_train_and_inference_share_their_defaults():
     for name, step in grid.items():
         image = {"mode": ours[name].get("mode", [None])[0]} if "mode" in step else {}
         assert {**ours[name], "keys": "image", **image} == step
-    more = {"locator": "@locator", "max_shift_mm": "@max_shift_mm"}
+    only = ("locator", "spread_mm", "max_shift_mm", "minimum_confidence")
+    more = {name: f"@{name}" for name in only}
     assert {**train["inferer"], **more} == inference["inferer"]
     assert inference["locator"] is inference["max_shift_mm"] is None
 
@@ -454,7 +456,7 @@ def test_best_model_by_validation_and_the_last(runs, tmp_path):
         out = tmp_path / name
         runs.run(
             *("inference", "evaluate"),
-            **INFERENCE,
+            **{**INFERENCE, "minimum_confidence": None},
             section="validation",
             checkpoint=str(models / f"{name}.pt"),
             output_dir=str(out),

@@ -22,7 +22,14 @@ from monai.transforms import (
 from torch import nn
 
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.inferer import POSITION_META, PriorDrivenInferer
+from stipple_monai.inferer import (
+    CONFIDENCE_META,
+    MINIMUM_CONFIDENCE_ALONE,
+    MINIMUM_CONFIDENCE_TOGETHER,
+    POSITION_META,
+    PriorDrivenInferer,
+)
+from stipple_monai.joint import locate_organs
 from stipple_monai.network import PriorDrivenNet
 from stipple_monai.positioning import locate_organ
 from stipple_monai.prior import SpatialPrior
@@ -274,8 +281,9 @@ def test_the_scan_stays_as_it_is_and_learns_its_positions():
     values, meta = inputs.clone(), copy.deepcopy(inputs.meta)
     result = PriorDrivenInferer(SimpleInferer(), make_priors())(inputs, net)
     assert torch.equal(inputs, values)
-    assert inputs.meta.keys() == meta.keys() | {POSITION_META}
-    assert torch.equal(inputs.meta[POSITION_META], result.meta[POSITION_META])
+    assert inputs.meta.keys() == meta.keys() | {POSITION_META, CONFIDENCE_META}
+    for key in (POSITION_META, CONFIDENCE_META):
+        assert torch.equal(inputs.meta[key], result.meta[key])
     torch.testing.assert_close(result.affine, inputs.affine)
     assert result.is_batch
     assert [o["class"] for o in result.applied_operations[0]] == ["Orientation"]
@@ -367,6 +375,145 @@ def test_a_supervised_evaluator_inverts_what_comes_out():
             assert (found - world(item["image"], center)).abs().max() <= 3
 
 
+# --- confidence, and organs together -------------------------------------------------------------
+
+
+def coarse_of(net, inputs):
+    return net.network(inputs).as_tensor().softmax(1)[0, 1:].detach()
+
+
+def offset_priors(organs=(1, 2)):
+    """As of :func:`make_priors`, with the offsets that organs of :func:`scan` have."""
+    first, second = make_priors(organs)
+    half = LINEAR @ np.subtract((13, 11, 7), (6, 5, 4)) / 2
+    first.offset_mm, second.offset_mm = tuple(-half), tuple(half)
+    return [first, second]
+
+
+def test_confidences_are_kept_beside_the_positions():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    first, second = scan(), scan(centers=((6, 5, 4),), name="one_block.nii", seed=2)
+    inputs, priors = batch_of(first, second), make_priors()
+    with pytest.warns(UserWarning, match="Organ 2 is predicted nowhere in one_block"):
+        result = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net)
+    confidence = result.meta[CONFIDENCE_META]
+    assert confidence.shape == (2, 2)
+    assert confidence.dtype == torch.float64
+    for image, found in zip((first, second), confidence, strict=True):
+        inputs = batch_of(image)
+        coarse = MetaTensor(coarse_of(net, inputs), affine=image.affine)
+        torch.testing.assert_close(found, locate_organs(coarse, priors).confidence)
+    assert (confidence[0] > 0.7).all()
+    assert confidence[1, 1] == 0
+    items = decollate_batch(result)
+    assert torch.equal(torch.stack([i.meta[CONFIDENCE_META] for i in items]), confidence)
+
+
+def doubtful(name="two.nii"):
+    """Two blocks of level 1 as far apart as they can be, so that either may be organ 1."""
+    image = scan(name=name)
+    image[0, 15:20, 13:18, 7:12] += 1
+    return image
+
+
+def test_an_uncertain_position_leaves_a_neutral_prior_and_a_warning_with_its_confidence():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs, priors = batch_of(scan(), doubtful()), make_priors(organs=(4, 7))
+    infer = PriorDrivenInferer(SimpleInferer(), priors, minimum_confidence=0.7)
+    message = r"^Organ 4 has no certain position \(0\.5\d\) in two\.nii: its prior stays neutral\.$"
+    with pytest.warns(UserWarning, match=message) as seen:
+        result = infer(inputs, net)
+    assert len([w for w in seen if "neutral" in str(w.message)]) == 1
+    positions, confidence = result.meta[POSITION_META], result.meta[CONFIDENCE_META]
+    assert positions[1, 0].isnan().all()
+    assert torch.isfinite(positions[0]).all()
+    assert torch.isfinite(positions[1, 1]).all()
+    # The confidence tells why.
+    assert 0.5 <= confidence[1, 0] < 0.6
+    expected = net(with_prior(inputs, priors, positions))
+    torch.testing.assert_close(result.as_tensor(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("minimum_confidence", [0.0, 0.3])
+def test_a_position_that_is_certain_enough_is_used(minimum_confidence):
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    infer = PriorDrivenInferer(
+        SimpleInferer(), make_priors(), minimum_confidence=minimum_confidence
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = infer(batch_of(doubtful()), net)
+    assert torch.isfinite(result.meta[POSITION_META]).all()
+
+
+def test_the_limit_itself_is_certain_enough():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs = batch_of(doubtful())
+    free = PriorDrivenInferer(SimpleInferer(), make_priors(), minimum_confidence=0)(inputs, net)
+    limit = float(free.meta[CONFIDENCE_META][0, 0])
+    for minimum, used in ((limit, True), (np.nextafter(limit, 1), False)):
+        infer = PriorDrivenInferer(SimpleInferer(), make_priors(), minimum_confidence=minimum)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = infer(inputs, net).meta[POSITION_META][0, 0]
+        assert bool(torch.isfinite(found).all()) == used
+
+
+def test_the_least_confidence_depends_on_whether_organs_are_located_together():
+    alone, together = make_priors(), offset_priors()
+    for priors, options, expected in (
+        (alone, {}, MINIMUM_CONFIDENCE_ALONE),
+        (together, {}, MINIMUM_CONFIDENCE_TOGETHER),
+        (together, {"max_shift_mm": 9.0}, MINIMUM_CONFIDENCE_ALONE),
+        (together, {"references": alone}, MINIMUM_CONFIDENCE_ALONE),
+        (alone, {"references": together}, MINIMUM_CONFIDENCE_TOGETHER),
+        (together, {"minimum_confidence": 0.4}, 0.4),
+        (alone, {"minimum_confidence": 0}, 0),
+    ):
+        infer = PriorDrivenInferer(SimpleInferer(), priors, **options)
+        assert infer.minimum_confidence == expected
+
+
+def test_priors_that_were_estimated_together_are_located_together():
+    """Organ 2 is seen by a corner and, more of it, in the wrong place."""
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    image = scan(centers=((6, 5, 4),))
+    image[0, 13:16, 11:14, 7:10] -= 1
+    image[0, 14:19, 1:6, 0:3] -= 1
+    inputs = batch_of(image)
+    coarse = MetaTensor(coarse_of(net, inputs), affine=image.affine)
+    alone, together = make_priors(), offset_priors()
+    results = {}
+    for name, priors, options in (
+        ("alone", alone, {}),
+        ("together", together, {}),
+        ("tight", together, {"spread_mm": 6.0}),
+        ("limited", together, {"max_shift_mm": 8.0}),
+    ):
+        infer = PriorDrivenInferer(SimpleInferer(), priors, minimum_confidence=0, **options)
+        found = infer(inputs, net).meta
+        expected = locate_organs(coarse, priors, **options)
+        torch.testing.assert_close(found[POSITION_META][0], expected.position_mm)
+        torch.testing.assert_close(found[CONFIDENCE_META][0], expected.confidence)
+        results[name] = found[POSITION_META][0, 1]
+    assert (results["tight"] - world(image, (14, 12, 8))).norm() < 6
+    assert (results["alone"] - world(image, (16, 3, 1))).norm() < 6
+
+
+def test_an_organ_predicted_nowhere_gets_its_place_from_the_others():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    image, priors = scan(centers=((6, 5, 4),)), offset_priors()
+    inputs = batch_of(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net)
+    positions = result.meta[POSITION_META]
+    # Two cells of 4 mm.
+    assert (positions[0, 1] - world(image, (13, 11, 7))).abs().max() <= 8
+    expected = net(with_prior(inputs, priors, positions))
+    torch.testing.assert_close(result.as_tensor(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("stitch", ["cpu", "cuda"])
@@ -388,6 +535,9 @@ def test_errors_of_construction():
         PriorDrivenInferer(SimpleInferer(), make_priors(), references=make_priors([1]))
     with pytest.raises(PriorError, match="`priors` must be one SpatialPrior or more"):
         PriorDrivenInferer(SimpleInferer(), [])
+    for value in (-0.1, 1.01, float("nan")):
+        with pytest.raises(PositionError, match=r"`minimum_confidence` must lie in \[0, 1\], got"):
+            PriorDrivenInferer(SimpleInferer(), make_priors(), minimum_confidence=value)
 
 
 def test_errors_of_a_call():
@@ -403,3 +553,5 @@ def test_errors_of_a_call():
         PriorDrivenInferer(SimpleInferer(), make_priors([1]))(batch_of(scan()), net)
     with pytest.raises(PositionError, match=r"`epsilon` must lie in"):
         PriorDrivenInferer(SimpleInferer(), make_priors(), epsilon=0.7)(batch_of(scan()), net)
+    with pytest.raises(PositionError, match=r"`spread_mm` must be a positive length, got -1"):
+        PriorDrivenInferer(SimpleInferer(), make_priors(), spread_mm=-1)(batch_of(scan()), net)

@@ -12,9 +12,15 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 from scipy.special import rel_entr
 
+from stipple_monai import positioning
 from stipple_monai.errors import PositionError
 from stipple_monai.organ import organ_position
-from stipple_monai.positioning import DEFAULT_EPSILON, locate_organ
+from stipple_monai.positioning import (
+    DEFAULT_EPSILON,
+    cells_of,
+    locate_organ,
+    measure_position,
+)
 from stipple_monai.prior import SpatialPrior
 
 PANCREAS = Path(__file__).parents[2] / "shared" / "data" / "pancreas_ct_labels"
@@ -126,6 +132,16 @@ def test_equals_the_plain_loop_on_random_volumes(affine, kind, seed):
     shape = [(7, 6, 5), (4, 8, 6), (9, 3, 1)][seed]
     volume = random_scan(rng, shape, AFFINES[affine], kind)
     reference = random_reference(rng, [(4, 3, 3), (3, 3, 5), (2, 5, 4)][seed])
+    assert_same_point(locate_organ(volume, reference), plain_loop(volume, reference))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_narrowing_a_large_search_changes_nothing(seed, monkeypatch):
+    monkeypatch.setattr(positioning, "_LARGE_BOX", 0)
+    monkeypatch.setattr(positioning, "CELL_MM", 8.0)
+    rng = np.random.default_rng(seed)
+    volume = random_scan(rng, (9, 8, 6), AFFINES["anisotropic LAI"], "soft")
+    reference = random_reference(rng)
     assert_same_point(locate_organ(volume, reference), plain_loop(volume, reference))
 
 
@@ -339,6 +355,78 @@ def test_gradients_and_autocast_change_nothing():
     found = locate_organ(volume.clone().requires_grad_(), reference)
     assert not found.requires_grad
     assert_same_point(found, expected)
+
+
+# --- the search through bounds -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell_mm", [1.0, 4.0, 15.0])
+@pytest.mark.parametrize("affine", ["anisotropic LAI", "oblique"])
+def test_equals_the_plain_loop_whatever_the_cells(monkeypatch, affine, cell_mm):
+    monkeypatch.setattr("stipple_monai.positioning.CELL_MM", cell_mm)
+    rng = np.random.default_rng(23)
+    for kind in ("soft", "binary"):
+        volume = random_scan(rng, (9, 8, 7), AFFINES[affine], kind)
+        reference = random_reference(rng)
+        assert_same_point(locate_organ(volume, reference), plain_loop(volume, reference))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_plain_loop_on_fine_voxels_with_several_to_a_cell(seed):
+    rng = np.random.default_rng(seed)
+    q = np.zeros((22, 19, 10))
+    for probability in (0.6, 0.9, 0.7):
+        x, y, z = (int(rng.integers(0, n - 5)) for n in q.shape)
+        q[x : x + 5, y : y + 4, z : z + 3] = probability
+    q += rng.random(q.shape) * 0.05
+    volume = scan(q, np.diag([1.0, -0.9, 1.6]))
+    reference = random_reference(rng, (5, 4, 3), (1.1, 1.0, 1.4))
+    assert cells_of(volume.affine) == (4, 4, 2)
+    assert_same_point(locate_organ(volume, reference), plain_loop(volume, reference))
+
+
+def test_equals_far_apart_are_all_seen():
+    """The nearest to the centre of mass wins, however far the cells of the others."""
+    q = np.zeros((60, 9, 9))
+    for x in (3, 33, 54):
+        q[x : x + 3, 3:6, 3:6] = 0.9
+    volume = scan(q, np.eye(3), (0, 0, 0))
+    reference = SpatialPrior(np.ones((3, 3, 3)), spacing_mm=(1, 1, 1))
+    assert locate_organ(volume, reference).tolist() == [34, 4, 4]
+
+
+def test_cells_have_about_four_millimetres():
+    affine = torch.diag(torch.tensor([-0.7, 1.25, 7.7, 1.0]).double())
+    assert cells_of(affine) == (6, 3, 1)
+    affine[:3, :3] = torch.from_numpy(OBLIQUE @ np.diag([2.0, 4.5, 0.5]))
+    assert cells_of(affine) == (2, 1, 8)
+
+
+# --- measured positions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("linear", AFFINES.values(), ids=AFFINES)
+@pytest.mark.parametrize("center", ["bbox", "mass"])
+def test_a_label_is_measured_as_its_prior_defines_the_centre(linear, center):
+    label = np.zeros((16, 15, 14))
+    label[3:8, 4:7, 5:12], label[3:6, 4:5, 5:9], label[9, 9, 9] = 2, 0, 1
+    volume = scan(label, linear, dtype=torch.uint8)
+    prior = SpatialPrior.estimate([volume], organ=2, center=center)
+    expected = organ_position(volume, organ=2, center=center)
+    assert torch.equal(measure_position(volume, prior), expected)
+
+
+@pytest.mark.parametrize("linear", AFFINES.values(), ids=AFFINES)
+def test_the_group_wise_centre_is_where_the_label_fits_the_prior_best(linear):
+    rng = np.random.default_rng(8)
+    label = np.zeros((8, 9, 7))
+    label[2:7, 3:6, 2:6] = rng.random((5, 3, 4)) > 0.3
+    label[0, 0, 0] = 3
+    volume = scan(label, linear)
+    prior = random_reference(rng)
+    prior.center = "groupwise"
+    organ = scan(label == 1, linear)
+    assert_same_point(measure_position(volume, prior), plain_loop(organ, prior))
 
 
 @pytest.mark.cuda

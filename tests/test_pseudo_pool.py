@@ -414,7 +414,14 @@ def test_every_knob_of_inference_is_a_setting():
     assert {key for key in settings if settings[key] != f"@{key}"} == {"preprocessing"}
 
 
-KNOBS = {"channels": [8, 16], "slice_size": [32, 32], "progress": False, "num_workers": 1}
+KNOBS = {
+    "channels": [8, 16],
+    "slice_size": [32, 32],
+    "progress": False,
+    "num_workers": 1,
+    # what an untrained network sees is nowhere certain
+    "minimum_confidence": 0,
+}
 
 
 class Pool:

@@ -14,7 +14,7 @@ from monai.transforms import RandomizableTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple, ensure_tuple_rep
 
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.organ import organ_position
+from stipple_monai.positioning import measure_position
 from stipple_monai.prior import SpatialPrior
 from stipple_monai.selection import select_top_k
 
@@ -43,7 +43,7 @@ class OrganPosition(Transform):
         positions = []
         for prior in self.priors:
             try:
-                point = organ_position(label, organ=prior.organ, center=prior.center)
+                point = measure_position(label, prior)
             except PositionError as error:
                 warnings.warn(f"{error} Its prior stays neutral.", stacklevel=2)
                 point = torch.full((3,), torch.nan, dtype=torch.float64)
