@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,12 @@ check: $(VENV)/installed ## lint, format, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# --full on a script gives the practice sizes, see benchmarks/README.md
+BENCHMARKS := fusion inference positioning_speed prior_estimation training_step throughput pool imports
+
+bench: $(VENV)/installed ## the benchmarks: ratios to the obvious alternative, a few minutes
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,154 @@
+"""Slices per second in training, on one GPU and on two.
+
+Compared, with the bundle's own transforms, network, loss and optimizer (`training_step.py`):
+    plain MONAI: the same U-Net without prior, float32, as a MONAI training is written first.
+    with and without prior: each in half precision, then also channels-last, then also compiled.
+    two processes: `multi_gpu_train.yaml` under torchrun, against one process under torchrun.
+
+Sizes: batches of 6 of 512 × 512, four processes that load for each that trains.
+
+Read: with prior is to be no slower than without, at each setting; the ratio is that of slices per
+second, so more is better, unlike in the other benchmarks. Without a GPU nothing is measured:
+``--tiny`` runs all of it on the CPU with a tiny network, to see that the script works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import compare, print_markdown, print_notes
+from training_step import OVERLAYS, WITH, WITHOUT, Step, prepare, training
+
+BASELINE = "plain MONAI, without prior, float32"
+SETTINGS: dict[str, dict[str, bool]] = {
+    "float16": {"amp": True},
+    "float16, channels-last": {"amp": True, "channels_last": True},
+    "float16, channels-last, compiled": {"amp": True, "channels_last": True, "compiled": True},
+}
+TINY: dict[str, Any] = {"channels": [4, 8], "num_workers": 0, "slices_per_scan": 24}
+
+
+def run_one_gpu(knobs: dict[str, Any], *, rounds: int, count: int, tiny: bool) -> None:
+    """Slices per second with and without prior, at each setting, in one process."""
+    candidates = {BASELINE: Step(training(OVERLAYS[WITHOUT], **knobs), count=count, amp=False)}
+    for setting, options in SETTINGS.items():
+        # on a CPU, compilation takes minutes and float16 is slower
+        changed = {**options, "amp": False, "compiled": False} if tiny else options
+        for name in (WITHOUT, WITH):
+            step = Step(training(OVERLAYS[name], **knobs), count=count, **changed)
+            candidates[f"{name}, {setting}"] = step
+    rows = compare(candidates, rounds=rounds, baseline=BASELINE)
+    slices = count * knobs["batch_size"]
+    rate = {row.name: slices / row.seconds for row in rows}
+    print(f"\n### Training on one GPU{tried(tiny)}\n")
+    print_markdown(
+        ["", "slices per second", "to plain MONAI", "with prior to without"],
+        [
+            [
+                row.name,
+                f"{rate[row.name]:.1f}",
+                f"{1 / row.ratio:.2f} ({1 / row.high:.2f} … {1 / row.low:.2f})",
+                f"{rate[row.name] / rate[row.name.replace(WITH, WITHOUT)]:.3f}"
+                if row.name.startswith(WITH)
+                else "",
+            ]
+            for row in rows
+        ],
+    )
+    print_notes([f"Median of {rounds} interleaved rounds of {count} steps."])
+
+
+def run_processes(knobs: dict[str, Any], *, rounds: int, count: int, tiny: bool) -> None:
+    """Slices per second of one and of two processes, each on a GPU of its own."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for processes, found in rates.items():
+            found.append(rate_under_torchrun(knobs, processes=processes, count=count))
+    ratios = sorted(two / one for one, two in zip(rates[1], rates[2], strict=True))
+    print(f"\n### Training with the prior on two GPUs{tried(tiny)}\n")
+    print_markdown(
+        ["processes", "slices per second"],
+        [[str(n), f"{sorted(found)[len(found) // 2]:.1f}"] for n, found in rates.items()],
+    )
+    middle = ratios[len(ratios) // 2]
+    print_notes(
+        [f"Two to one: {middle:.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f}), {rounds} rounds."]
+    )
+
+
+def tried(tiny: bool) -> str:
+    """What a title says of figures that mean nothing."""
+    return ": a trial of the script on a CPU, in float32, with a tiny network" if tiny else ""
+
+
+def rate_under_torchrun(knobs: dict[str, Any], *, processes: int, count: int) -> float:
+    """Start `worker` in as many processes and give their slices per second.
+
+    Raises:
+        subprocess.CalledProcessError: one of them failed.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", __file__, "--count", str(count)]
+    done = subprocess.run(
+        [*command, "--worker", json.dumps(knobs)], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+def worker(knobs: dict[str, Any], *, count: int) -> None:
+    """One of torchrun's processes; the first prints the slices per second of all."""
+    parser = training([*OVERLAYS[WITH], "multi_gpu_train"], **knobs)
+    parser.get_parsed_content("initialize")
+    step = Step(parser, count=count)
+    for warm_up in (True, False):
+        torch.distributed.barrier()
+        start = time.perf_counter()
+        step()
+        if step.device.type == "cuda":
+            torch.cuda.synchronize()
+        torch.distributed.barrier()
+        if not warm_up and torch.distributed.get_rank() == 0:
+            slices = count * knobs["batch_size"] * torch.distributed.get_world_size()
+            print(slices / (time.perf_counter() - start))
+    torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    """Run the tables, or say that there is no GPU."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiny", action="store_true", help="try the script on a CPU")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=40, help="steps timed at a time")
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    rounds, count = arguments.rounds, arguments.count
+    if arguments.worker:
+        worker(arguments.worker, count=count)
+        return
+    if not (torch.cuda.is_available() or arguments.tiny):
+        print("Training throughput needs a CUDA device, and there is none: skipped.")
+        return
+    tiny = not torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        knobs = prepare(Path(folder), factor=1 if tiny else 4)
+        # scans enough that no epoch, whose end empties the queue of the workers, is short
+        knobs |= TINY if tiny else {"num_workers": 4, "slices_per_scan": 960}
+        run_one_gpu(knobs, rounds=rounds, count=count, tiny=tiny)
+        if tiny or torch.cuda.device_count() >= 2:
+            run_processes(knobs, rounds=rounds, count=count, tiny=tiny)
+        else:
+            print("There is one CUDA device: two processes are left out.")
+
+
+if __name__ == "__main__":
+    main()
