@@ -1,7 +1,7 @@
 """A function of many items at once."""
 
 import _thread
-import itertools
+import signal
 import threading
 import time
 
@@ -72,6 +72,8 @@ def test_an_error_of_the_items_is_raised(num_workers):
 
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_an_interrupt_ends_it_and_its_threads(num_workers):
+    # started in the background, a shell has told the process to ignore interrupts
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = threading.active_count()
     started = []
 
@@ -82,10 +84,13 @@ def test_an_interrupt_ends_it_and_its_threads(num_workers):
         time.sleep(0.01)
 
     def run():
-        for _ in map_in_order(work, itertools.count(), num_workers=num_workers):
+        for _ in map_in_order(work, range(1000), num_workers=num_workers):
             pass
 
-    with pytest.raises(KeyboardInterrupt):
-        run()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert len(started) < 20
     assert threading.active_count() == before
