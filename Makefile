@@ -32,7 +32,7 @@ check: $(VENV)/installed ## lint, format, types
 # --full on a script gives the practice sizes, see benchmarks/README.md
 BENCHMARKS := fusion inference positioning_speed prior_estimation training_step throughput pool imports
 
-bench: $(VENV)/installed ## the benchmarks: ratios to the obvious alternative, a few minutes
+bench: $(VENV)/installed ## the benchmarks: ratios to the obvious alternatives, seven minutes
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 
 clean: ## remove what the targets made
