@@ -193,14 +193,19 @@ def main() -> None:
                     body.append([network, count, method, *figures, *judged, f"{dice.mean():.3f}"])
     print_markdown(head, body)
     print("\nConfidence of the group-wise positions\n")
-    confidence, error = np.array(confidences).T
-    table = []
-    for low, high in itertools.pairwise((0, 0.51, 0.525, 0.55, 0.6, 0.7, 1.01)):
-        part = error[(confidence >= low) & (confidence < high)]
+    print_confidence(confidences, limits=(0, 0.51, 0.525, 0.55, 0.6, 0.7, 1.01))
+
+
+def print_confidence(pairs: list[tuple[float, float]], *, limits: tuple[float, ...]) -> None:
+    """Print how large errors, in mm, are at which confidence."""
+    confidence, error = np.array(pairs).T
+    body = []
+    for low, high in itertools.pairwise(limits):
+        part = error[(confidence >= low) & (confidence < high) & ~np.isnan(error)]
         if len(part):
             right = f"{(part <= 20).mean():.2f}"
-            table.append([f"{low} – {min(high, 1)}", str(len(part)), right, f"{part.mean():.1f}"])
-    print_markdown(["confidence", "n", "within 20 mm", "mean mm"], table)
+            body.append([f"{low} – {min(high, 1)}", str(len(part)), right, f"{part.mean():.1f}"])
+    print_markdown(["confidence", "n", "within 20 mm", "mean mm"], body)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from the baseline's.
 from __future__ import annotations
 
 import argparse
-import itertools
 import subprocess
 import sys
 from collections import defaultdict
@@ -26,6 +25,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, ResampleToMatch
+from positioning import print_confidence
 from timing import machine, print_markdown
 from tqdm import tqdm
 
@@ -46,7 +46,6 @@ DATA = ROOT.parent / "shared" / "data" / "chaos_mr_t2"
 CONFIGS = ROOT / "bundles" / "pancreas_stipple" / "configs"
 ORGANS = [1, 2, 3, 4]
 SPLITS = 4
-BINS = (0, 0.2, 0.4, 0.5, 0.51, 0.525, 0.55, 1.01)
 
 
 class Scan(NamedTuple):
@@ -221,14 +220,7 @@ def main() -> None:
     print_markdown([*head, "mean mm", "median", "90 %", "without"], body)
     for how, pairs in confidences.items():
         print(f"\nConfidence, {how}\n")
-        confidence, error = np.array(pairs).T
-        table = []
-        for a, b in itertools.pairwise(BINS):
-            part = error[(confidence >= a) & (confidence < b) & ~np.isnan(error)]
-            if len(part):
-                right = f"{(part <= 20).mean():.2f}"
-                table.append([f"{a} – {min(b, 1)}", str(len(part)), right, f"{part.mean():.1f}"])
-        print_markdown(["confidence", "n", "within 20 mm", "mean mm"], table)
+        print_confidence(pairs, limits=(0, 0.2, 0.4, 0.5, 0.51, 0.525, 0.55, 1.01))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import torch
 from monai.data import MetaTensor
+from monai.transforms import generate_spatial_bounding_box
 
 from stipple_monai.correlation import Box, promising, scores_in
 from stipple_monai.errors import PositionError
@@ -82,7 +83,10 @@ def locate_organ(
     affine = probability.affine.to(dtype=torch.float64, device="cpu")
     mean_mm = to_world(affine, mean)
     # Where Q is ε there is no evidence: the correlation needs the rest of the volume alone.
-    first, evidence = _crop_to_positive(evidence_for(q, epsilon))
+    evidence = evidence_for(q, epsilon)
+    start, stop = generate_spatial_bounding_box(evidence[None])
+    first = torch.tensor(start)
+    evidence = evidence[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
     kernel = around_center(reference, affine).to(evidence)
     if max_shift_mm is None:
         cells = cells_of(affine)
@@ -95,9 +99,9 @@ def locate_organ(
         limit = max(max_shift_mm, float((to_world(affine, nearest) - mean_mm).norm()))
         limit *= 1 + 1e-9
         reach = torch.linalg.inv(affine[:3, :3]).norm(dim=1) * limit
-        start = torch.minimum((mean - reach).ceil(), nearest).long() - first
-        stop = torch.maximum((mean + reach).floor(), nearest).long() - first + 1
-        box = Box(tuple(start.tolist()), tuple(stop.tolist()))
+        low = torch.minimum((mean - reach).ceil(), nearest).long() - first
+        high = torch.maximum((mean + reach).floor(), nearest).long() - first + 1
+        box = Box(tuple(low.tolist()), tuple(high.tolist()))
     score = scores_in(evidence, kernel, box)
     # Rounding, which follows the greatest score, must neither choose among equals nor move a limit.
     slack = 1e-9 * score.abs().max()
@@ -208,19 +212,6 @@ def cells_of(affine: torch.Tensor) -> tuple[int, int, int]:
 def to_world(affine: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """World points, RAS mm, of voxel indices ``(…, 3)``."""
     return index @ affine[:3, :3].T + affine[:3, 3]
-
-
-def _crop_to_positive(volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The index of the first voxel of the box around positive values, and the box."""
-    starts, stops = [], []
-    positive = volume > 0
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        used = torch.nonzero(positive.any(others[1]).any(others[0]))
-        starts.append(int(used[0]))
-        stops.append(int(used[-1]) + 1)
-    box = volume[starts[0] : stops[0], starts[1] : stops[1], starts[2] : stops[2]]
-    return torch.tensor(starts), box
 
 
 def _nearest_voxel(affine: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

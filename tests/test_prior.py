@@ -280,18 +280,21 @@ def test_no_volume_with_the_organ(spacing_mm):
         SpatialPrior.estimate([], spacing_mm=spacing_mm)
 
 
+def watched(volumes, alive):
+    """Hand out volumes and note how many of the earlier ones are still in memory."""
+    references = []
+    while volumes:
+        alive.append(sum(r() is not None for r in references))
+        label = volumes.pop(0)
+        references.append(weakref.ref(label))
+        yield label
+        del label
+
+
 def test_a_generator_is_read_once_and_no_label_outlives_its_turn():
-    volumes, references, alive = random_volumes(MIXED), [], []
+    volumes, alive = random_volumes(MIXED), []
 
-    def watched():
-        while volumes:
-            alive.append(sum(r() is not None for r in references))
-            label = volumes.pop(0)
-            references.append(weakref.ref(label))
-            yield label
-            del label
-
-    prior = SpatialPrior.estimate(watched())
+    prior = SpatialPrior.estimate(watched(volumes, alive))
     assert prior.case_count == len(alive) == len(MIXED)
     assert max(alive) == 0
     assert torch.equal(prior.probability, SpatialPrior.estimate(random_volumes(MIXED)).probability)
@@ -507,17 +510,9 @@ def test_the_first_map_in_order_with_an_organ_gives_its_spacing(monkeypatch):
 
 
 def test_no_more_maps_are_held_than_there_are_workers():
-    volumes, references, alive = random_volumes(MIXED * 2), [], []
+    volumes, alive = random_volumes(MIXED * 2), []
 
-    def watched():
-        while volumes:
-            alive.append(sum(r() is not None for r in references))
-            label = volumes.pop(0)
-            references.append(weakref.ref(label))
-            yield label
-            del label
-
-    prior = SpatialPrior.estimate(watched(), num_workers=2)
+    prior = SpatialPrior.estimate(watched(volumes, alive), num_workers=2)
     assert prior.case_count == 2 * len(MIXED)
     assert max(alive) <= 1
 
