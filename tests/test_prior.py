@@ -337,8 +337,9 @@ def test_memory_does_not_grow_with_sizes_that_are_even_and_odd():
 
     peak(1)
     alike, mixed = peak(1), peak(8)
-    # What is kept of a random organ is a bit a voxel; of a real one, a tenth of that.
-    assert mixed < alike + 28 * 1.1 * 30**3 / 8 + 2e4
+    # What is kept of a random organ is a bit a voxel; of a real one, a tenth of that. The
+    # margin is for what the interpreter allocates besides; a byte a voxel would be 661 kB more.
+    assert mixed < alike + 28 * 1.1 * 30**3 / 8 + 1e5
 
 
 def test_files_and_metatensors_give_the_same(tmp_path):
