@@ -15,35 +15,55 @@ ROOT = "stipple_monai"
 
 FLOORS = [
     ["correlation", "errors", "files", "parallel"],
-    ["alignment", "fusion", "interpolation", "organ", "sampling", "selection", "unet"],
+    [
+        "alignment",
+        "fusion",
+        "interpolation",
+        "organ",
+        "sampling",
+        "selection",
+        "statistics",
+        "unet",
+    ],
     [
         "histogram",
         "losses",
+        "atlas_loss",
         "network",
+        "stages",
         "prior_file",
         "data.checks",
         "data.anatomy",
         "data.phantom",
         "data.datalist",
+        "data.simulation",
     ],
     ["prior", "sections"],
-    ["positioning", "prior_set", "figures"],
-    ["joint", "transforms.array", "report"],
+    ["positioning", "prior_set", "figures", "study_figures"],
+    ["joint", "transforms.array", "report", "study_report"],
     ["inferer", "orientation", "transforms.dictionary"],
-    ["handlers", "pool", "self_training", "study", "demo"],
+    ["handlers", "pool", "mean_teacher", "adversarial"],
+    ["self_training", "demo"],
+    ["study"],
     ["__main__"],
 ]
 FLOOR = {f"{ROOT}.{name}": floor for floor, names in enumerate(FLOORS) for name in names}
 # Half a floor: the lower modules of data, which the upper ones may use.
 FLOOR[f"{ROOT}.data.phantom"] += 0.5
 FLOOR[f"{ROOT}.data.datalist"] += 0.5
+FLOOR[f"{ROOT}.data.simulation"] += 0.5
 OPTIONAL = {
     "sections",
     "figures",
     "handlers",
     "report",
+    "stages",
+    "mean_teacher",
+    "adversarial",
     "self_training",
     "study",
+    "study_figures",
+    "study_report",
     "demo",
     "__main__",
 }
