@@ -1,14 +1,19 @@
-"""What happens while an engine runs: ignite handlers for checkpoints and positions."""
+"""What happens while an engine runs: handlers for checkpoints, random numbers and tables."""
 
 from __future__ import annotations
 
 import csv
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
+import numpy as np
+import torch
 from ignite.engine import Engine, Events
+from monai.data.utils import set_rnd
 from monai.handlers import CheckpointSaver
 
 from stipple_monai.files import whole_file
@@ -42,6 +47,76 @@ class WholeCheckpointSaver(CheckpointSaver):
     def state_dict(self) -> dict[str, Any]:
         """Give what `load_state_dict` takes: the best score so far, empty before the first."""
         return self._key_metric_checkpoint.state_dict()
+
+
+class EpochSeed:
+    """Seed every epoch by its number, so that a resumed training draws what it would have drawn.
+
+    Seeding once before training makes an uninterrupted run reproducible; a run that starts from a
+    checkpoint of epoch 7 would draw the slices of epoch 1 again.
+
+    Args:
+        seed: of the training. Each process of a group adds its rank.
+
+    Raises:
+        ValueError: ``seed`` is negative.
+    """
+
+    def __init__(self, seed: int) -> None:
+        if seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {seed}: choose another.")
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reseed)
+
+    def _reseed(self, engine: Engine) -> None:
+        entropy = [self.seed, idist.get_rank(), engine.state.epoch]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        # Workers are seeded from torch's generator; without workers nobody seeds the transforms.
+        set_rnd(engine.state.dataloader.dataset, seed)
+
+
+class LearningCurve:
+    """Write an epoch's mean loss and scores as CSV with one row an epoch.
+
+    The columns are ``epoch``, ``loss``, ``train_dice`` and ``validation_dice``, of which the last
+    is empty where nothing was validated. A resumed training keeps the rows of the epochs before.
+
+    Args:
+        path: the file to write.
+        validator: the evaluator whose ``val_mean_dice`` is written.
+    """
+
+    def __init__(self, path: str | Path, *, validator: Engine | None = None) -> None:
+        self.path, self.validator = Path(path), validator
+        self._losses: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the handler that validates."""
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self._losses.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _collect(self, engine: Engine) -> None:
+        self._losses.append(float(engine.state.output[0]["loss"]))
+
+    def _write(self, engine: Engine) -> None:
+        epoch, validated = engine.state.epoch, ""
+        if self.validator is not None and "val_mean_dice" in self.validator.state.metrics:
+            validated = f"{self.validator.state.metrics['val_mean_dice']:.5f}"
+        rows = []
+        if self.path.exists():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.reader(file)][1:]
+        numbers = np.mean(self._losses), engine.state.metrics.get("train_mean_dice", math.nan)
+        new = [epoch, *("" if math.isnan(x) else f"{x:.5f}" for x in numbers), validated]
+        header = ["epoch", "loss", "train_dice", "validation_dice"]
+        _write_table(self.path, header, [*(r for r in rows if int(r[0]) < epoch), new])
 
 
 class PositionTable:
@@ -86,7 +161,10 @@ class PositionTable:
                 self._rows.append([scan, organ, *numbers, f"{confidence:.3f}"])
 
     def _write(self) -> None:
-        with whole_file(self.path) as part, part.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["scan", "organ", "r_mm", "a_mm", "s_mm", "confidence"])
-            writer.writerows(self._rows)
+        header = ["scan", "organ", "r_mm", "a_mm", "s_mm", "confidence"]
+        _write_table(self.path, header, self._rows)
+
+
+def _write_table(path: str | Path, header: list[str], rows: Sequence[Sequence[Any]]) -> None:
+    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])

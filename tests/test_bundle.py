@@ -473,7 +473,7 @@ def test_without_validation_the_model_is_the_last_and_the_seed_decides(runs):
         folder = runs.models(name)
         alone.run("train", **TRAINING, seed=seed, models_dir=str(folder))
         names = {p.name for p in folder.iterdir()}
-        assert names == {"checkpoint_epoch=1.pt", "model.pt", "prior_1.nii.gz"}
+        assert names == {"checkpoint_epoch=1.pt", "curve.csv", "model.pt", "prior_1.nii.gz"}
         found[name] = weights(folder / "model.pt")
     assert same(found["seed_0"], found["seed_0_again"])
     assert not same(found["seed_0"], found["seed_1"])
@@ -500,6 +500,25 @@ def test_resume_goes_on_where_it_stopped(runs, best, replaced):
     assert state["lr_scheduler"]["last_epoch"] == 2
     assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.002)
     assert ((folder / "model.pt").read_bytes() != before) == replaced
+
+
+def test_resumed_training_equals_an_uninterrupted_one(runs):
+    whole, resumed = runs.models("uninterrupted"), runs.models("interrupted")
+    knobs = {**TRAINING, "max_epochs": 3}
+    runs.run("train", **knobs, models_dir=str(whole))
+    shutil.copy(whole / "checkpoint_epoch=2.pt", resumed)
+    # as an interrupted run leaves it: the epoch after the checkpoint was begun
+    shutil.copy(whole / "curve.csv", resumed)
+    runs.run("train", **knobs, models_dir=str(resumed), resume=True)
+    assert same(weights(whole / "last.pt"), weights(resumed / "last.pt"))
+    curve = (whole / "curve.csv").read_text()
+    assert (resumed / "curve.csv").read_text() == curve
+    rows = list(csv.DictReader(curve.splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert all(float(row["loss"]) > 0 for row in rows)
+    assert all(
+        0 <= float(row[f"{part}_dice"]) <= 1 for row in rows for part in ("train", "validation")
+    )
 
 
 def test_training_starts_from_given_weights(runs):

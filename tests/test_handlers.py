@@ -5,10 +5,16 @@ import math
 
 import pytest
 import torch
-from ignite.engine import Engine
-from monai.data import MetaTensor
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, MetaTensor
+from monai.transforms import RandGaussianNoised
 
-from stipple_monai.handlers import PositionTable, WholeCheckpointSaver
+from stipple_monai.handlers import (
+    EpochSeed,
+    LearningCurve,
+    PositionTable,
+    WholeCheckpointSaver,
+)
 from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
 
 
@@ -122,3 +128,62 @@ def test_a_table_for_other_organs_than_the_priors_is_none(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         run(PositionTable(tmp_path / "t.csv", [1]), [[{"pred": pred, "image": image}]])
     assert not (tmp_path / "t.csv").exists()
+
+
+def test_every_epoch_draws_what_its_number_says():
+    class Noise(torch.utils.data.Dataset):
+        def __init__(self):
+            self.transform = RandGaussianNoised("x", prob=1.0)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return self.transform({"x": torch.zeros(1) + 10 * index})["x"]
+
+    def draws(first_epoch, seed=0, workers=0):
+        loader = DataLoader(Noise(), batch_size=3, shuffle=True, num_workers=workers)
+        seen = []
+        engine = Engine(lambda engine, batch: seen.append((batch.flatten(), torch.rand(1))))
+        EpochSeed(seed).attach(engine)
+        engine.state.epoch = first_epoch
+        engine.load_state_dict({"epoch": first_epoch, "max_epochs": 4, "epoch_length": 1})
+        engine.run(loader, max_epochs=4)
+        return [torch.cat(pair) for pair in seen]
+
+    whole = draws(0)
+    assert len(whole) == 4
+    assert len({tuple(x.tolist()) for x in whole}) == 4
+    for left, right in zip(whole[2:], draws(2), strict=True):
+        assert torch.equal(left, right)
+    assert not torch.equal(whole[0], draws(0, seed=1)[0])
+    for left, right in zip(draws(0, workers=1)[2:], draws(2, workers=1), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_seeds_are_not_negative():
+    with pytest.raises(ValueError, match="`seed` must be 0 or more, got -1"):
+        EpochSeed(-1)
+
+
+def test_the_curve_has_a_row_an_epoch_and_survives_a_resume(tmp_path):
+    path = tmp_path / "curve.csv"
+    validator = Engine(lambda engine, batch: None)
+
+    def train(first, last, offset=0.0):
+        engine = Engine(lambda engine, loss: [{"loss": loss + engine.state.epoch + offset}])
+        engine.add_event_handler(
+            Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(train_mean_dice=0.25)
+        )
+        LearningCurve(path, validator=validator).attach(engine)
+        engine.load_state_dict({"epoch": first, "max_epochs": last, "epoch_length": 2})
+        engine.run([1.0, 2.0])
+
+    train(0, 2)
+    header = "epoch,loss,train_dice,validation_dice"
+    rows = [header, "1,2.50000,0.25000,", "2,3.50000,0.25000,"]
+    assert path.read_text().split() == rows
+    validator.state.metrics["val_mean_dice"] = 0.5
+    train(1, 3, offset=1.0)
+    rows = [*rows[:2], "2,4.50000,0.25000,0.50000", "3,5.50000,0.25000,0.50000"]
+    assert path.read_text().split() == rows
