@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
+from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
 from monai.handlers import CheckpointSaver
 
@@ -74,9 +73,7 @@ class EpochSeed:
     def _reseed(self, engine: Engine) -> None:
         entropy = [self.seed, idist.get_rank(), engine.state.epoch]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        manual_seed(seed)
         # Workers are seeded from torch's generator; without workers nobody seeds the transforms.
         set_rnd(engine.state.dataloader.dataset, seed)
 
@@ -112,7 +109,7 @@ class LearningCurve:
         rows = []
         if self.path.exists():
             with self.path.open(encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.reader(file)][1:]
+                rows = list(csv.reader(file))[1:]
         numbers = np.mean(self._losses), engine.state.metrics.get("train_mean_dice", math.nan)
         new = [epoch, *("" if math.isnan(x) else f"{x:.5f}" for x in numbers), validated]
         header = ["epoch", "loss", "train_dice", "validation_dice"]
