@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
-from stipple_monai.demo import BUNDLE, run_demo
+from stipple_monai.demo import run_demo
+from stipple_monai.stages import BUNDLE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,16 +6,10 @@ its last checkpoint. So an interrupted demo continues where it stopped.
 
 from __future__ import annotations
 
-import csv
-import logging
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import monai.bundle
 
 from stipple_monai.data import (
     read_datalist,
@@ -24,20 +18,13 @@ from stipple_monai.data import (
     write_datalist,
     write_phantom,
 )
-from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_csv, whole_file
+from stipple_monai.pictures import KINDS, draw_comparisons
 from stipple_monai.positioning import measure_position
 from stipple_monai.prior_set import load_priors, prior_path
-from stipple_monai.report import (
-    Kind,
-    best_case_for,
-    comparison_figure,
-    dice_table,
-    prior_figure,
-)
-from stipple_monai.transforms.array import PriorAlign
+from stipple_monai.report import dice_table, prior_figure
+from stipple_monai.stages import BUNDLE, configs_of, progress_only, run_bundle
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "pancreas_stipple"
 LABELLED, UNLABELLED, TEST = 3, 4, 6
 SIZE = 96  # voxels along a slice, for two CPU cores
 
@@ -71,13 +58,8 @@ def run_demo(
     Raises:
         DatasetError: ``bundle`` is not the bundle's folder.
     """
-    out, configs = Path(out).resolve(), Path(bundle) / "configs"
-    if not (configs / "train.yaml").is_file():
-        raise DatasetError(
-            f"`bundle` must be the folder of the bundle pancreas_stipple, got {bundle}: it is part "
-            "of the project's repository, give its path with --bundle."
-        )
-    with _progress_only():
+    out, configs = Path(out).resolve(), configs_of(bundle)
+    with progress_only():
         return _run_stages(out, configs, seed, options or {})
 
 
@@ -91,7 +73,7 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
             print(f"[{_clock(started)}] {title}: done before", flush=True)
             return
         print(f"[{_clock(started)}] {title}", flush=True)
-        _run_bundle(configs, [*names, "phantom"], {**knobs, **extra})
+        run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
 
     models, results = out / "models", out / "eval"
     training = {"seed": seed, "resume": True}
@@ -135,8 +117,7 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
 
 def read_dice(folder: Path) -> list[float]:
     """Mean Dice of each case, in the order of the file that ``MetricsSaver`` left in ``folder``."""
-    with (folder / "val_mean_dice_raw.csv").open(encoding="utf-8", newline="") as file:
-        return [float(row["mean"]) for row in csv.DictReader(file)]
+    return [float(row["mean"]) for row in read_csv(folder / "val_mean_dice_raw.csv")]
 
 
 def _prepare_data(out: Path, seed: int) -> Path:
@@ -155,14 +136,6 @@ def _prepare_data(out: Path, seed: int) -> Path:
     return datalist
 
 
-def _run_bundle(configs: Path, names: Sequence[str], overrides: dict[str, Any]) -> None:
-    monai.bundle.run(
-        config_file=[str(configs / f"{name}.yaml") for name in names],
-        meta_file=str(configs / "metadata.json"),
-        **overrides,
-    )
-
-
 def _copy_priors(source: Path, target: Path) -> None:
     for prior in load_priors(source, [1]):
         prior.save(prior_path(target, prior.organ))
@@ -170,47 +143,19 @@ def _copy_priors(source: Path, target: Path) -> None:
 
 def _draw(out: Path, datalist: Path) -> None:
     (prior,) = load_priors(out / "models", [1])
-    cases = []
-    for item in read_datalist(datalist, "test"):
-        name = Path(item["image"]).name.replace(".nii.gz", "_seg.nii.gz")
-        cases.append(
-            {
-                "image": read_volume(item["image"]),
-                "truth": read_volume(item["label"]),
-                "baseline": read_volume(out / "eval" / "baseline" / name),
-                "stipple": read_volume(out / "eval" / "stipple" / name),
-            }
-        )
-    first = cases[0]
+    items = read_datalist(datalist, "test")
+    truth = read_volume(items[0]["label"])
     prior_figure(
-        first["image"],
+        read_volume(items[0]["image"]),
         prior,
-        measure_position(first["truth"], prior),
+        measure_position(truth, prior),
         out / "prior.png",
-        label=first["truth"],
+        label=truth,
     )
-    positions = _read_positions(out / "eval" / "stipple")
-    kinds: tuple[tuple[Kind, str], ...] = (
-        ("recovered miss", "recovered_miss.png"),
-        ("removed false positive", "removed_false_positive.png"),
-    )
-    for kind, name in kinds:
-        index = best_case_for(kind, cases)
-        if index is None:
-            print(f"no picture {name}: no test case has a {kind}")
-        else:
-            case = cases[index]
-            placed = PriorAlign([prior])(case["image"], [positions[index]])
-            comparison_figure(**case, prior=placed, path=out / name, kind=kind)
-
-
-def _read_positions(folder: Path) -> list[list[float]]:
-    """Where the prior was put in each test case, RAS mm; NaN where it was neutral."""
-    with (folder / "positions.csv").open(encoding="utf-8", newline="") as file:
-        return [
-            [float(row[axis] or "nan") for axis in ("r_mm", "a_mm", "s_mm")]
-            for row in csv.DictReader(file)
-        ]
+    folders = {name: out / "eval" / name for name in ("baseline", "stipple")}
+    drawn = draw_comparisons(items, prior, out, **folders)
+    for kind in KINDS.keys() - drawn.keys():
+        print(f"no picture {KINDS[kind]}: no test case has a {kind}")
 
 
 def _write_results(out: Path) -> Path:
@@ -224,18 +169,6 @@ def _write_results(out: Path) -> Path:
             encoding="utf-8",
         )
     return path
-
-
-@contextmanager
-def _progress_only() -> Iterator[None]:
-    """Leave the stages and their progress bars on the screen, without MONAI's log."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="(monai|torch|ignite)")
-        logging.disable(logging.INFO)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
 
 
 def _clock(started: float) -> str:

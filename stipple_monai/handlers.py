@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
 from monai.handlers import CheckpointSaver
 
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_csv, write_csv
 from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
 
 
@@ -106,14 +105,12 @@ class LearningCurve:
         epoch, validated = engine.state.epoch, ""
         if self.validator is not None and "val_mean_dice" in self.validator.state.metrics:
             validated = f"{self.validator.state.metrics['val_mean_dice']:.5f}"
-        rows = []
-        if self.path.exists():
-            with self.path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.reader(file))[1:]
+        rows = read_csv(self.path) if self.path.exists() else []
         numbers = np.mean(self._losses), engine.state.metrics.get("train_mean_dice", math.nan)
         new = [epoch, *("" if math.isnan(x) else f"{x:.5f}" for x in numbers), validated]
         header = ["epoch", "loss", "train_dice", "validation_dice"]
-        _write_table(self.path, header, [*(r for r in rows if int(r[0]) < epoch), new])
+        before = [list(row.values()) for row in rows if int(row["epoch"]) < epoch]
+        write_csv(self.path, header, [*before, new])
 
 
 class PositionTable:
@@ -159,9 +156,4 @@ class PositionTable:
 
     def _write(self) -> None:
         header = ["scan", "organ", "r_mm", "a_mm", "s_mm", "confidence"]
-        _write_table(self.path, header, self._rows)
-
-
-def _write_table(path: str | Path, header: list[str], rows: Sequence[Sequence[Any]]) -> None:
-    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        write_csv(self.path, header, self._rows)
