@@ -6,10 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
 from stipple_monai.demo import run_demo
-from stipple_monai.stages import BUNDLE
+from stipple_monai.errors import StudyError
+from stipple_monai.self_training import self_train
+from stipple_monai.stages import BUNDLE, progress_only
+from stipple_monai.study import run_study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, StudyError) as error:
         print(f"stipple_monai {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -74,6 +80,45 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--test", type=int, required=True)
     split.add_argument("--seed", type=int, default=0)
     split.set_defaults(run=_split)
+
+    train = commands.add_parser(
+        "self-train", help="train, pseudo-label the unlabelled scans, train again, round by round"
+    )
+    train.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
+    train.add_argument("out", type=Path, help="folder of the rounds; begun ones go on")
+    train.add_argument("--bundle", type=Path, default=BUNDLE, help="folder of the bundle")
+    for name in ("overlays", "train-overlays", "infer-overlays"):
+        train.add_argument(f"--{name}", nargs="*", default=[], help="names or paths of configs")
+    gamma = train.add_mutually_exclusive_group()
+    gamma.add_argument("--shares", nargs="*", type=float, default=[0.5], help="γ of each round")
+    gamma.add_argument("--counts", nargs="+", type=int, help="γ of each round as voxels")
+    train.add_argument("--minimum", type=float, default=0.0, help="least probability of a voxel")
+    train.add_argument("--components", type=int, help="only the largest components of an organ")
+    train.add_argument("--fine-tune", action="store_true", help="not from scratch in each round")
+    train.add_argument("--position-with", default="newest", help="newest, first or weights")
+    train.add_argument("--reestimate-prior", action="store_true", help="from pseudo-labels, too")
+    train.add_argument("--unlabelled-sections", nargs="+", default=["unlabelled"])
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--set", nargs="*", default=[], metavar="KNOB=VALUE", help="of the configs")
+    train.set_defaults(run=_self_train)
+
+    study = commands.add_parser(
+        "study", help="compare methods × label proportions × folds × seeds, and report"
+    )
+    study.add_argument("config", type=Path, help="YAML, such as those in the bundle's studies/")
+    study.add_argument("--out", type=Path, required=True, help="its folder; a begun one goes on")
+    study.add_argument("--bundle", type=Path, default=BUNDLE, help="folder of the bundle")
+    study.add_argument("--workers", type=int, default=0, help="processes at a time")
+    study.add_argument(
+        "--slurm", nargs="+", metavar="KEY=VALUE", help="of submitit: slurm_partition=gpu …"
+    )
+    study.set_defaults(
+        run=lambda o: print(
+            run_study(
+                o.config, o.out, bundle=o.bundle, workers=o.workers, slurm=_pairs(o.slurm or [])
+            )
+        )
+    )
     return parser
 
 
@@ -87,6 +132,22 @@ def _split(options: argparse.Namespace) -> None:
     )
     write_datalist(options.out, sections)
     print(", ".join(f"{name}: {len(items)}" for name, items in sections.items()))
+
+
+def _self_train(options: argparse.Namespace) -> None:
+    names = vars(options).keys() - {"command", "run", "datalist", "out", "set"}
+    knobs = {name: getattr(options, name) for name in names}
+    with progress_only():
+        print(self_train(options.datalist, options.out, options=_pairs(options.set), **knobs))
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """``["max_epochs=5"]`` as a dictionary, values read as YAML."""
+    wrong = [text for text in texts if "=" not in text]
+    if wrong:
+        raise ValueError(f"Settings must look like KNOB=VALUE, got {', '.join(wrong)}.")
+    parted = (text.partition("=") for text in texts)
+    return {name: yaml.safe_load(value) for name, _, value in parted}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The errors that this package raises on purpose; all of them are ``ValueError``."""
+"""The errors that this package raises on purpose; those about input are ``ValueError``."""
 
 
 class PriorError(ValueError):
@@ -11,3 +11,7 @@ class PositionError(ValueError):
 
 class DatasetError(ValueError):
     """A scan, a label map or a datalist is not what it must be."""
+
+
+class StudyError(RuntimeError):
+    """Part of a study failed."""

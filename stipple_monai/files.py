@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+_UNFINISHED = ".part-"
+
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -37,12 +39,18 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Not by tempfile, whose files nobody else may read.
-    temporary = target.with_name(f".part-{uuid.uuid4().hex}-{target.name}")
+    temporary = target.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}-{target.name}")
     try:
         yield temporary
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Remove what writers that were killed have left below a folder in which nobody writes."""
+    for path in Path(folder).rglob(f"{_UNFINISHED}*"):
+        path.unlink()
 
 
 def write_csv(

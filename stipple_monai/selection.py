@@ -13,7 +13,9 @@ import operator
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
 import torch
+from scipy import ndimage
 
 __all__ = ["select_top_k"]
 
@@ -28,6 +30,7 @@ def select_top_k(
     count: int | Sequence[int] | None = None,
     minimum: float = 0.0,
     background_minimum: float = 0.0,
+    components: int | None = None,
     ignore: int = 255,
 ) -> torch.Tensor:
     """Turn a prediction into a partly labelled volume that keeps its most confident voxels.
@@ -49,6 +52,9 @@ def select_top_k(
             all predicted voxels.
         background_minimum: probability of the background in [0, 1] below which a voxel predicted
             as background is `ignore`. Missed parts of an organ mostly lie among these.
+        components: of each predicted organ, only the so many largest connected components (voxels
+            that share a face) count as predicted; the voxels of the others are `ignore`. None:
+            all.
         ignore: value of voxels that are left out, in [K+1, 255].
 
     Returns:
@@ -74,6 +80,8 @@ def select_top_k(
             f"`ignore` must lie above the classes and fit uint8, in [{organs + 1}, 255], "
             f"got {ignore}; 255 suits every number of organs."
         )
+    if components is not None and components < 1:
+        raise ValueError(f"`components` must be at least 1, or None for all, got {components}.")
     shares, counts = _amounts(share, count, organs)
 
     label = _predicted_class(probability)
@@ -81,6 +89,10 @@ def select_top_k(
     label[(label == 0) & (background < background_minimum)] = ignore
     for organ in range(1, organs + 1):
         predicted = label == organ
+        if components is not None:
+            largest = _largest_components(predicted, components)
+            label[predicted & ~largest] = ignore
+            predicted = largest
         confidence = probability[organ % probability.shape[0]][predicted]
         size = confidence.numel()
         k = counts[organ - 1] if counts else math.ceil(shares[organ - 1] * size)
@@ -101,6 +113,14 @@ def _predicted_class(probability: torch.Tensor) -> torch.Tensor:
         label.masked_fill_(probability[channel] > best, channel)
         torch.maximum(best, probability[channel], out=best)
     return label
+
+
+def _largest_components(mask: torch.Tensor, number: int) -> torch.Tensor:
+    """The so many largest components of a mask; of equal ones, that which begins first."""
+    found, _ = ndimage.label(mask.cpu().numpy())
+    sizes = np.bincount(found.ravel())[1:]
+    largest = np.argsort(-sizes, kind="stable")[:number] + 1
+    return torch.from_numpy(np.isin(found, largest)).to(mask.device)
 
 
 def _check_probability(probability: torch.Tensor) -> None:

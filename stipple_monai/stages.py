@@ -45,12 +45,14 @@ def run_bundle(configs: Path, names: Sequence[str | Path], **knobs: Any) -> None
         configs: the bundle's folder of configs.
         names: the config and its overlays; a name is a file of ``configs`` without ``.yaml``, a
             path is any file.
-        **knobs: values that replace those of the configs.
+        **knobs: values that replace those of the configs, also by None.
     """
+    # MONAI takes None for "not given".
+    given = {name: "$None" if value is None else value for name, value in knobs.items()}
     monai.bundle.run(
         config_file=[str(config_path(configs, name)) for name in names],
         meta_file=str(configs / "metadata.json"),
-        **knobs,
+        **given,
     )
 
 

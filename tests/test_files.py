@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_csv, remove_unfinished, whole_file
 
 
 def write(path, text):
@@ -66,3 +66,15 @@ def test_permissions_are_those_of_any_new_file(tmp_path, mask, mode):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == mode
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    kept = tmp_path / "a" / "b.csv"
+    with whole_file(kept) as part:
+        part.write_text("x\n1\n")
+        # a copy of what a writer that is killed now would leave
+        part.with_name(part.name.replace("b.csv", "c.csv")).touch()
+    assert len(list(tmp_path.rglob("*.csv"))) == 2
+    remove_unfinished(tmp_path)
+    assert [p.name for p in tmp_path.rglob("*.csv")] == ["b.csv"]
+    assert read_csv(kept) == [{"x": "1"}]

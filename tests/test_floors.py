@@ -14,7 +14,7 @@ PACKAGE = Path(stipple_monai.__file__).parent
 ROOT = "stipple_monai"
 
 FLOORS = [
-    ["correlation", "errors", "files", "parallel"],
+    ["correlation", "errors", "files", "paper", "parallel"],
     [
         "alignment",
         "fusion",
@@ -39,11 +39,12 @@ FLOORS = [
         "data.simulation",
     ],
     ["prior", "sections"],
-    ["positioning", "prior_set", "figures", "study_figures"],
+    ["positioning", "prior_set", "figures", "study_figures", "study_tables"],
     ["joint", "transforms.array", "report", "study_report"],
     ["inferer", "orientation", "pictures", "transforms.dictionary"],
-    ["handlers", "pool", "scores", "mean_teacher", "adversarial"],
+    ["handlers", "pool", "pseudo_quality", "scores", "mean_teacher", "adversarial"],
     ["self_training", "demo"],
+    ["study_plan"],
     ["study"],
     ["__main__"],
 ]

@@ -203,3 +203,45 @@ def test_the_largest_channel_count_leaves_room_for_ignore():
     probability = torch.full((255, 2), 0.5 / 254)
     probability[254] = 0.5
     assert select_top_k(probability, count=1).tolist() == [[254, 255]]
+
+
+def flood(mask):
+    """Components of a mask by flooding, voxel by voxel, largest first, then first first."""
+    left, found = {tuple(p) for p in mask.nonzero().tolist()}, []
+    for start in mask.nonzero().tolist():
+        if tuple(start) not in left:
+            continue
+        component, ways = set(), [tuple(start)]
+        while ways:
+            point = ways.pop()
+            if point in left:
+                left.remove(point)
+                component.add(point)
+                for axis in range(mask.ndim):
+                    for step in (-1, 1):
+                        ways.append(tuple(x + step * (a == axis) for a, x in enumerate(point)))
+        found.append(component)
+    return sorted(found, key=len, reverse=True)
+
+
+@pytest.mark.parametrize("components", [1, 2, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_small_components_are_left_out_before_the_share_is_taken(components, seed):
+    generator = torch.Generator().manual_seed(seed)
+    probability = torch.rand((3, 6, 7, 5), generator=generator).log().mul(3).softmax(0)
+    everything = select_top_k(probability, share=1.0)[0]
+    some = select_top_k(probability, share=0.5, components=components)[0]
+    for organ in (1, 2):
+        parts = flood(everything == organ)
+        kept = set().union(*parts[:components])
+        ranked = sorted(kept, key=lambda p: (-float(probability[organ][p]), p))
+        expected = set(ranked[: math.ceil(len(kept) / 2)])
+        assert {tuple(p) for p in (some == organ).nonzero().tolist()} == expected
+        for point in set().union(*parts) - expected:
+            assert some[point] == 255
+    assert torch.equal(some == 0, everything == 0)
+
+
+def test_components_are_a_positive_number():
+    with pytest.raises(ValueError, match="`components` must be at least 1, or None for all, got 0"):
+        select_top_k(torch.full((2, 3, 3, 3), 0.5), share=1.0, components=0)

@@ -193,7 +193,8 @@ class SelectPseudoLabels(Transform):
     """Make a partly labelled map of a prediction, see :func:`select_top_k`.
 
     Args:
-        share, count, minimum, background_minimum, ignore: as in :func:`select_top_k`.
+        share, count, minimum, background_minimum, components, ignore: as in
+            :func:`select_top_k`.
     """
 
     backend = _TORCH
@@ -205,6 +206,7 @@ class SelectPseudoLabels(Transform):
         count: int | Sequence[int] | None = None,
         minimum: float = 0.0,
         background_minimum: float = 0.0,
+        components: int | None = None,
         ignore: int = 255,
     ) -> None:
         self.options: dict[str, Any] = {
@@ -212,6 +214,7 @@ class SelectPseudoLabels(Transform):
             "count": count,
             "minimum": minimum,
             "background_minimum": background_minimum,
+            "components": components,
             "ignore": ignore,
         }
 

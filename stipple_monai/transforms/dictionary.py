@@ -170,7 +170,8 @@ class SelectPseudoLabelsd(MapTransform):
 
     Args:
         keys: probabilities.
-        share, count, minimum, background_minimum, ignore: as in :func:`select_top_k`.
+        share, count, minimum, background_minimum, components, ignore: as in
+            :func:`select_top_k`.
         allow_missing_keys: do nothing for a missing prediction.
     """
 
@@ -184,6 +185,7 @@ class SelectPseudoLabelsd(MapTransform):
         count: int | Sequence[int] | None = None,
         minimum: float = 0.0,
         background_minimum: float = 0.0,
+        components: int | None = None,
         ignore: int = 255,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -193,6 +195,7 @@ class SelectPseudoLabelsd(MapTransform):
             count=count,
             minimum=minimum,
             background_minimum=background_minimum,
+            components=components,
             ignore=ignore,
         )
 
