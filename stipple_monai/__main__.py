@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     study.add_argument("config", type=Path, help="YAML, such as those in the bundle's studies/")
     study.add_argument("--out", type=Path, required=True, help="its folder; a begun one goes on")
+    study.add_argument("--datalist", type=Path, help="in place of the study's own")
     study.add_argument("--bundle", type=Path, default=BUNDLE, help="folder of the bundle")
     study.add_argument("--workers", type=int, default=0, help="processes at a time")
     study.add_argument(
@@ -115,7 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     study.set_defaults(
         run=lambda o: print(
             run_study(
-                o.config, o.out, bundle=o.bundle, workers=o.workers, slurm=_pairs(o.slurm or [])
+                o.config,
+                o.out,
+                datalist=o.datalist,
+                bundle=o.bundle,
+                workers=o.workers,
+                slurm=_pairs(o.slurm or []),
             )
         )
     )

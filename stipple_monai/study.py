@@ -50,6 +50,7 @@ def run_study(
     config: str | Path,
     out: str | Path,
     *,
+    datalist: str | Path | None = None,
     bundle: str | Path = BUNDLE,
     workers: int = 0,
     slurm: Mapping[str, Any] | None = None,
@@ -59,6 +60,7 @@ def run_study(
     Args:
         config: the study's YAML file, see :class:`stipple_monai.study_plan.Study`.
         out: the study's folder.
+        datalist: in place of the study's own.
         bundle: folder of the bundle.
         workers: jobs at a time, each in a process of its own; 0: one after the other in this one.
         slurm: parameters of ``submitit.AutoExecutor``, such as ``{"slurm_partition": "gpu",
@@ -74,12 +76,14 @@ def run_study(
         ImportError: submitit is wanted and not installed.
     """
     study, out, configs = read_study(config), Path(out).resolve(), configs_of(bundle)
+    if datalist is not None:
+        study = dataclasses.replace(study, datalist=str(Path(datalist).resolve()), phantom=None)
     methods = read_methods(configs.parent / "studies" / "methods.yaml", study)
     _remember(out, study, methods)
-    datalist = _datalist(study, out)
+    source = _datalist(study, out)
     jobs = [job for job in plan_jobs(study, methods) if _left(out, job)]
     print(f"{len(jobs)} of {len(plan_jobs(study, methods))} jobs to do in {out}", flush=True)
-    arguments = [(study, job, datalist, out, configs) for job in jobs]
+    arguments = [(study, job, source, out, configs) for job in jobs]
     if workers or slurm:
         failed = _submit(arguments, out / "jobs", max(workers, 1), slurm)
     else:

@@ -43,8 +43,7 @@ FLOORS = [
     ["joint", "transforms.array", "report", "study_report"],
     ["inferer", "orientation", "pictures", "transforms.dictionary"],
     ["handlers", "pool", "pseudo_quality", "scores", "mean_teacher", "adversarial"],
-    ["self_training", "demo"],
-    ["study_plan"],
+    ["self_training", "demo", "study_plan"],
     ["study"],
     ["__main__"],
 ]

@@ -207,7 +207,9 @@ def test_jobs_in_processes_of_their_own(done, tmp_path):
     pytest.importorskip("submitit")
     shutil.copytree(done / "data", tmp_path / "data")
     few = {"methods": ["baseline", "stipple_single"], "proportions": [1.0], "run_folds": [0]}
-    arguments = [str(written(tmp_path, **few)), "--out", str(tmp_path / "out"), "--workers", "2"]
+    path = written(tmp_path, datalist="nowhere.json", **few)
+    arguments = [str(path), "--datalist", str(tmp_path / "data" / "dataset.json")]
+    arguments += ["--out", str(tmp_path / "out"), "--workers", "2"]
     assert main(["study", *arguments]) == 0
     rows = read_csv(tmp_path / "out" / "results.csv")
     whole = read_csv(done / "out" / "results.csv")
