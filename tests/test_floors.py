@@ -34,6 +34,7 @@ FLOORS = [
         "prior_file",
         "data.checks",
         "data.anatomy",
+        "data.writing",
         "data.phantom",
         "data.datalist",
         "data.simulation",

@@ -7,22 +7,18 @@ Small bowel has the attenuation, texture, surface and calibre of the pancreas: w
 apart is where they are.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from stipple_monai.data.anatomy import ORGANS, Canvas, paint_abdomen
-from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.data.writing import begin_set, end_set, write_nifti
 
-_RECIPE = "phantom.json"
 # to be raised with any change that gives a seed another patient
 _VERSION = 1
 # above that, the standard abdomen ends
@@ -155,27 +151,6 @@ def simulate_abdomen(
     return Abdomen(np.ascontiguousarray(image_hu), np.ascontiguousarray(label), affine)
 
 
-def _holds(path: Path, content: dict[str, object]) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == _text(content)
-
-
-def _text(content: dict[str, object]) -> str:
-    return json.dumps(content, indent=2) + "\n"
-
-
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    with whole_file(path) as part:
-        part.write_text(_text(content), encoding="utf-8")
-
-
-def _write_nifti(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    with whole_file(path) as part:
-        # nibabel puts neither name nor time into the gzip header: same volume, same bytes
-        nib.save(image, part)
-
-
 def write_phantom(
     folder: str | Path,
     *,
@@ -219,8 +194,6 @@ def write_phantom(
     folder = Path(folder)
     if cases < 1:
         raise ValueError(f"`cases` must be at least 1, got {cases}.")
-    if folder.exists() and not folder.is_dir():
-        raise DatasetError(f"`folder` must be a folder, got the file {folder}.")
     options: _Options = {
         "size": size,
         "slices": slices,
@@ -230,22 +203,7 @@ def write_phantom(
     }
     _check(**options)
     recipe = {"version": _VERSION, "seed": seed, **options}
-    resumes = not overwrite and _holds(folder / _RECIPE, recipe)
-    if not (resumes or overwrite) and folder.exists() and any(folder.iterdir()):
-        raise DatasetError(
-            f"`folder` must be empty or hold this same phantom, got {folder}, which has other "
-            "files. Choose another folder, or write over them with overwrite=True."
-        )
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    if not resumes:
-        # without its datalist and recipe, a set half replaced is not taken for a whole one
-        (folder / "dataset.json").unlink(missing_ok=True)
-        (folder / _RECIPE).unlink(missing_ok=True)
-        for old in folder.glob("*sTr/phantom_*.nii.gz"):
-            old.unlink()
-        _write_json(folder / _RECIPE, recipe)
-
+    begin_set(folder, recipe, name="phantom", overwrite=overwrite, what="phantom")
     names = [f"phantom_{index:03d}.nii.gz" for index in range(cases)]
     for index, name in enumerate(tqdm(names, desc="phantom", unit="case", disable=not progress)):
         image_path, label_path = folder / "imagesTr" / name, folder / "labelsTr" / name
@@ -253,21 +211,14 @@ def write_phantom(
             continue
         case_seed = np.random.SeedSequence(seed, spawn_key=(index,))
         image_hu, label, affine = simulate_abdomen(case_seed, **options)
-        _write_nifti(image_path, image_hu, affine)
-        _write_nifti(label_path, label, affine)
+        write_nifti(image_path, image_hu, affine)
+        write_nifti(label_path, label, affine)
 
     names_of_labels = ORGANS if organs == "all" else ORGANS[:2]
-    dataset = {
-        "name": "Simulated abdominal CT",
-        "description": f"stipple_monai.data.phantom, seed {seed}",
-        "licence": "CC0-1.0",
-        "tensorImageSize": "3D",
-        "modality": {"0": "CT"},
-        "labels": {str(value): name for value, name in enumerate(names_of_labels)},
-        "numTraining": cases,
-        "training": [
-            {"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names
-        ],
-    }
-    _write_json(folder / "dataset.json", dataset)
-    return folder / "dataset.json"
+    return end_set(
+        folder,
+        names,
+        dict(enumerate(names_of_labels)),
+        name="Simulated abdominal CT",
+        description=f"stipple_monai.data.phantom, seed {seed}",
+    )
