@@ -143,12 +143,12 @@ def _lead(rows: Sequence[Row], results: Results, dataset: str) -> str:
 
 def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Picture]:
     made = []
-    names = [m for m in ("baseline", "stipple") if m in results.methods]
+    names = [m for m in ("baseline", "stipple_single", "stipple") if m in results.methods]
     if len(results.proportions) > 1 and names:
         dice_by_proportion(
             {TITLES[m]: _line(results, m) for m in names},
             folder / "dice_by_proportion.png",
-            other={TITLES[m]: paper.DICE[m] for m in names},
+            other={TITLES[m]: paper.DICE[m] for m in names if m != "stipple_single"},
         )
         caption = "Bars: standard deviation between folds. Grey: the paper, on other data."
         made.append(
@@ -158,17 +158,14 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
         )
     made += _bins_figure(results, folder / "dice_by_bins.png")
     for column, measure in (("loss", "training loss"), ("validation_dice", "validation Dice")):
-        values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for row in curves:
-            if row[column] and row["round"] == "0":
-                title = f"{TITLES.get(row['method'], row['method'])}"
-                values[title][int(row["epoch"])].append(float(row[column]))
+        values = _curves(results, curves, column)
         if values:
             path = folder / f"curves_{column}.png"
             learning_curves(values, path, measure=measure)
             caption = (
-                "Round 0, mean over label proportions, folds and seeds; shaded: their range. "
-                "Losses of different kinds cannot be compared with each other."
+                "Round 0, mean over label proportions, folds and seeds; shaded: their range. Methods "
+                "that share a network share a curve. Losses of different kinds cannot be compared "
+                "with each other."
             )
             made.append(Picture(f"Learning curves: {measure}", path, caption))
     points = _position_points(results)
@@ -178,6 +175,21 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
         caption = "STIPPLE without relabelling, a point a case; above the line, position cost Dice."
         made.append(Picture("What positioning costs", path, caption))
     return made
+
+
+def _curves(
+    results: Results, rows: Sequence[Row], column: str
+) -> dict[str, dict[int, list[float]]]:
+    """Values of round 0 by method and epoch; methods whose values are all the same come once."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row[column] and row["round"] == "0":
+            found[row["method"]][int(row["epoch"])].append(float(row[column]))
+    distinct: dict[str, dict[int, list[float]]] = {}
+    for method in results.methods:
+        if method in found and found[method] not in distinct.values():
+            distinct[TITLES.get(method, method)] = found[method]
+    return distinct
 
 
 def _line(results: Results, method: str) -> dict:
