@@ -19,7 +19,8 @@ from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.fusion import sigmoid_logits, softmax_logits
 from stipple_monai.joint import DEFAULT_SPREAD_MM, Located, locate_organs, positioned_together
 from stipple_monai.network import PriorDrivenNet
-from stipple_monai.positioning import DEFAULT_EPSILON
+from stipple_monai.organ import Center, organ_position
+from stipple_monai.positioning import DEFAULT_EPSILON, check_probability, check_search
 from stipple_monai.prior import SpatialPrior
 from stipple_monai.transforms.array import PriorAlign
 
@@ -47,6 +48,12 @@ class PriorDrivenInferer(Inferer):
         references: what the prediction is compared with, one per organ; the priors where
             ``None``. The paper's is one labelled volume,
             ``SpatialPrior.estimate([label], bins=None)``.
+        position: how organs are located: ``"kl"`` by :func:`~stipple_monai.joint.locate_organs`,
+            or ``"prediction_center"``, the naive way, at the centre of the voxels that reach
+            ``minimum``. It is the centre that the prior has, of mass or of the bounding box; the
+            latter also for a group-wise prior, whose centre no mask has by itself. References and
+            other organs do not matter to it, and there is no confidence to measure: it is 1 where
+            the organ is predicted.
         mode: see :meth:`SpatialPrior.place`.
         minimum_confidence: an organ whose position is less certain keeps a neutral prior, with a
             warning; 0 places every prior. ``None`` takes 0.51 for organs that are located one by
@@ -56,7 +63,7 @@ class PriorDrivenInferer(Inferer):
 
     Raises:
         PriorError: priors and references do not belong together.
-        PositionError: ``minimum_confidence`` is not in [0, 1].
+        PositionError: ``minimum_confidence`` is not in [0, 1], or ``position`` is unknown.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class PriorDrivenInferer(Inferer):
         *,
         locator: nn.Module | None = None,
         references: Sequence[SpatialPrior] | None = None,
+        position: Literal["kl", "prediction_center"] = "kl",
         mode: Literal["nearest", "linear"] = "nearest",
         minimum_confidence: float | None = None,
         spread_mm: float = DEFAULT_SPREAD_MM,
@@ -82,7 +90,12 @@ class PriorDrivenInferer(Inferer):
                 f"`references` must be one per prior, {len(self.priors)}, got "
                 f"{len(self.references)}."
             )
+        if position not in ("kl", "prediction_center"):
+            raise PositionError(
+                f"`position` must be 'kl' or 'prediction_center', got {position!r}."
+            )
         self.locator = locator
+        self.position = position
         self.mode: Literal["nearest", "linear"] = mode
         if minimum_confidence is None:
             together = positioned_together(self.references) and max_shift_mm is None
@@ -180,7 +193,10 @@ class PriorDrivenInferer(Inferer):
 
     def _locate(self, probability: MetaTensor, name: str) -> Located:
         """Positions, NaN where nothing is predicted or the position is uncertain."""
-        found = locate_organs(probability, self.references, **self.search)
+        if self.position == "prediction_center":
+            found = self._prediction_centers(probability)
+        else:
+            found = locate_organs(probability, self.references, **self.search)
         for k, confidence in enumerate(found.confidence.tolist()):
             if found.position_mm[k].isnan().any():
                 reason = "is predicted nowhere"
@@ -194,6 +210,18 @@ class PriorDrivenInferer(Inferer):
                 stacklevel=3,
             )
         return found
+
+    def _prediction_centers(self, probability: MetaTensor) -> Located:
+        minimum, epsilon = self.search["minimum"], self.search["epsilon"]
+        check_search(minimum=minimum, epsilon=epsilon, max_shift_mm=self.search["max_shift_mm"])
+        check_probability(probability, organs=len(self.priors))
+        predicted = (probability >= minimum) & (probability > epsilon)
+        position = torch.full((len(self.priors), 3), torch.nan, dtype=torch.float64)
+        for k in torch.nonzero(predicted.as_tensor().flatten(1).any(1)).flatten().tolist():
+            mask = MetaTensor(predicted.as_tensor()[k : k + 1], affine=probability.affine)
+            center: Center = "mass" if self.priors[k].center == "mass" else "bbox"
+            position[k] = organ_position(mask, organ=1, center=center)
+        return Located(position, position.isfinite().all(1).double())
 
 
 def _unwrap(network: nn.Module) -> PriorDrivenNet:

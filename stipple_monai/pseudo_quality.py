@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from monai.data import MetaTensor
 
 from stipple_monai.data import check_pair, read_volume
-from stipple_monai.files import write_csv
+from stipple_monai.files import read_csv, write_csv
 
 COLUMNS = ("scan", "organ", "selected_voxels", "precision", "recall", "dice")
 
@@ -62,6 +62,7 @@ def write_quality(
     """
     rows: list[list[Any]] = []
     for item in labelled:
+        scan = item["image"][0] if isinstance(item["image"], list) else item["image"]
         label = read_volume(item["label"])
         truth = read_volume(item["truth"]) if "truth" in item else None
         if truth is not None:
@@ -72,6 +73,43 @@ def write_quality(
             else:
                 numbers = measure_quality(label, truth, organ=organ)
             shown = [f"{x:.4f}" if isinstance(x, float) else x for x in numbers]
-            rows.append([Path(str(item["image"])).name, organ, *shown])
+            rows.append([Path(scan).name, organ, *shown])
     write_csv(path, COLUMNS, rows)
     return rows
+
+
+def gather_quality(path: str | Path, tables: Mapping[int, Path]) -> None:
+    """Write the tables of all rounds as one CSV, ``COLUMNS`` with ``round`` before them.
+
+    Args:
+        path: the file to write.
+        tables: what :func:`write_quality` wrote, by the number of the round.
+    """
+    rows: list[list[Any]] = []
+    for number in sorted(tables):
+        rows += [[number, *row.values()] for row in read_csv(tables[number])]
+    write_csv(path, ["round", *COLUMNS], rows)
+
+
+def summarize_quality(rows: Sequence[Sequence[Any]], *, organ: int) -> str:
+    """One line about the pseudo-labels of an organ.
+
+    Args:
+        rows: what :func:`write_quality` gave.
+        organ: label value.
+
+    Returns:
+        Means over the scans in which a number is defined, and how many these are.
+
+    Example:
+        >>> summarize_quality([["a", 1, 10, "0.9", "0.5", "0.6"], ["b", 1, 0, "", "", ""]], organ=1)
+        'organ 1: 5 voxels selected a scan, precision 0.900 (1), recall 0.500 (1), Dice 0.600 (1)'
+    """
+    mine = [row for row in rows if row[1] == organ]
+    selected = sum(row[2] for row in mine) / len(mine)
+    text = f"organ {organ}: {selected:.0f} voxels selected a scan"
+    for name, column in (("precision", 3), ("recall", 4), ("Dice", 5)):
+        known = [float(row[column]) for row in mine if row[column] != ""]
+        if known:
+            text += f", {name} {sum(known) / len(known):.3f} ({len(known)})"
+    return text

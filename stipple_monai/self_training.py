@@ -14,12 +14,13 @@ The folder tells how far it is::
     round_1/pseudo_labels/              SCAN_pseudo.nii.gz, datalist.json, quality.csv
     round_1/models/                     …
     rounds.csv                          quality of all rounds' pseudo-labels
-    logs/                               TensorBoard
+    logs/                               TensorBoard, and a lock while a process works here
 
 A stage works in a folder that ends in ``.part`` and loses that ending when all of it is there.
-Killed at any moment, the same command continues and ends with the same files: a training from its
-last whole epoch, whose random numbers depend on the epoch alone, and pseudo-labelling with the
-scans that are missing.
+Killed at any moment, the same command continues and ends with the same files (but for the logs): a
+training from its last whole epoch, whose random numbers depend on the epoch alone, and
+pseudo-labelling with the scans that are missing. ``checkpoint_*.pt`` are deleted when a training is
+complete.
 """
 
 from __future__ import annotations
@@ -27,21 +28,30 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
 
 from stipple_monai.data import read_datalist, read_sections, write_datalist
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_csv, remove_unfinished, whole_file, write_csv
-from stipple_monai.pseudo_quality import COLUMNS, write_quality
+from stipple_monai.files import remove_unfinished, whole_file
+from stipple_monai.pseudo_quality import gather_quality, summarize_quality, write_quality
+from stipple_monai.selection import select_top_k
 from stipple_monai.stages import BUNDLE, config_path, configs_of, run_bundle, whole_folder
 
 QUALITY = "quality.csv"
 """In ``pseudo_labels`` of a round, see :func:`stipple_monai.pseudo_quality.write_quality`."""
+
+GIVEN = (
+    *("bundle_root", "datalist", "models_dir", "output_dir", "locator_checkpoint"),
+    *("seed", "resume", "round", "share", "count", "minimum", "components"),
+)
+"""Knobs of the configs that follow from the arguments of :func:`self_train`."""
 
 
 def self_train(
@@ -49,15 +59,15 @@ def self_train(
     out: str | Path,
     *,
     bundle: str | Path = BUNDLE,
-    overlays: Sequence[str] = (),
-    train_overlays: Sequence[str] = (),
-    infer_overlays: Sequence[str] = (),
-    shares: Sequence[float] = (0.5,),
-    counts: Sequence[int] | None = None,
+    overlays: Sequence[str | Path] = (),
+    train_overlays: Sequence[str | Path] = (),
+    infer_overlays: Sequence[str | Path] = (),
+    shares: Sequence[float | Sequence[float]] = (0.5,),
+    counts: Sequence[int | Sequence[int]] | None = None,
     minimum: float = 0.0,
     components: int | None = None,
     fine_tune: bool = False,
-    position_with: str = "newest",
+    position_with: str | Path = "newest",
     reestimate_prior: bool = False,
     unlabelled_sections: Sequence[str] = ("unlabelled",),
     seed: int = 0,
@@ -76,36 +86,45 @@ def self_train(
         train_overlays: further ones on training.
         infer_overlays: further ones on pseudo-labelling.
         shares: γ_t of each round, the part of the voxels predicted as an organ that is selected,
-            each in (0, 1]. With ``(1.0,)`` all are (Bai et al. 2017); without any, only round 0
-            is trained.
+            each in (0, 1], or in each round a list with one per organ. With ``(1.0,)`` and the
+            overlay ``baseline`` it is the relabelling of Bai et al. (2017); without any, only
+            round 0 is trained.
         counts: instead, γ_t as a number of voxels of each scan and organ.
         minimum: probability in [0, 1] below which a voxel is never selected.
-        components: select from the so many largest components of each organ; None: from all.
-        fine_tune: start a round from the network of the one before, rather than from scratch.
+        components: select from the so many largest components of each organ, and ignore the
+            voxels of the others; None: select from all.
+        fine_tune: start a round from the network of the one before, with a new optimizer and the
+            whole schedule, rather than from scratch (or from the option ``initial_weights``).
         position_with: ``"newest"``, whose own output locates the priors; ``"first"``, the network
             of round 0; or the path of a network's weights, such as a baseline's ``model.pt``.
-        reestimate_prior: estimate the priors of a round from labels and pseudo-labels, of which
-            the selected voxels count; otherwise those of round 0 are kept.
+        reestimate_prior: estimate the priors of a round from labels and pseudo-labels; otherwise
+            those of round 0 are kept. Of pseudo-labels only the selected voxels count, ignored
+            ones being no organ, so that γ < 1 lowers the prior where organs are uncertain; a scan
+            without any is left out.
         unlabelled_sections: where the datalist has unlabelled scans; ``("test",)`` for the
             datalists of the Medical Segmentation Decathlon.
         seed: of every training.
-        options: other knobs of the configs, such as ``{"max_epochs": 5}``.
+        options: other knobs of the configs, such as ``{"max_epochs": 5}``; a config that has no
+            such knob takes no notice.
 
     Returns:
-        The folder of the last round.
+        The folder of the last round that was asked for; later ones stay where they are.
 
     Raises:
-        DatasetError: the datalist cannot be used, there is nothing to pseudo-label, or ``out`` was
-            begun with other settings. More rounds than before are no other settings.
+        DatasetError: the datalist cannot be used, there is nothing to pseudo-label, or ``out`` is
+            in use or was begun with other settings. More or fewer rounds are no other settings.
         ValueError: a knob is out of its range.
     """
-    gammas = [{"share": share, "count": None} for share in shares]
+    gammas: list[dict[str, Any]] = [{"share": share, "count": None} for share in shares]
     if counts is not None:
         gammas = [{"share": None, "count": count} for count in counts]
-    _check_gammas(gammas)
     out, configs = Path(out).resolve(), configs_of(bundle)
     knobs = dict(options or {})
-    rounds = _Rounds(out, configs, list(overlays), knobs)
+    rounds = _Rounds(out, configs, [overlays, train_overlays, infer_overlays], knobs)
+    if position_with not in ("newest", "first"):
+        position_with = str(Path(position_with).resolve())
+    selection = {"minimum": minimum, "components": components}
+    _check_knobs(gammas, selection, len(rounds.organs), str(position_with), knobs)
     sections = _sections(datalist, unlabelled_sections)
     if gammas and not sections["unlabelled"]:
         raise DatasetError(
@@ -114,9 +133,9 @@ def self_train(
         )
     settings = {
         "scans": {name: [str(i["image"]) for i in items] for name, items in sections.items()},
-        "overlays": [list(overlays), list(train_overlays), list(infer_overlays)],
-        "minimum": minimum,
-        "components": components,
+        "labels": [str(item["label"]) for item in sections["training"]],
+        "overlays": [list(map(str, x)) for x in (overlays, train_overlays, infer_overlays)],
+        **selection,
         "fine_tune": fine_tune,
         "position_with": position_with,
         "reestimate_prior": reestimate_prior,
@@ -124,80 +143,83 @@ def self_train(
         "options": knobs,
         "gammas": gammas,
     }
-    remove_unfinished(out)
-    _remember(out / "settings.json", settings)
-    first = out / "round_0"
-    if not (first / "datalist.json").exists():
-        write_datalist(first / "datalist.json", sections)
-    training = {"seed": seed, "resume": True}
-    rounds.train(0, first / "datalist.json", train_overlays, training)
-    for number, gamma in enumerate(gammas, 1):
-        locator = _locator(out, position_with, number)
-        rounds.pseudo_label(
-            number,
-            [*infer_overlays, *(["locator"] if locator else [])],
-            {
-                **gamma,
-                "minimum": minimum,
-                "components": components,
-                **({"locator_checkpoint": str(locator)} if locator else {}),
-            },
-        )
-        start = out / f"round_{number - 1}" / "models" / "model.pt"
+    with _alone(out):
+        _remember(out / "settings.json", settings)
+        if not (out / "round_0" / "datalist.json").exists():
+            write_datalist(out / "round_0" / "datalist.json", sections)
+        _run_rounds(rounds, settings)
+    return out / f"round_{len(gammas)}"
+
+
+def _run_rounds(rounds: _Rounds, settings: Mapping[str, Any]) -> None:
+    out, first = rounds.out, rounds.out / "round_0"
+    training = {"seed": settings["seed"], "resume": True}
+    rounds.train(0, first / "datalist.json", training)
+    for number, gamma in enumerate(settings["gammas"], 1):
+        knobs = {**gamma, "minimum": settings["minimum"], "components": settings["components"]}
+        locator = _locator(out, settings["position_with"], number)
+        rounds.pseudo_label(number, knobs, locator=locator)
+        before, now = out / f"round_{number - 1}", out / f"round_{number}"
+        start = {"initial_weights": str(before / "models" / "model.pt")}
         rounds.train(
             number,
-            out / f"round_{number}" / "pseudo_labels" / "datalist.json",
-            train_overlays,
-            {**training, "initial_weights": str(start) if fine_tune else None},
-            priors=None if reestimate_prior else first / "models",
+            now / "pseudo_labels" / "datalist.json",
+            {**training, **(start if settings["fine_tune"] else {})},
+            priors=None if settings["reestimate_prior"] else first / "models",
         )
-    _write_rounds(out, len(gammas))
-    return out / f"round_{len(gammas)}"
+    tables = {
+        int(path.parent.parent.name.removeprefix("round_")): path
+        for path in out.glob(f"round_*/pseudo_labels/{QUALITY}")
+    }
+    gather_quality(out / "rounds.csv", tables)
 
 
 class _Rounds:
     """The two stages of a round, each run unless it is there."""
 
-    def __init__(self, out: Path, configs: Path, overlays: list[str], knobs: dict) -> None:
-        self.out, self.configs, self.overlays, self.knobs = out, configs, overlays, knobs
+    def __init__(
+        self, out: Path, configs: Path, overlays: Sequence[Sequence[str | Path]], knobs: dict
+    ) -> None:
+        self.out, self.configs, self.knobs = out, configs, knobs
+        files = [[config_path(configs, name) for name in names] for names in overlays]
+        self.always, self.training, self.labelling = files
         self.started = time.monotonic()
         parser = ConfigParser()
-        parser.read_config([config_path(configs, name) for name in ("train", *overlays)])
+        parser.read_config([config_path(configs, "train"), *self.always])
         parser.update(knobs)
         self.organs: list[int] = parser.get_parsed_content("organs")
 
     def train(
-        self,
-        number: int,
-        datalist: Path,
-        overlays: Sequence[str],
-        knobs: dict[str, Any],
-        *,
-        priors: Path | None = None,
+        self, number: int, datalist: Path, knobs: dict[str, Any], *, priors: Path | None = None
     ) -> None:
         models = self.out / f"round_{number}" / "models"
-        if not models.exists():
+        if models.exists():
+            self._say(f"round {number}: trained before")
+        else:
             self._say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
             with whole_folder(models) as part:
                 places = {"datalist": str(datalist), "models_dir": str(part)}
                 if priors is None:
-                    self._run(["prior"], places)
+                    self._run(["prior", *self.always], places)
                 else:
                     for file in priors.glob("prior_*.nii.gz"):
                         with whole_file(part / file.name) as copy:
                             shutil.copyfile(file, copy)
                 logs = {"output_dir": str(self.out / "logs" / f"round_{number}")}
-                self._run(["train"], {**places, **logs, **knobs}, overlays)
+                overlays = [*self.always, *self.training]
+                self._run(["train", *overlays], {**places, **logs, **knobs})
         # They are what an interrupted training goes on from; the next round needs only the model.
         for checkpoint in models.glob("checkpoint_*.pt"):
             checkpoint.unlink()
 
-    def pseudo_label(self, number: int, overlays: Sequence[str], knobs: dict[str, Any]) -> None:
+    def pseudo_label(self, number: int, knobs: dict[str, Any], *, locator: Path | None) -> None:
         labels = self.out / f"round_{number}" / "pseudo_labels"
         if labels.exists():
+            self._say(f"round {number}: pseudo-labelled before")
             return
         datalist = self.out / "round_0" / "datalist.json"
-        self._say(f"round {number}: pseudo-label")
+        scans = len(read_datalist(datalist, "unlabelled"))
+        self._say(f"round {number}: pseudo-label {scans} scans")
         with whole_folder(labels) as part:
             places = {
                 "datalist": str(datalist),
@@ -205,18 +227,19 @@ class _Rounds:
                 "output_dir": str(part),
                 "round": number,
             }
-            self._run(["inference", "pseudo_label"], {**places, **knobs}, overlays)
+            overlays = [*self.always, *self.labelling]
+            if locator is not None:
+                overlays.append(config_path(self.configs, "locator"))
+                places["locator_checkpoint"] = str(locator)
+            self._run(["inference", "pseudo_label", *overlays], {**places, **knobs})
             items = read_datalist(part / "datalist.json", "training")
             made = [item for item in items if "pseudo_label" in item]
             rows = write_quality(part / QUALITY, made, self.organs)
         for organ in self.organs:
-            self._say(_summary(rows, organ))
+            self._say(summarize_quality(rows, organ=organ))
 
-    def _run(
-        self, names: Sequence[str], knobs: dict[str, Any], overlays: Sequence[str] = ()
-    ) -> None:
-        everything = {**self.knobs, "bundle_root": str(self.out), **knobs}
-        run_bundle(self.configs, [*names, *self.overlays, *overlays], **everything)
+    def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
+        run_bundle(self.configs, names, **{**self.knobs, "bundle_root": str(self.out), **knobs})
 
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
@@ -244,13 +267,47 @@ def _sections(datalist: str | Path, unlabelled: Sequence[str]) -> dict[str, list
     return {"training": training, "unlabelled": rest, "validation": validation}
 
 
-def _check_gammas(gammas: Sequence[Mapping[str, Any]]) -> None:
+def _check_knobs(
+    gammas: Sequence[Mapping[str, Any]],
+    selection: Mapping[str, Any],
+    organs: int,
+    position_with: str,
+    options: Mapping[str, Any],
+) -> None:
+    """Find before the first training what would stop one of the later stages."""
+    undecided = torch.full((organs + 1, 1), 1 / (organs + 1))
     for gamma in gammas:
-        share, count = gamma["share"], gamma["count"]
-        if count is None and not 0 < share <= 1:
-            raise ValueError(f"`shares` must lie in (0, 1], got {share}.")
-        if count is not None and (count != int(count) or count < 1):
-            raise ValueError(f"`counts` must be whole numbers of at least 1, got {count}.")
+        select_top_k(undecided, **gamma, **selection)
+    if position_with not in ("newest", "first") and not Path(position_with).is_file():
+        raise DatasetError(
+            f'`position_with` must be "newest", "first" or a file of weights, got {position_with}.'
+        )
+    taken = [name for name in options if name in GIVEN]
+    if taken:
+        raise ValueError(
+            "`options` must not have knobs that follow from other arguments, got "
+            f"{', '.join(taken)}: give those arguments."
+        )
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep others away, and remove what was being written when a process was killed."""
+    lock = out / "logs" / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        claim = FileLock(lock, blocking=False).acquire()
+    except Timeout as error:
+        raise DatasetError(
+            f"`out` must be a folder in which no other process works, got {out}: wait for it."
+        ) from error
+    with claim:
+        remove_unfinished(out)
+        # what ignite saves goes to tmp… first
+        for pattern in ("models.part/tmp*", "pseudo_labels.part/*.lock"):
+            for path in out.glob(f"round_*/{pattern}"):
+                path.unlink()
+        yield
 
 
 def _remember(path: Path, settings: dict[str, Any]) -> None:
@@ -258,7 +315,7 @@ def _remember(path: Path, settings: dict[str, Any]) -> None:
     asked = json.loads(json.dumps(settings))
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = [n for n in asked if n != "gammas" and before[n] != asked[n]]
+        other = [n for n in asked if n != "gammas" and before.get(n, asked[n]) != asked[n]]
         fewer, more = sorted((before["gammas"], asked["gammas"]), key=len)
         if more[: len(fewer)] != fewer:
             other.append("shares or counts")
@@ -276,35 +333,14 @@ def _locator(out: Path, position_with: str, number: int) -> Path | None:
     """Weights of the bare network that locates the priors of a round; None: it locates itself."""
     if position_with == "newest" or (position_with == "first" and number == 1):
         return None
-    source = out / "round_0" / "models" / "model.pt" if position_with == "first" else position_with
-    if not Path(source).is_file():
-        raise DatasetError(
-            f'`position_with` must be "newest", "first" or a file of weights, got {source}.'
-        )
-    # The locator is the backbone alone, whose weights are inside those of the network with priors.
     path = out / "locator.pt"
     if not path.exists():
+        first = out / "round_0" / "models" / "model.pt"
+        source = first if position_with == "first" else position_with
         state = torch.load(source, map_location="cpu", weights_only=True)
+        # The locator is the backbone alone, whose weights are inside those of a network with prior.
+        if all(key.startswith("network.") for key in state):
+            state = {key.removeprefix("network."): value for key, value in state.items()}
         with whole_file(path) as part:
-            torch.save({key.removeprefix("network."): value for key, value in state.items()}, part)
+            torch.save(state, part)
     return path
-
-
-def _write_rounds(out: Path, number: int) -> None:
-    rows = []
-    for t in range(1, number + 1):
-        quality = read_csv(out / f"round_{t}" / "pseudo_labels" / QUALITY)
-        rows += [[t, *row.values()] for row in quality]
-    write_csv(out / "rounds.csv", ["round", *COLUMNS], rows)
-
-
-def _summary(rows: Sequence[Sequence[Any]], organ: int) -> str:
-    """One line about the pseudo-labels of an organ, means over the scans with truth."""
-    mine = [row for row in rows if row[1] == organ]
-    selected = sum(row[2] for row in mine) / len(mine)
-    text = f"organ {organ}: {selected:.0f} voxels selected a scan"
-    for name, column in (("precision", 3), ("recall", 4), ("Dice", 5)):
-        known = [float(row[column]) for row in mine if row[column] != ""]
-        if known:
-            text += f", {name} {sum(known) / len(known):.3f} ({len(known)})"
-    return text

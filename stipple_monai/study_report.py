@@ -163,7 +163,7 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
             path = folder / f"curves_{column}.png"
             learning_curves(values, path, measure=measure)
             caption = (
-                "Round 0, mean over label proportions, folds and seeds; shaded: their range. Methods "
+                "Round 0, mean over label proportions, folds and seeds; shaded: range. Methods "
                 "that share a network share a curve. Losses of different kinds cannot be compared "
                 "with each other."
             )

@@ -27,16 +27,26 @@ REPOSITORY = Path(__file__).parents[1]
 BUNDLE = REPOSITORY / "bundles" / "pancreas_stipple"
 CONFIGS = BUNDLE / "configs"
 BASES = ("prior", "train", "inference")
+OTHERS = ("self_train",)
 OVERLAYS = {
+    "adversarial": ("train", "baseline", "unlabelled"),
+    "atlas_prior": ("train",),
+    "attention_unet": ("train", "inference"),
     "baseline": ("train", "inference"),
     "chaos_mr": BASES,
+    "coord_conv": ("train", "inference"),
     "evaluate": ("inference",),
     "locator": ("inference",),
     "multi_gpu_pseudo_label": ("inference", "pseudo_label"),
+    "mean_teacher": ("train", "baseline", "unlabelled"),
     "multi_gpu_train": ("train",),
+    "naive_position": ("inference",),
+    "patch_3d": ("train", "inference"),
     "phantom": BASES,
     "pseudo_label": ("inference",),
+    "random_reference": ("inference",),
     "true_position": ("inference", "evaluate"),
+    "unlabelled": ("train", "baseline"),
 }
 # the configs choose the device; these tests are about the CPU unless they say otherwise
 CPU = "$torch.device('cpu')"
@@ -164,13 +174,13 @@ def runs(tmp_path_factory):
 
 def test_every_yaml_is_a_base_or_a_known_overlay():
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert names == {*BASES, *OVERLAYS}
+    assert names == {*BASES, *OVERLAYS, *OTHERS}
     assert all(isinstance(load(name), dict) for name in names)
 
 
 def test_readme_names_every_config_and_only_those():
     readme = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"([a-z_]+)\.yaml", readme)) == {*BASES, *OVERLAYS}
+    assert set(re.findall(r"([a-z_0-9]+)\.yaml", readme)) == {*BASES, *OVERLAYS, *OTHERS}
 
 
 def strings(value):
@@ -179,7 +189,7 @@ def strings(value):
     return [s for v in value for s in strings(v)] if isinstance(value, list) else [value]
 
 
-@pytest.mark.parametrize("name", [*BASES, *OVERLAYS])
+@pytest.mark.parametrize("name", [*BASES, *OVERLAYS, *OTHERS])
 def test_expressions_are_short(name):
     expressions = [s for s in strings(load(name)) if isinstance(s, str) and s.startswith("$")]
     assert [text for text in expressions if len(text) >= 80] == []

@@ -514,6 +514,114 @@ def test_an_organ_predicted_nowhere_gets_its_place_from_the_others():
     torch.testing.assert_close(result.as_tensor(), expected, rtol=1e-5, atol=1e-5)
 
 
+# --- naive positioning ---------------------------------------------------------------------------
+
+
+def centers_by_hand(coarse, affine, center, minimum=0.5):
+    """Voxel by voxel: the middle of the box around, or the mean of, what reaches the minimum."""
+    points = []
+    for q in coarse:
+        found = [
+            np.array(affine[:3, :3]) @ index + np.array(affine[:3, 3])
+            for index in np.ndindex(*q.shape)
+            if float(q[index]) >= minimum
+        ]
+        box = (np.min(found, axis=0) + np.max(found, axis=0)) / 2
+        points.append(np.mean(found, axis=0) if center == "mass" else box)
+    return np.array(points)
+
+
+@pytest.mark.parametrize("center", ["bbox", "mass", "groupwise"])
+def test_the_naive_position_is_the_centre_of_what_is_predicted(center):
+    image = scan()
+    # a far voxel and a corner, so that box, mass and best correlation differ
+    image[0, 18, 16, 10] += 1
+    image[0, 16:19, 13, 9] -= 1
+    image.affine[:3, :3] = torch.tensor([[0.0, -2, 0], [2, 0, 0], [0, 0, 3]])
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs, priors = batch_of(image), offset_priors()
+    for prior in priors:
+        prior.center = center
+    infer = PriorDrivenInferer(SimpleInferer(), priors, position="prediction_center")
+    result = infer(inputs, net)
+    expected = centers_by_hand(coarse_of(net, inputs), image.affine, center)
+    positions = result.meta[POSITION_META]
+    np.testing.assert_allclose(positions[0].numpy(), expected, atol=1e-6)
+    assert torch.equal(result.meta[CONFIDENCE_META], torch.ones(1, 2, dtype=torch.float64))
+    channels = with_prior(inputs, priors, positions)
+    torch.testing.assert_close(result.as_tensor(), net(channels), rtol=1e-5, atol=1e-5)
+    by_divergence = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net).meta[POSITION_META]
+    assert (by_divergence - positions).abs().max() > 0.1
+
+
+def test_the_minimum_decides_what_the_naive_position_is_the_centre_of():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    image, priors = scan(), make_priors()
+    # a trace of organ 1, of a probability of 0.4
+    image[0, 17:19, 14:17, 1:3] += 0.45
+    inputs, found = batch_of(image), {}
+    for minimum in (0.2, 0.6):
+        infer = PriorDrivenInferer(
+            SimpleInferer(), priors, position="prediction_center", minimum=minimum
+        )
+        found[minimum] = infer(inputs, net).meta[POSITION_META][0].numpy()
+        by_hand = centers_by_hand(coarse_of(net, inputs), image.affine, "bbox", minimum)
+        np.testing.assert_allclose(found[minimum], by_hand, atol=1e-6)
+    assert np.abs(found[0.2] - found[0.6])[0].max() > 4
+
+
+def test_the_naive_position_is_unknown_where_nothing_is_predicted():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    inputs, priors = batch_of(scan(centers=((6, 5, 4),))), offset_priors()
+    infer = PriorDrivenInferer(SimpleInferer(), priors, position="prediction_center")
+    with pytest.warns(UserWarning, match=r"Organ 2 is predicted nowhere in one\.nii"):
+        result = infer(inputs, net)
+    positions, confidence = result.meta[POSITION_META], result.meta[CONFIDENCE_META]
+    assert positions[0, 1].isnan().all()
+    assert confidence.tolist() == [[1.0, 0.0]]
+    expected = net(with_prior(inputs, priors, positions))
+    torch.testing.assert_close(result.as_tensor(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_naive_position_is_that_of_the_locator_if_there_is_one():
+    net = PriorDrivenNet(Threshold((-1.0, 1.0)), image_channels=1)
+    inputs, options = batch_of(scan()), {"position": "prediction_center"}
+    own = PriorDrivenInferer(SimpleInferer(), make_priors(), **options)(inputs, net)
+    other = PriorDrivenInferer(SimpleInferer(), make_priors(), locator=Threshold(), **options)
+    found = other(inputs, net).meta[POSITION_META]
+    torch.testing.assert_close(found, own.meta[POSITION_META].flip(1))
+
+
+def test_a_sigmoid_network_is_located_naively_too():
+    net = PriorDrivenNet(Threshold(background=False), image_channels=1, activation="sigmoid")
+    infer = PriorDrivenInferer(SimpleInferer(), make_priors(), position="prediction_center")
+    found = infer(batch_of(scan()), net).meta[POSITION_META]
+    torch.testing.assert_close(found[0, 0], world(scan(), (6, 5, 4)))
+    torch.testing.assert_close(found[0, 1], world(scan(), (13, 11, 7)))
+
+
+def test_errors_of_naive_positioning():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    with pytest.raises(PositionError, match="`position` must be 'kl' or 'prediction_center', got"):
+        PriorDrivenInferer(SimpleInferer(), make_priors(), position="center")
+    for option, message in (({"epsilon": 0.7}, "`epsilon`"), ({"minimum": 2}, "`minimum`")):
+        infer = PriorDrivenInferer(
+            SimpleInferer(), make_priors(), position="prediction_center", **option
+        )
+        with pytest.raises(PositionError, match=message):
+            infer(batch_of(scan()), net)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_naive_position_on_cuda():
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    infer = PriorDrivenInferer(SimpleInferer(), make_priors(), position="prediction_center")
+    expected = infer(batch_of(scan()), net).meta[POSITION_META]
+    found = infer(batch_of(scan()).cuda(), net.cuda()).meta[POSITION_META]
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("stitch", ["cpu", "cuda"])

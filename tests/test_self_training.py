@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 from bright_scans import bright_scan
+from filelock import FileLock
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from stipple_monai import DatasetError
+from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
-from stipple_monai.pseudo_quality import measure_quality
-from stipple_monai.self_training import self_train
+from stipple_monai.pseudo_quality import measure_quality, write_quality
+from stipple_monai.self_training import GIVEN, self_train
 from stipple_monai.stages import BUNDLE
 
 KNOBS = {
@@ -91,6 +93,17 @@ def files(folder):
 
 def weights(path):
     return torch.load(path, weights_only=True)
+
+
+def relabelled(datalist):
+    """The same scans, with the label of one under another name."""
+    content = json.loads(datalist.read_text())
+    other = datalist.parent / "other_label.nii.gz"
+    shutil.copy(datalist.parent / content["training"][0]["label"], other)
+    content["training"][0]["label"] = other.name
+    path = datalist.parent / "relabelled.json"
+    path.write_text(json.dumps(content))
+    return path
 
 
 def labels(folder):
@@ -163,6 +176,14 @@ def test_quality_without_anything_to_divide_by():
     assert measure_quality(organ, nothing, organ=1) == [8, 0.0, "", 0.0]
 
 
+def test_a_scan_of_several_files_is_named_by_the_first(datalist, tmp_path):
+    (known,) = read_datalist(datalist, "unlabelled")
+    item = {"image": [known["image"], "second.nii.gz"], "label": known["truth"]}
+    write_quality(tmp_path / "quality.csv", [item], [1])
+    (row,) = read_csv(tmp_path / "quality.csv")
+    assert row["scan"] == Path(known["image"]).name
+
+
 def test_more_rounds_go_on_and_other_settings_are_refused(two_rounds, datalist, tmp_path):
     out = tmp_path / "out"
     last = again(datalist, out, shares=[])
@@ -178,16 +199,22 @@ def test_more_rounds_go_on_and_other_settings_are_refused(two_rounds, datalist, 
         again(datalist, out, shares=[0.4])
     with pytest.raises(DatasetError, match="was begun with other fine_tune, seed, see settings"):
         again(datalist, out, shares=[0.3], fine_tune=True, seed=1)
+    with pytest.raises(DatasetError, match="was begun with other labels, see settings"):
+        again(relabelled(datalist), out, shares=[0.3])
     assert again(datalist, out, shares=[]) == out / "round_0"
     assert len(json.loads((out / "settings.json").read_text())["gammas"]) == 1
+    assert {row["round"] for row in read_csv(out / "rounds.csv")} == {"1"}
 
 
 def test_gamma_as_a_number_of_voxels(two_rounds, datalist, tmp_path):
-    out = begun(two_rounds, tmp_path)
-    again(datalist, out.parent / "counts", counts=[7], options={**KNOBS, "max_epochs": 1})
-    found = [(label == 1).sum() for label in labels(tmp_path / "counts/round_1/pseudo_labels")]
-    assert found
-    assert max(found) == 7
+    for name, counts in (("all", [7]), ("each", [[5]])):
+        out = tmp_path / name
+        out.mkdir()
+        (out / "round_0").symlink_to(two_rounds / "round_0")
+        again(datalist, out, counts=counts, options={**KNOBS, "max_epochs": 1})
+        found = [(label == 1).sum() for label in labels(out / "round_1" / "pseudo_labels")]
+        assert len(found) == 2
+        assert max(found) == np.ravel(counts)[0]
 
 
 def test_knobs_of_the_selection_reach_it(two_rounds, datalist, tmp_path):
@@ -234,8 +261,16 @@ def test_priors_are_kept_or_estimated_again(two_rounds, datalist, tmp_path):
     assert first == second
     out = begun(two_rounds, tmp_path)
     again(datalist, out, reestimate_prior=True, options={**KNOBS, "max_epochs": 1})
-    third = (out / "round_1" / "models" / "prior_1.nii.gz").read_bytes()
-    assert third != first
+    found = SpatialPrior.load(out / "round_1" / "models" / "prior_1.nii.gz")
+    items = read_datalist(out / "round_1" / "pseudo_labels" / "datalist.json", "training")
+    volumes = [read_volume(item["label"]) for item in items]
+    assert any((volume == 255).any() for volume in volumes)
+    selected = [MetaTensor((v == 1).as_tensor().float(), affine=v.affine) for v in volumes]
+    selected = [volume for volume in selected if volume.any()]
+    expected = SpatialPrior.estimate(selected, center="groupwise")
+    assert (found.case_count, expected.case_count) == (len(selected),) * 2
+    assert len(selected) > 2
+    assert torch.equal(found.probability, expected.probability)
 
 
 def test_who_positions_the_pseudo_labels(two_rounds, datalist, tmp_path):
@@ -251,9 +286,20 @@ def test_who_positions_the_pseudo_labels(two_rounds, datalist, tmp_path):
         items = read_datalist(out / "round_2" / "pseudo_labels" / "datalist.json", "training")
         positions[name] = [i["organ_position"] for i in items if "pseudo_label" in i]
     before = read_datalist(two_rounds / "round_1" / "pseudo_labels" / "datalist.json", "training")
-    assert positions["first"] == [i["organ_position"] for i in before if "pseudo_label" in i]
-    with pytest.raises(DatasetError, match='`position_with` must be "newest", "first" or a file'):
-        again(datalist, begun(two_rounds, tmp_path), position_with="oldest")
+    own = [i["organ_position"] for i in before if "pseudo_label" in i]
+    assert positions["first"] == own != positions["newest"]
+    # a network without prior may locate already in round 1: here that of round 0, without its shell
+    bare, other = tmp_path / "bare.pt", two_rounds / "round_1" / "models" / "model.pt"
+    state = weights(two_rounds / "round_0" / "models" / "model.pt")
+    torch.save({key.removeprefix("network."): value for key, value in state.items()}, bare)
+    for name, path in (("bare", bare), ("other", other)):
+        out = tmp_path / name
+        out.mkdir()
+        (out / "round_0").symlink_to(two_rounds / "round_0")
+        again(datalist, out, shares=[0.3], position_with=path, options=options)
+        items = read_datalist(out / "round_1" / "pseudo_labels" / "datalist.json", "training")
+        positions[name] = [i["organ_position"] for i in items if "pseudo_label" in i]
+    assert positions["bare"] == own != positions["other"]
 
 
 def test_full_pseudo_labels_without_prior(datalist, tmp_path):
@@ -284,15 +330,82 @@ def test_unlabelled_scans_of_the_decathlon(datalist, two_rounds, tmp_path):
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"shares": [0.5, 0.0]}, r"`shares` must lie in \(0, 1\], got 0.0"),
-        ({"counts": [0]}, "`counts` must be whole numbers of at least 1, got 0"),
+        ({"shares": [0.5, 0.0]}, r"`share` must lie in \(0, 1\], got 0.0"),
+        ({"counts": [-1]}, "`count` must be whole numbers of at least 0, got -1"),
+        ({"counts": [[3, 3]]}, r"`count` must be one number or one per organ \(1\), got 2"),
+        ({"minimum": 1.5}, r"`minimum` must be a probability in \[0, 1\], got 1.5"),
+        ({"components": 0}, "`components` must be at least 1, or None for all, got 0"),
+        ({"position_with": "oldest"}, '`position_with` must be "newest", "first" or a file of'),
         ({"overlays": ["phantoms"]}, "Overlays must be names of configs .*, got phantoms"),
+        ({"train_overlays": ["phantoms"]}, "Overlays must be names of configs .*, got phantoms"),
+        ({"infer_overlays": ["phantoms"]}, "Overlays must be names of configs .*, got phantoms"),
+        ({"options": {"seed": 1, "share": 1}}, "`options` must not have .*, got seed, share: give"),
     ],
 )
-def test_knobs_out_of_range(datalist, tmp_path, knobs, message):
+def test_knobs_out_of_range_are_found_before_any_training(datalist, tmp_path, knobs, message):
     with pytest.raises(ValueError, match=message):
         again(datalist, tmp_path / "out", **knobs)
-    assert not (tmp_path / "out" / "round_0" / "models").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_knob_that_is_given_is_one_of_the_configs():
+    for name in GIVEN:
+        texts = [p.read_text(encoding="utf-8") for p in (BUNDLE / "configs").glob("*.yaml")]
+        assert any(f"\n{name}:" in text for text in texts), name
+
+
+def test_each_command_gets_its_overlays(datalist, two_rounds, tmp_path):
+    """Paths of files; what only one command may have would stop the others, or be seen in it."""
+    train, infer = tmp_path / "train.yaml", tmp_path / "infer.yaml"
+    train.write_text("max_epochs: 1\n")
+    infer.write_text("minimum_confidence: 1.0\n")
+    out = begun(two_rounds, tmp_path)
+    knobs = {k: v for k, v in KNOBS.items() if k not in ("max_epochs", "minimum_confidence")}
+    again(datalist, out, train_overlays=[train], infer_overlays=[infer], options=knobs)
+    assert len(read_csv(out / "round_1" / "models" / "curve.csv")) == 1
+    items = read_datalist(out / "round_1" / "pseudo_labels" / "datalist.json", "training")
+    positions = [item["organ_position"] for item in items if "pseudo_label" in item]
+    assert positions == [[[None] * 3]] * 2
+
+
+def test_only_one_process_works_in_a_folder(datalist, two_rounds, tmp_path):
+    out = begun(two_rounds, tmp_path, rounds=1)
+    (out / "logs").mkdir()
+    with FileLock(out / "logs" / "lock"):
+        with pytest.raises(DatasetError, match="`out` must be a folder in which no other process"):
+            again(datalist, out)
+        assert not (out / "settings.json").exists()
+    again(datalist, out)
+
+
+def test_what_was_being_written_when_a_process_was_killed_goes(datalist, two_rounds, tmp_path):
+    out = begun(two_rounds, tmp_path)
+    left = ["models.part/tmpa1b2c3d4", "pseudo_labels.part/scan_2_image_pseudo.lock"]
+    left += ["models.part/.part-0-curve.csv", "pseudo_labels.part/.part-0-datalist.json"]
+    for name in left:
+        (out / "round_1" / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / "round_1" / name).touch()
+    again(datalist, out, options={**KNOBS, "max_epochs": 1})
+    expected = {name for name in files(two_rounds) if name.startswith("round_1")}
+    assert {f"round_1/{name}" for name in files(out / "round_1")} == expected
+
+
+def test_fine_tuning_from_given_weights_and_progress(datalist, two_rounds, tmp_path, capsys):
+    """Weights among the options are those that every round starts from."""
+    start = two_rounds / "round_2" / "models" / "model.pt"
+    still = {**KNOBS, "learning_rate": 0.0, "max_epochs": 1, "initial_weights": str(start)}
+    out = begun(two_rounds, tmp_path)
+    again(datalist, out, options=still)
+    found, given = weights(out / "round_1" / "models" / "model.pt"), weights(start)
+    learnt = [key for key in given if "running" not in key and "batches" not in key]
+    assert all(torch.equal(found[key], given[key]) for key in learnt)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    said = [line.split("] ", 1)[1].split(":", 1)[0:2] for line in lines]
+    assert [text[0] for text in said] == ["round 0", "round 1", "organ 1", "round 1"]
+    assert said[0][1] == " trained before"
+    again(datalist, out, options=still)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.endswith("before") for line in lines] == [True] * 3
 
 
 def test_the_truth_is_only_read_to_score(datalist, tmp_path, monkeypatch):
@@ -307,7 +420,6 @@ def test_the_truth_is_only_read_to_score(datalist, tmp_path, monkeypatch):
         "stipple_monai.self_training.write_quality",
         lambda path, items, organs: scored.extend(items) or [["", 1, 0, "", "", ""]],
     )
-    monkeypatch.setattr("stipple_monai.self_training._write_rounds", lambda out, number: None)
     again(other, tmp_path / "out", options={**KNOBS, "max_epochs": 1})
     assert str(garbage) in [item.get("truth") for item in scored]
 
@@ -339,9 +451,7 @@ def test_on_the_command_line(datalist, two_rounds, tmp_path, capsys):
 def killed(command, moment, out):
     """Start, and kill with SIGKILL as soon as a file is there."""
     log = (out.parent / "log.txt").open("a")
-    process = subprocess.Popen(
-        command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=SINGLE)
     limit = time.monotonic() + 120
     while not list(out.glob(moment)):
         assert process.poll() is None, (out.parent / "log.txt").read_text()
@@ -370,8 +480,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(datalist, tmp_path):
     for moment in moments.values():
         killed(command, moment, out)
         assert not (out / "rounds.csv").exists()
-    for rest in (command, [*start, str(whole), *tail]):
-        subprocess.run(rest, check=True, capture_output=True, env=SINGLE)
+    subprocess.run(command, check=True, capture_output=True, env=SINGLE)
+    self_train(datalist, whole, shares=[0.5], options=knobs)
     one, other = files(whole), files(out)
     assert one.keys() == other.keys()
     for name, content in one.items():

@@ -716,7 +716,13 @@ def test_all_keys_get_the_same_shift_and_priors_none():
 
 
 @pytest.mark.parametrize(
-    "options", [{"share": 0.2}, {"count": [5, 9], "ignore": 200}, {"share": 1.0, "minimum": 0.6}]
+    "options",
+    [
+        {"share": 0.2},
+        {"count": [5, 9], "ignore": 200},
+        {"share": 1.0, "minimum": 0.6},
+        {"share": 1.0, "components": 1},
+    ],
 )
 def test_pseudo_labels_are_those_of_the_function(options):
     data = sample()
