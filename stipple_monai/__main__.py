@@ -10,7 +10,15 @@ from typing import Any
 
 import yaml
 
-from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
+from stipple_monai.data import (
+    BTCV_TISSUES,
+    Tissue,
+    read_datalist,
+    split_datalist,
+    write_datalist,
+    write_phantom,
+    write_simulated,
+)
 from stipple_monai.demo import run_demo
 from stipple_monai.errors import StudyError
 from stipple_monai.self_training import self_train
@@ -69,6 +77,25 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
 
+    simulate = commands.add_parser(
+        "simulate", help="write a simulated CT scan of every label map, in MSD layout"
+    )
+    simulate.add_argument("folder", type=Path)
+    simulate.add_argument("labels", type=Path, nargs="+", help="NIfTI files")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument(
+        "--tissues",
+        type=Path,
+        help="YAML `value: [name, mean_hu, sd_hu, texture_hu]`; without it, the values of BTCV",
+    )
+    simulate.add_argument(
+        "--organs", nargs="+", metavar="VALUE=LABEL", help="which are labels, and as what: 11=1"
+    )
+    simulate.add_argument("--spacing-mm", type=float, nargs=3, default=(3.0, 3.0, 5.0))
+    simulate.add_argument("--size", type=int, default=128, help="voxels along each in-plane axis")
+    simulate.add_argument("--overwrite", action="store_true")
+    simulate.set_defaults(run=_simulate)
+
     split = commands.add_parser(
         "split", help="divide a datalist into labelled, unlabelled, validation and test scans"
     )
@@ -126,6 +153,30 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     return parser
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    tissues = BTCV_TISSUES
+    if options.tissues is not None:
+        read = yaml.safe_load(options.tissues.read_text(encoding="utf-8"))
+        rows = read.items() if isinstance(read, dict) else []
+        if not rows or not all(isinstance(row, list) and len(row) == 4 for _, row in rows):
+            raise ValueError(
+                f"{options.tissues} must hold `value: [name, mean_hu, sd_hu, texture_hu]`, a line "
+                f"for each label value, got {read!r}."
+            )
+        tissues = {int(value): Tissue(*row) for value, row in rows}
+    organs = {int(value): label for value, label in _pairs(options.organs or []).items()}
+    write_simulated(
+        options.labels,
+        options.folder,
+        organs=organs or None,
+        spacing_mm=tuple(options.spacing_mm),
+        size=(options.size, options.size, None),
+        tissues=tissues,
+        seed=options.seed,
+        overwrite=options.overwrite,
+    )
 
 
 def _split(options: argparse.Namespace) -> None:

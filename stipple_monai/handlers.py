@@ -91,23 +91,32 @@ class LearningCurve:
     def __init__(self, path: str | Path, *, validator: Engine | None = None) -> None:
         self.path, self.validator = Path(path), validator
         self._losses: list[float] = []
+        self._validated = ""
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the handler that validates."""
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self._losses.clear())
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.COMPLETED, self._keep)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _begin(self) -> None:
+        # an epoch without validation must not repeat the last one's score
+        self._losses.clear()
+        self._validated = ""
+
+    def _keep(self, validator: Engine) -> None:
+        self._validated = f"{validator.state.metrics['val_mean_dice']:.5f}"
 
     def _collect(self, engine: Engine) -> None:
         self._losses.append(float(engine.state.output[0]["loss"]))
 
     def _write(self, engine: Engine) -> None:
-        epoch, validated = engine.state.epoch, ""
-        if self.validator is not None and "val_mean_dice" in self.validator.state.metrics:
-            validated = f"{self.validator.state.metrics['val_mean_dice']:.5f}"
+        epoch = engine.state.epoch
         rows = read_csv(self.path) if self.path.exists() else []
         numbers = np.mean(self._losses), engine.state.metrics.get("train_mean_dice", math.nan)
-        new = [epoch, *("" if math.isnan(x) else f"{x:.5f}" for x in numbers), validated]
+        new = [epoch, *("" if math.isnan(x) else f"{x:.5f}" for x in numbers), self._validated]
         header = ["epoch", "loss", "train_dice", "validation_dice"]
         before = [list(row.values()) for row in rows if int(row["epoch"]) < epoch]
         write_csv(self.path, header, [*before, new])

@@ -37,6 +37,7 @@ FLOORS = [
         "data.writing",
         "data.phantom",
         "data.datalist",
+        "data.body",
         "data.simulation",
     ],
     ["prior", "sections"],

@@ -168,22 +168,30 @@ def test_seeds_are_not_negative():
 
 def test_the_curve_has_a_row_an_epoch_and_survives_a_resume(tmp_path):
     path = tmp_path / "curve.csv"
-    validator = Engine(lambda engine, batch: None)
 
     def train(first, last, offset=0.0):
+        """Validated in even epochs, with a score that is that of the epoch."""
         engine = Engine(lambda engine, loss: [{"loss": loss + engine.state.epoch + offset}])
         engine.add_event_handler(
             Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(train_mean_dice=0.25)
         )
+        validator = Engine(lambda engine, batch: None)
+        validator.add_event_handler(
+            Events.STARTED,
+            lambda v: v.state.metrics.update(val_mean_dice=engine.state.epoch / 10),
+        )
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: validator.run([0]))
         LearningCurve(path, validator=validator).attach(engine)
         engine.load_state_dict({"epoch": first, "max_epochs": last, "epoch_length": 2})
         engine.run([1.0, 2.0])
 
-    train(0, 2)
+    train(0, 3)
     header = "epoch,loss,train_dice,validation_dice"
-    rows = [header, "1,2.50000,0.25000,", "2,3.50000,0.25000,"]
+    rows = [header, "1,2.50000,0.25000,", "2,3.50000,0.25000,0.20000", "3,4.50000,0.25000,"]
     assert path.read_text().split() == rows
-    validator.state.metrics["val_mean_dice"] = 0.5
     train(1, 3, offset=1.0)
-    rows = [*rows[:2], "2,4.50000,0.25000,0.50000", "3,5.50000,0.25000,0.50000"]
+    rows = [*rows[:2], "2,4.50000,0.25000,0.20000", "3,5.50000,0.25000,"]
     assert path.read_text().split() == rows
+    # as an uninterrupted training, also from an epoch without validation
+    train(2, 4)
+    assert path.read_text().split()[-1] == "4,5.50000,0.25000,0.40000"

@@ -221,4 +221,5 @@ def write_phantom(
         dict(enumerate(names_of_labels)),
         name="Simulated abdominal CT",
         description=f"stipple_monai.data.phantom, seed {seed}",
+        licence="CC0-1.0",
     )

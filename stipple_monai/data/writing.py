@@ -61,7 +61,7 @@ def end_set(folder: Path, names: list[str], labels: Mapping[int, str], **about: 
         folder: of the set.
         names: of the cases' files.
         labels: names of the label values.
-        **about: further entries, such as ``description``.
+        **about: further entries, such as ``description`` and ``licence``.
 
     Returns:
         Its path.
@@ -69,7 +69,6 @@ def end_set(folder: Path, names: list[str], labels: Mapping[int, str], **about: 
     path = folder / "dataset.json"
     content = {
         **about,
-        "licence": "CC0-1.0",
         "tensorImageSize": "3D",
         "modality": {"0": "CT"},
         "labels": {str(value): name for value, name in labels.items()},
