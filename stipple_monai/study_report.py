@@ -33,7 +33,7 @@ from stipple_monai.study_tables import (
 )
 
 DOI = "https://doi.org/10.1007/s11548-021-02494-y"
-ABLATION = ("baseline", "stipple_single", "relabelling", "stipple")
+ABLATION = ("baseline", "stipple_single", "relabelling", "stipple", "stipple_certain")
 RIVALS = (
     "baseline",
     "relabelling",

@@ -25,6 +25,7 @@ TITLES = {
     "stipple_single": "STIPPLE without relabelling",
     "relabelling": "Baseline with relabelling (Bai et al. 2017)",
     "stipple": "STIPPLE",
+    "stipple_certain": "STIPPLE, γ = 1, uncertain background ignored (ours)",
     "adversarial": "Adversarial (Hung, Nie et al. 2018)",
     "mean_teacher": "Consistency (Yu et al. 2019)",
     "attention_unet": "Attention U-Net",
