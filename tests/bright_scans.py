@@ -3,6 +3,20 @@
 import nibabel as nib
 import numpy as np
 
+KNOBS = {
+    "channels": [8, 16],
+    "slice_size": [32, 32],
+    "slices_per_scan": 12,
+    "batch_size": 6,
+    "max_epochs": 2,
+    "learning_rate": 0.02,
+    "num_workers": 0,
+    "progress": False,
+    "minimum_confidence": 0,
+    "device": "$torch.device('cpu')",
+}
+"""Of the bundle's configs, to train on such scans."""
+
 
 def bright_scan(root, number):
     """Write a bright organ, and something as bright beside it, in a noisy box; their paths."""

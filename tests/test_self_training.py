@@ -13,7 +13,7 @@ import monai.bundle
 import numpy as np
 import pytest
 import torch
-from bright_scans import bright_scan
+from bright_scans import KNOBS, bright_scan
 from filelock import FileLock
 from monai.data import MetaTensor
 from scipy import ndimage
@@ -25,19 +25,6 @@ from stipple_monai.files import read_csv
 from stipple_monai.pseudo_quality import measure_quality, write_quality
 from stipple_monai.self_training import GIVEN, self_train
 from stipple_monai.stages import BUNDLE
-
-KNOBS = {
-    "channels": [8, 16],
-    "slice_size": [32, 32],
-    "slices_per_scan": 12,
-    "batch_size": 6,
-    "max_epochs": 2,
-    "learning_rate": 0.02,
-    "num_workers": 0,
-    "progress": False,
-    "minimum_confidence": 0,
-    "device": "$torch.device('cpu')",
-}
 
 SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from bright_scans import bright_scan
+from bright_scans import KNOBS, bright_scan
 
 from stipple_monai import DatasetError, study
 from stipple_monai.__main__ import main
@@ -22,18 +22,7 @@ ENTRIES = {
     "title": "A small study",
     "dataset": "bright organs",
     "datalist": "data/dataset.json",
-    "options": {
-        "channels": [8, 16],
-        "slice_size": [32, 32],
-        "slices_per_scan": 12,
-        "batch_size": 6,
-        "max_epochs": 2,
-        "learning_rate": 0.02,
-        "num_workers": 0,
-        "progress": False,
-        "minimum_confidence": 0,
-        "device": "$torch.device('cpu')",
-    },
+    "options": KNOBS,
     "folds": 3,
     "run_folds": [0, 1],
     "proportions": [0.5, 1.0],
@@ -149,7 +138,7 @@ def test_no_test_scan_or_withheld_label_reaches_the_training(done, tmp_path, mon
         "stipple_monai.self_training.write_quality",
         lambda path, items, organs: [["", 1, 0, "", "", ""]],
     )
-    monkeypatch.setattr("stipple_monai.self_training._write_rounds", lambda out, number: None)
+    monkeypatch.setattr("stipple_monai.self_training.gather_quality", lambda path, tables: None)
     monkeypatch.setattr(
         study, "run_bundle", lambda *a, **k: (Path(k["output_dir"]) / "scores.csv").touch()
     )
