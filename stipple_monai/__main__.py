@@ -21,6 +21,7 @@ from stipple_monai.data import (
 )
 from stipple_monai.demo import run_demo
 from stipple_monai.errors import StudyError
+from stipple_monai.segment import segment
 from stipple_monai.self_training import self_train
 from stipple_monai.stages import BUNDLE, progress_only
 from stipple_monai.study import run_study
@@ -129,6 +130,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--set", nargs="*", default=[], metavar="KNOB=VALUE", help="of the configs")
     train.set_defaults(run=_self_train)
 
+    infer = commands.add_parser(
+        "segment", help="segment scans: label maps on their grids, volumes, DICOM SEG"
+    )
+    infer.add_argument(
+        "inputs", type=Path, nargs="+", help="NIfTI files, folders, DICOM series, datalists"
+    )
+    infer.add_argument("--models", type=Path, required=True, help="folder of model.pt and priors")
+    infer.add_argument("--out", type=Path, required=True, help="its folder; a begun one goes on")
+    infer.add_argument("--bundle", type=Path, default=BUNDLE, help="folder of the bundle")
+    infer.add_argument("--section", default="test", help="of datalists")
+    infer.add_argument("--overlays", nargs="*", default=[], help="those of the training")
+    infer.add_argument("--set", nargs="*", default=[], metavar="KNOB=VALUE", help="of the configs")
+    infer.add_argument("--labels", nargs="*", default=[], metavar="VALUE=NAME", help="1=pancreas")
+    infer.add_argument("--probabilities", action="store_true", help="also write those")
+    infer.add_argument("--dicom-seg", action="store_true", help="also write DICOM SEG")
+    infer.add_argument("--overwrite", action="store_true")
+    infer.set_defaults(run=_segment)
+
     study = commands.add_parser(
         "study", help="compare methods × label proportions × folds × seeds, and report"
     )
@@ -196,6 +215,14 @@ def _self_train(options: argparse.Namespace) -> None:
     knobs = {name: getattr(options, name) for name in names}
     with progress_only():
         print(self_train(options.datalist, options.out, options=_pairs(options.set), **knobs))
+
+
+def _segment(options: argparse.Namespace) -> None:
+    names = vars(options).keys() - {"command", "run", "inputs", "out", "set", "labels"}
+    knobs = {name: getattr(options, name) for name in names}
+    labels = {int(value): str(name) for value, name in _pairs(options.labels).items()}
+    with progress_only():
+        print(segment(options.inputs, options.out, options=_pairs(options.set), labels=labels, **knobs))
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ OVERLAYS = {
     "random_reference": ("inference",),
     "true_position": ("inference", "evaluate"),
     "unlabelled": ("train", "baseline"),
+    "volumes": ("inference",),
 }
 # the configs choose the device; these tests are about the CPU unless they say otherwise
 CPU = "$torch.device('cpu')"

@@ -31,6 +31,7 @@ FLOORS = [
         "atlas_loss",
         "network",
         "stages",
+        "grid_writer",
         "prior_file",
         "data.checks",
         "data.anatomy",
@@ -44,9 +45,9 @@ FLOORS = [
     ["positioning", "prior_set", "figures", "study_figures", "study_tables"],
     ["joint", "references", "transforms.array", "report", "study_report"],
     ["inferer", "orientation", "pictures", "transforms.dictionary"],
-    ["handlers", "pool", "pseudo_quality", "scores", "mean_teacher", "adversarial"],
-    ["self_training", "demo", "study_plan"],
-    ["study"],
+    ["handlers", "pool", "pseudo_quality", "scores", "volumes", "mean_teacher", "adversarial"],
+    ["self_training", "demo", "study_plan", "dicom_seg"],
+    ["study", "segment"],
     ["__main__"],
 ]
 FLOOR = {f"{ROOT}.{name}": floor for floor, names in enumerate(FLOORS) for name in names}
