@@ -222,7 +222,11 @@ def _segment(options: argparse.Namespace) -> None:
     knobs = {name: getattr(options, name) for name in names}
     labels = {int(value): str(name) for value, name in _pairs(options.labels).items()}
     with progress_only():
-        print(segment(options.inputs, options.out, options=_pairs(options.set), labels=labels, **knobs))
+        print(
+            segment(
+                options.inputs, options.out, options=_pairs(options.set), labels=labels, **knobs
+            )
+        )
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, Any]:

@@ -35,10 +35,12 @@ _MAY_BE_EMPTY = (
 def series_files(folder: str | os.PathLike[str]) -> list[str]:
     """List the files of the DICOM series in a folder, in the order of their positions.
 
-    They are those that MONAI's ``ITKReader`` reads.
+    They are those that MONAI's ``ITKReader`` reads, which gives every series a grid at right
+    angles with even steps.
 
     Raises:
-        DatasetError: there is no series, or more than one.
+        DatasetError: there is no series, or more than one, or its slices do not lie on such a
+            grid: one is missing or there twice, or the gantry was tilted.
     """
     names = itk.GDCMSeriesFileNames.New()
     names.SetUseSeriesDetails(True)
@@ -50,7 +52,31 @@ def series_files(folder: str | os.PathLike[str]) -> list[str]:
             f"A folder must hold one DICOM series, got {len(series)} in {folder}: "
             + ("move each to a folder of its own." if series else "give the folder of its files.")
         )
-    return list(names.GetFileNames(series[0]))
+    files = list(names.GetFileNames(series[0]))
+    _refuse_uneven(files, folder)
+    return files
+
+
+def _refuse_uneven(files: Sequence[str], folder: str | os.PathLike[str]) -> None:
+    if len(files) < 2:
+        return
+    header = itk.GDCMImageIO.New()
+    places = []
+    for file in files:
+        header.SetFileName(file)
+        header.ReadImageInformation()
+        places.append([header.GetOrigin(i) for i in range(3)])
+    moved = np.array(places) - places[0]
+    step = moved[-1] @ np.array(header.GetDirection(2)) / (len(files) - 1)
+    even = np.arange(len(files))[:, None] * step * np.array(header.GetDirection(2))
+    # half a step where a slice is missing in the middle; headers are rounded
+    off = float(np.linalg.norm(moved - even, axis=1).max())
+    if not off <= 0.25 * abs(step):
+        raise DatasetError(
+            f"Slices of a DICOM series must be {abs(step):.3g} mm apart along their normal, got "
+            f"one that is {off:.3g} mm off in {folder}: slices are missing or there twice, or "
+            "the gantry was tilted. Convert the series to NIfTI with a tool that handles it."
+        )
 
 
 def write_dicom_seg(
@@ -151,9 +177,7 @@ class DicomSegWriter:
             scan = item[self.image_key].meta["filename_or_obj"]
             if Path(scan).is_dir():
                 path = self.folder / f"{self.names[scan]}_seg.dcm"
-                write_dicom_seg(
-                    path, item[self.pred_key], series_files(scan), organs=self.organs
-                )
+                write_dicom_seg(path, item[self.pred_key], series_files(scan), organs=self.organs)
 
 
 def _description(number: int, name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data import NibabelWriter
+from monai.utils import get_equivalent_dtype
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
@@ -52,15 +53,14 @@ class GridWriter(NibabelWriter):
         """Take the metadata; of these the scan's file and, for DICOM, its affine."""
         self.metadata = dict(meta_dict or {})
 
-    def write(
-        self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any
-    ) -> None:
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         """Write ``(W, H, D)``, or ``(W, H, D, C)`` of several channels, whole or not at all.
 
         Raises:
             DatasetError: the volume has another shape than the scan.
         """
-        values = np.asarray(self.data_obj).astype(self.output_dtype or np.float32, copy=False)
+        dtype = get_equivalent_dtype(self.output_dtype, np.ndarray)
+        values = np.asarray(self.data_obj).astype(dtype, copy=False)
         values = values[..., 0] if values.shape[-1] == 1 else values
         image = on_grid_of(self.metadata["filename_or_obj"], values, self.metadata)
         with whole_file(filename) as part:
@@ -100,5 +100,4 @@ def on_grid_of(
         image.header[field] = source.header[field]
     image.header["pixdim"][:4] = source.header["pixdim"][:4]
     # Without it nibabel would write the affine that it was made with over these.
-    image = type(image)(values, None, image.header)
-    return image
+    return type(image)(values, None, image.header)

@@ -91,10 +91,13 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def progress_only() -> Iterator[None]:
-    """Leave the stages and their progress bars on the screen, without MONAI's log."""
+    """Leave the stages and their progress bars on the screen, without MONAI's log.
+
+    Errors are not logged either: they are raised, and told once.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="(monai|torch|ignite)")
-        logging.disable(logging.INFO)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:

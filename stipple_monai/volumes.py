@@ -38,7 +38,8 @@ def organ_volumes(label: MetaTensor, organs: Iterable[int]) -> list[float]:
         organs: label values.
 
     Example:
-        >>> label = MetaTensor(torch.ones(1, 10, 10, 5), affine=torch.diag(torch.tensor([1, 1, 2, 1])))
+        >>> affine = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))
+        >>> label = MetaTensor(torch.ones(1, 10, 10, 5), affine=affine)
         >>> organ_volumes(label, [1, 2])
         [1.0, 0.0]
     """
