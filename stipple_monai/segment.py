@@ -18,6 +18,7 @@ import hashlib
 import json
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -264,4 +265,4 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     # A worker of the data loader and MONAI's writer hand on an error as the text of a traceback.
     found = re.search(r"^(?:\w+\.)*\w*Error: (.+)", str(error), re.MULTILINE)
-    return found[1] if found else str(error).strip().splitlines()[0]
+    return textwrap.shorten(found[1] if found else str(error), 300)

@@ -69,10 +69,15 @@ def voxels_of_seg(path, affine, shape):
     to_voxel = np.linalg.inv(affine) @ np.diag([-1.0, -1.0, 1.0, 1.0])
     frames = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
     for frame, groups in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
-        find = lambda name, own=groups: (getattr(own, name, None) or getattr(shared, name))[0]  # noqa: E731
-        direction = np.array(find("PlaneOrientationSequence").ImageOrientationPatient, float)
-        rows_mm, columns_mm = map(float, find("PixelMeasuresSequence").PixelSpacing)
-        origin = np.array(find("PlanePositionSequence").ImagePositionPatient, float)
+        direction = np.array(
+            _group(groups, shared, "PlaneOrientationSequence").ImageOrientationPatient, float
+        )
+        rows_mm, columns_mm = map(
+            float, _group(groups, shared, "PixelMeasuresSequence").PixelSpacing
+        )
+        origin = np.array(
+            _group(groups, shared, "PlanePositionSequence").ImagePositionPatient, float
+        )
         row, column = np.nonzero(frame)
         point = (
             origin
@@ -82,7 +87,12 @@ def voxels_of_seg(path, affine, shape):
         voxel = np.c_[point, np.ones(len(point))] @ to_voxel.T
         index = np.round(voxel[:, :3]).astype(int)
         assert np.abs(voxel[:, :3] - index).max(initial=0) < 1e-3
-        number = find("SegmentIdentificationSequence").ReferencedSegmentNumber
+        number = _group(groups, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber
         assert (values[tuple(index.T)] == 0).all()
         values[tuple(index.T)] = number
     return values
+
+
+def _group(frame, shared, name):
+    """What holds for a frame, said by itself or for all."""
+    return getattr(frame if name in frame else shared, name)[0]

@@ -72,11 +72,11 @@ def test_an_empty_segmentation_is_one(tmp_path):
 def test_no_series_and_two_are_refused(tmp_path):
     write_series(tmp_path / "ct", scan_of())
     write_series(tmp_path / "other", scan_of(1))
-    with pytest.raises(DatasetError, match="one DICOM series, got 0 in .*give the folder of its"):
+    with pytest.raises(DatasetError, match=r"one DICOM series, got 0 in .*give the folder of its"):
         series_files(tmp_path)
     for file in (tmp_path / "other").iterdir():
         file.rename(tmp_path / "ct" / f"other_{file.name}")
-    with pytest.raises(DatasetError, match="one DICOM series, got 2 in .*move each to a folder"):
+    with pytest.raises(DatasetError, match=r"one DICOM series, got 2 in .*move each to a folder"):
         series_files(tmp_path / "ct")
 
 
@@ -84,7 +84,7 @@ def test_no_series_and_two_are_refused(tmp_path):
 def test_a_missing_slice_is_noticed(tmp_path, missing):
     write_series(tmp_path / "ct", np.zeros((4, 4, 9), int))
     (tmp_path / "ct" / f"{missing:03d}.dcm").unlink()
-    with pytest.raises(DatasetError, match="mm apart along their normal, got one that is .* off"):
+    with pytest.raises(DatasetError, match=r"mm apart along their normal, got one that is .* off"):
         series_files(tmp_path / "ct")
 
 
@@ -110,7 +110,7 @@ def test_a_series_without_frame_of_reference_is_refused(tmp_path):
         image.save_as(file)
     path = tmp_path / "seg.dcm"
     files = series_files(tmp_path / "ct")
-    with pytest.raises(DatasetError, match="DICOM SEG needs a whole series, got .*ct: .*Frame"):
+    with pytest.raises(DatasetError, match=r"DICOM SEG needs a whole series, got .*ct: .*Frame"):
         write_dicom_seg(path, label_map(labels(1), affine), files, organs={1: "liver"})
     assert {p.name for p in tmp_path.iterdir()} == {"ct"}
 
@@ -125,9 +125,7 @@ def test_the_handler_writes_series_only(tmp_path):
     items = [
         {
             "pred": label_map(labels(1, 2), affine),
-            "image": MetaTensor(
-                torch.zeros(1), meta={"filename_or_obj": str(tmp_path / name)}
-            ),
+            "image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": str(tmp_path / name)}),
         }
         for name in ("ct", "b.nii.gz")
     ]

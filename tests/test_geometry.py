@@ -131,7 +131,7 @@ def test_a_placed_prior_is_what_its_definition_says(affine, mode, off):
 @some
 @given(anything, storages, st.sampled_from(["nearest", "linear"]))
 def test_placing_commutes_with_the_order_of_voxels(affine, storage, mode):
-    position = apply_affine(affine, (np.array(SHAPE) - 1) / 2) + (1.1, -2.3, 0.7)
+    position = apply_affine(affine, (np.array(SHAPE) - 1) / 2) + np.array([1.1, -2.3, 0.7])
     placed = PRIOR.place(position, tensor(np.zeros(SHAPE), affine), mode=mode)[0].numpy()
     then, turned = stored(placed, affine, storage)
     now = PRIOR.place(position, tensor(np.zeros(then.shape), turned), mode=mode)
@@ -152,7 +152,7 @@ def test_placing_commutes_with_orientation_of_monai(affine, codes):
 @some
 @given(anything, st.tuples(*[st.floats(-2000, 2000)] * 3))
 def test_placing_follows_the_patient(affine, shift):
-    middle = apply_affine(affine, (np.array(SHAPE) - 1) / 2) + (1.1, -2.3, 0.7)
+    middle = apply_affine(affine, (np.array(SHAPE) - 1) / 2) + np.array([1.1, -2.3, 0.7])
     moved = affine.copy()
     moved[:3, 3] += shift
     here = PRIOR.place(middle, tensor(np.zeros(SHAPE), affine), mode="linear")

@@ -149,7 +149,7 @@ def test_a_killed_run_leaves_the_records_of_what_was_done(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"scan": "x"}'])
 def test_what_is_no_record_is_not_taken_for_one(tmp_path, text):
     (tmp_path / "x_volumes.json").write_text(text)
-    with pytest.raises(DatasetError, match="x_volumes.json` must be a record of a segmentation"):
+    with pytest.raises(DatasetError, match=r"x_volumes.json` must be a record of a segmentation"):
         read_records(tmp_path)
 
 
