@@ -20,7 +20,7 @@ from stipple_monai.data import (
     write_simulated,
 )
 from stipple_monai.demo import run_demo
-from stipple_monai.errors import StudyError
+from stipple_monai.errors import DatasetError, PositionError, PriorError, StudyError
 from stipple_monai.self_training import self_train
 from stipple_monai.stages import BUNDLE, progress_only
 from stipple_monai.study import run_study
@@ -38,10 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError, StudyError) as error:
-        print(f"stipple_monai {options.command}: {error}", file=sys.stderr)
+    except Exception as error:
+        if options.traceback:
+            raise
+        print(f"stipple_monai {options.command}: {_said(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _said(error: BaseException) -> str:
+    """One line of what the first error said, around which MONAI puts its own words."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    ours = [e for e in chain if isinstance(e, (PriorError, PositionError, DatasetError))]
+    last = ours[-1] if ours else chain[-1]
+    text = " ".join(str(last).split())
+    known = isinstance(last, (ValueError, OSError, ImportError, StudyError))
+    return text if known else f"{type(last).__name__}: {text} (--traceback shows where)"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         description="STIPPLE for MONAI: 3D spatial priors and pseudo-labels for organ "
         "segmentation. Training and inference are MONAI Bundle commands, see "
         "bundles/pancreas_stipple/docs/README.md.",
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error comes from, for a bug report"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -192,7 +209,7 @@ def _split(options: argparse.Namespace) -> None:
 
 
 def _self_train(options: argparse.Namespace) -> None:
-    names = vars(options).keys() - {"command", "run", "datalist", "out", "set"}
+    names = vars(options).keys() - {"command", "run", "datalist", "out", "set", "traceback"}
     knobs = {name: getattr(options, name) for name in names}
     with progress_only():
         print(self_train(options.datalist, options.out, options=_pairs(options.set), **knobs))
