@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,11 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; ``sys.argv`` where ``None``.
 
     Returns:
-        The exit status: 0, or 1 after an error, which is one line on standard error.
+        The exit status: 0, 1 after an error, which is one line on standard error, or 130 after an
+        interrupt.
     """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except KeyboardInterrupt:
+        print(f"stipple_monai {options.command}: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         if options.traceback:
             raise
@@ -225,4 +230,6 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # so that what a command has started ends with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
