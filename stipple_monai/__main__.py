@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from stipple_monai.data import (
     write_simulated,
 )
 from stipple_monai.demo import run_demo
-from stipple_monai.errors import StudyError
+from stipple_monai.errors import DatasetError, PositionError, PriorError, StudyError
 from stipple_monai.segment import segment
 from stipple_monai.self_training import self_train
 from stipple_monai.stages import BUNDLE, progress_only
@@ -34,15 +35,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; ``sys.argv`` where ``None``.
 
     Returns:
-        The exit status: 0, or 1 after an error, which is one line on standard error.
+        The exit status: 0, 1 after an error, which is one line on standard error, or 130 after an
+        interrupt.
     """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError, StudyError) as error:
-        print(f"stipple_monai {options.command}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"stipple_monai {options.command}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.traceback:
+            raise
+        print(f"stipple_monai {options.command}: {_said(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _said(error: BaseException) -> str:
+    """One line of what the first error said, around which MONAI puts its own words."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    ours = [e for e in chain if isinstance(e, (PriorError, PositionError, DatasetError))]
+    last = ours[-1] if ours else chain[-1]
+    text = " ".join(str(last).split())
+    known = isinstance(last, (ValueError, OSError, ImportError, StudyError))
+    return text if known else f"{type(last).__name__}: {text} (--traceback shows where)"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         description="STIPPLE for MONAI: 3D spatial priors and pseudo-labels for organ "
         "segmentation. Training and inference are MONAI Bundle commands, see "
         "bundles/pancreas_stipple/docs/README.md.",
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error comes from, for a bug report"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -211,14 +233,14 @@ def _split(options: argparse.Namespace) -> None:
 
 
 def _self_train(options: argparse.Namespace) -> None:
-    names = vars(options).keys() - {"command", "run", "datalist", "out", "set"}
+    names = vars(options).keys() - {"command", "run", "datalist", "out", "set", "traceback"}
     knobs = {name: getattr(options, name) for name in names}
     with progress_only():
         print(self_train(options.datalist, options.out, options=_pairs(options.set), **knobs))
 
 
 def _segment(options: argparse.Namespace) -> None:
-    names = vars(options).keys() - {"command", "run", "inputs", "out", "set", "labels"}
+    names = vars(options).keys() - {"command", "run", "traceback", "inputs", "out", "set", "labels"}
     knobs = {name: getattr(options, name) for name in names}
     labels = {int(value): str(name) for value, name in _pairs(options.labels).items()}
     with progress_only():
@@ -239,4 +261,6 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # so that what a command has started ends with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

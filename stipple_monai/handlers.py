@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import ignite.distributed as idist
@@ -12,8 +13,9 @@ import numpy as np
 from ignite.engine import Engine, Events
 from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
-from monai.handlers import CheckpointSaver
+from monai.handlers import CheckpointLoader, CheckpointSaver
 
+from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, write_csv
 from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
 
@@ -45,6 +47,26 @@ class WholeCheckpointSaver(CheckpointSaver):
     def state_dict(self) -> dict[str, Any]:
         """Give what `load_state_dict` takes: the best score so far, empty before the first."""
         return self._key_metric_checkpoint.state_dict()
+
+
+class WeightsLoader(CheckpointLoader):
+    """MONAI's loader with an error that names the file whose weights cannot be loaded.
+
+    Args:
+        *args: as for ``monai.handlers.CheckpointLoader``.
+        **kwargs: likewise.
+    """
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights, or raise :class:`DatasetError`."""
+        try:
+            super().__call__(engine)
+        except (RuntimeError, UnpicklingError, OSError, EOFError, KeyError) as error:
+            said = " ".join(str(error).split())
+            raise DatasetError(
+                f"{self.load_path} must hold weights of this network, as this bundle saves them: "
+                f"give the file and the knobs it was trained with. {said[:200]}"
+            ) from error
 
 
 class EpochSeed:

@@ -127,6 +127,8 @@ def open_label(label: Label) -> LabelMap:
         raise DatasetError(f"A label map must be a MetaTensor or a file, got {type(label)}.")
     if len(array.shape) != 3 and (len(array.shape) != 4 or array.shape[3] != 1):
         raise DatasetError(f"{name} must be one 3D label map, got the shape {array.shape}.")
+    if np.dtype(array.dtype).kind not in "buif":
+        raise DatasetError(f"{name} must hold whole numbers, got {array.dtype}: export it anew.")
     if not is_invertible(affine):
         raise DatasetError(
             f"{name} must have an invertible 4 × 4 affine, got {affine.tolist()}: "

@@ -8,6 +8,7 @@ The folder of the results holds::
     NAME_seg.dcm            on request: the label map as DICOM SEG
     NAME_volumes.json       the scan's record, written last: the scan is done
     volumes.csv, volumes.json
+    logs/                   a lock while a process works here
 
 Files are whole or absent. The same command goes on with the scans that have no record.
 """
@@ -28,9 +29,16 @@ import nibabel as nib
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.dicom_seg import has_highdicom, series_files
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import remove_unfinished, whole_file
+from stipple_monai.files import whole_file
 from stipple_monai.organ import UNREADABLE, is_invertible
-from stipple_monai.stages import BUNDLE, config_path, configs_of, run_bundle
+from stipple_monai.stages import (
+    BUNDLE,
+    check_knobs,
+    config_path,
+    configs_of,
+    only_process,
+    run_bundle,
+)
 from stipple_monai.volumes import (
     RECORD,
     first_file,
@@ -81,6 +89,7 @@ def segment(
     Raises:
         DatasetError: an input cannot be segmented, ``models`` has no model, or ``out`` has other
             results, or results made with other settings.
+        ValueError: no config has one of the ``options``.
         ImportError: ``dicom_seg`` without highdicom.
     """
     configs, out, models = configs_of(bundle), Path(out).resolve(), Path(models).resolve()
@@ -91,6 +100,7 @@ def segment(
         )
     if dicom_seg and not has_highdicom:
         raise ImportError("DICOM SEG needs highdicom: pip install 'stipple-monai[dicom]'.")
+    check_knobs(configs, ["inference", *overlays, "volumes"], options or {})
     items = find_scans(inputs, section=section)
     _check_scans(items, out, dicom_seg=dicom_seg)
     datalists = [path for path in inputs if str(path).endswith(".json")]
@@ -106,28 +116,40 @@ def segment(
         "labels": {str(value): name for value, name in known.items()},
         **flags,
     }
-    missing = _begin(out, items, settings, overwrite=overwrite)
-    if missing:
-        with tempfile.TemporaryDirectory() as folder:
-            datalist = Path(folder) / "scans.json"
-            write_datalist(datalist, {"test": missing}, metadata={"labels": settings["labels"]})
-            knobs = {
-                "bundle_root": str(configs.parent),
-                "datalist": str(datalist),
-                "models_dir": str(models),
-                "output_dir": str(out),
-                **flags,
-                **(options or {}),
-            }
-            try:
-                run_bundle(configs, ["inference", *overlays, "volumes"], **knobs)
-            except (RuntimeError, ValueError, OSError) as error:
-                records = read_records(out)
-                now = next((i for i in missing if i["name"] not in records), missing[-1])
-                raise DatasetError(
-                    f"Segmenting stopped at {first_file(now['image'])}: {_reason(error)}"
-                ) from error
-    return write_tables(out)
+    with only_process(out):
+        missing = _begin(out, items, settings, overwrite=overwrite)
+        if missing:
+            given = {**flags, **(options or {}), "models_dir": str(models)}
+            _run(configs, out, missing, overlays, given, labels=settings["labels"])
+        return write_tables(out)
+
+
+def _run(
+    configs: Path,
+    out: Path,
+    items: Sequence[Mapping[str, Any]],
+    overlays: Sequence[str | Path],
+    knobs: Mapping[str, Any],
+    *,
+    labels: Mapping[str, str],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        datalist = Path(folder) / "scans.json"
+        write_datalist(datalist, {"test": items}, metadata={"labels": labels})
+        places = {
+            "bundle_root": str(configs.parent),
+            "datalist": str(datalist),
+            "output_dir": str(out),
+            "section": "test",
+        }
+        try:
+            run_bundle(configs, ["inference", *overlays, "volumes"], **{**places, **knobs})
+        except (RuntimeError, ValueError, OSError) as error:
+            records = read_records(out)
+            at = next((item for item in items if item["name"] not in records), items[-1])
+            raise DatasetError(
+                f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"
+            ) from error
 
 
 def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[dict[str, Any]]:
@@ -226,8 +248,6 @@ def _begin(
         record = records.get(item["name"])
         if record is not None:
             _refuse_other_scan(record["scan"], item, out / f"{item['name']}{RECORD}")
-    out.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(out)
     if not ours:
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")

@@ -28,22 +28,33 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from monai.bundle import ConfigParser
 
 from stipple_monai.data import read_datalist, read_sections, write_datalist
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import remove_unfinished, whole_file
+from stipple_monai.files import whole_file
 from stipple_monai.pseudo_quality import gather_quality, summarize_quality, write_quality
 from stipple_monai.selection import select_top_k
-from stipple_monai.stages import BUNDLE, config_path, configs_of, run_bundle, whole_folder
+from stipple_monai.stages import (
+    BUNDLE,
+    check_knobs,
+    config_path,
+    configs_of,
+    only_process,
+    run_bundle,
+    whole_folder,
+)
 
+UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
+"""What ignite saves goes to tmp… first."""
+
+CONFIGS = ("prior", "train", "inference", "pseudo_label")
 QUALITY = "quality.csv"
 """In ``pseudo_labels`` of a round, see :func:`stipple_monai.pseudo_quality.write_quality`."""
 
@@ -143,7 +154,7 @@ def self_train(
         "options": knobs,
         "gammas": gammas,
     }
-    with _alone(out):
+    with only_process(out, unfinished=UNFINISHED):
         _remember(out / "settings.json", settings)
         if not (out / "round_0" / "datalist.json").exists():
             write_datalist(out / "round_0" / "datalist.json", sections)
@@ -183,6 +194,7 @@ class _Rounds:
         self.out, self.configs, self.knobs = out, configs, knobs
         files = [[config_path(configs, name) for name in names] for names in overlays]
         self.always, self.training, self.labelling = files
+        check_knobs(configs, [*CONFIGS, *chain.from_iterable(files)], knobs)
         self.started = time.monotonic()
         parser = ConfigParser()
         parser.read_config([config_path(configs, "train"), *self.always])
@@ -288,26 +300,6 @@ def _check_knobs(
             "`options` must not have knobs that follow from other arguments, got "
             f"{', '.join(taken)}: give those arguments."
         )
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep others away, and remove what was being written when a process was killed."""
-    lock = out / "logs" / "lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        claim = FileLock(lock, blocking=False).acquire()
-    except Timeout as error:
-        raise DatasetError(
-            f"`out` must be a folder in which no other process works, got {out}: wait for it."
-        ) from error
-    with claim:
-        remove_unfinished(out)
-        # what ignite saves goes to tmp… first
-        for pattern in ("models.part/tmp*", "pseudo_labels.part/*.lock"):
-            for path in out.glob(f"round_*/{pattern}"):
-                path.unlink()
-        yield
 
 
 def _remember(path: Path, settings: dict[str, Any]) -> None:

@@ -10,14 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
+import yaml
+from filelock import FileLock, Timeout
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.files import remove_unfinished
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "pancreas_stipple"
 """The bundle in the project's repository."""
@@ -71,6 +75,41 @@ def config_path(configs: Path, name: str | Path) -> Path:
     return path.resolve()
 
 
+def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]) -> None:
+    """Stop at a knob that none of the configs has: MONAI would take it and change nothing.
+
+    Args:
+        configs: the bundle's folder of configs.
+        names: as for `run_bundle`.
+        knobs: such as ``max_epochs`` or ``optimizer#weight_decay``.
+
+    Raises:
+        DatasetError: a config is missing, or no YAML file with a mapping.
+        ValueError: a knob is unknown.
+    """
+    known: set[str] = set()
+    for name in names:
+        path = config_path(configs, name)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{path} must be YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise DatasetError(f"{path} must hold a mapping, got {type(content).__name__}.")
+        known |= {_first(key) for key in content}
+    unknown = sorted(knob for knob in knobs if _first(knob) not in known)
+    if unknown:
+        meant = get_close_matches(_first(unknown[0]), known, n=1)
+        raise ValueError(
+            f"Knobs must be in the configs, got {', '.join(unknown)}"
+            + (f": did you mean {meant[0]}?" if meant else ".")
+        )
+
+
+def _first(knob: str) -> str:
+    return knob.lstrip("+%").partition("#")[0].partition("::")[0]
+
+
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give the folder to work in, ``path`` with ``.part`` behind; it becomes ``path`` at the end.
@@ -90,10 +129,39 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def progress_only() -> Iterator[None]:
-    """Leave the stages and their progress bars on the screen, without MONAI's log.
+def only_process(out: Path, *, unfinished: Sequence[str] = ()) -> Iterator[None]:
+    """Keep other processes away from a folder, and remove what a killed one was writing.
 
-    Errors are not logged either: they are raised, and told once.
+    Args:
+        out: the folder; made if need be.
+        unfinished: further patterns of such files, besides those of `files`.
+
+    Raises:
+        DatasetError: ``out`` is a file, or another process works in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise DatasetError(f"`out` must be a folder, got the file {out}: choose another.")
+    lock = out / "logs" / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        claim = FileLock(lock, blocking=False).acquire()
+    except Timeout as error:
+        raise DatasetError(
+            f"`out` must be a folder in which no other process works, got {out}: wait for it."
+        ) from error
+    with claim:
+        remove_unfinished(out)
+        for pattern in unfinished:
+            for path in out.glob(pattern):
+                path.unlink()
+        yield
+
+
+@contextmanager
+def progress_only() -> Iterator[None]:
+    """Leave the stages and their progress bars on the screen, without MONAI's and ignite's log.
+
+    An error is not logged either: it is raised as well.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="(monai|torch|ignite)")

@@ -200,16 +200,21 @@ def _submit(
     threads = torch.get_num_threads() if slurm else max(1, (os.cpu_count() or 1) // workers)
     waiting, failed = list(arguments), []
     running: list[Any] = []
-    while waiting or running:
-        while waiting and len(running) < workers:
-            running.append(executor.submit(_in_process, threads, *waiting.pop(0)))
-        done = [job for job in running if job.done()]
-        for job in done:
-            running.remove(job)
-            failed.append(job.paths.stderr if job.exception() else job.result())
-            left = len(waiting) + len(running)
-            print(f"job {job.job_id} ended, {left} left", flush=True)
-        time.sleep(0 if done else 1)
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(executor.submit(_in_process, threads, *waiting.pop(0)))
+            done = [job for job in running if job.done()]
+            for job in done:
+                running.remove(job)
+                failed.append(job.paths.stderr if job.exception() else job.result())
+                left = len(waiting) + len(running)
+                print(f"job {job.job_id} ended, {left} left", flush=True)
+            time.sleep(0 if done else 1)
+    finally:
+        # after an interrupt; nobody else would end them
+        for job in running:
+            job.cancel()
     return [error for error in failed if error]
 
 

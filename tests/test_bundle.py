@@ -458,7 +458,7 @@ def test_best_model_by_validation_and_the_last(runs, tmp_path):
     models = runs.root / "models"
     names = {p.name for p in models.iterdir() if p.is_file()}
     resumable = {"checkpoint_epoch=5.pt", "checkpoint_epoch=6.pt"}
-    assert names == {"last.pt", "model.pt", "prior_1.nii.gz"} | resumable
+    assert names == {"curve.csv", "last.pt", "model.pt", "prior_1.nii.gz"} | resumable
     checkpoint = weights(models / "checkpoint_epoch=6.pt")
     assert same(checkpoint["model"], weights(models / "last.pt"))
     ((best, _),) = checkpoint["best"]["_saved"]
@@ -584,7 +584,8 @@ def test_next_round_knows_labels_positions_and_their_origin(runs):
     assert content["unlabelled"] == []
     for item in new["training"][2:]:
         model = str(runs.root / "models" / "model.pt")
-        origin = {"model": model, "share": 0.5, "minimum": 0, "background_minimum": 0, "round": 1}
+        origin = {"model": model, "share": 0.5, "count": None, "minimum": 0, "components": None}
+        origin |= {"background_minimum": 0, "round": 1}
         assert item["pseudo_label"] == origin
         assert Path(item["truth"]).is_file()
 
@@ -751,7 +752,13 @@ def test_two_processes_train_one_network(runs, tmp_path):
     assert not set(first["slices"]) & set(second["slices"])
     assert first["weights"] == second["weights"]
     names = {p.name for p in folder.iterdir()}
-    assert names == {"checkpoint_epoch=1.pt", "last.pt", "model.pt", "prior_1.nii.gz"}
+    assert names == {
+        "checkpoint_epoch=1.pt",
+        "curve.csv",
+        "last.pt",
+        "model.pt",
+        "prior_1.nii.gz",
+    }
     writers = {p.name.split(".")[-2] for p in out.glob("events.out.*")}
     assert len(writers) == 1
     state = runs.parser("inference", **INFERENCE).get_parsed_content("network_def").state_dict()

@@ -136,3 +136,19 @@ def test_failed_write_is_reported(tmp_path, capsys):
     out = str(tmp_path / "file" / "out.json")
     assert main(["split", str(source), out, "--labelled", "1", "--test", "1"]) == 1
     assert one_line(capsys).startswith("stipple_monai split: ")
+
+
+def test_an_error_is_a_line_and_on_request_a_traceback(tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        try:
+            raise KeyError("deep")
+        except KeyError as error:
+            raise RuntimeError("applying transform") from error
+
+    monkeypatch.setattr(command_line, "write_phantom", fails)
+    arguments = ["phantom", str(tmp_path / "data")]
+    assert main(arguments) == 1
+    said = "stipple_monai phantom: KeyError: 'deep' (--traceback shows where)"
+    assert one_line(capsys) == said
+    with pytest.raises(RuntimeError, match="applying transform"):
+        main(["--traceback", *arguments])

@@ -389,6 +389,7 @@ NO_SETTING = {
     "image_channels",
     "labels",
     "locator",
+    "more_channels",
     "num_workers",
     "prior_channels",
     "probabilities",

@@ -63,12 +63,12 @@ def names_in(folder):
 
 def state(folder):
     """Every file and when it was written."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
 
 
 def results(*names, more=()):
     endings = ("_seg.nii.gz", "_volumes.json", *more)
-    tables = {"settings.json", "volumes.csv", "volumes.json"}
+    tables = {"settings.json", "volumes.csv", "volumes.json", "logs"}
     return tables | {f"{name}{ending}" for name in names for ending in endings}
 
 
@@ -139,12 +139,12 @@ def test_equal_file_names_are_told_apart(tmp_path, model):
         ("empty", "A folder must hold one DICOM series, got 0"),
         ("none.json", "`path` must be a datalist"),
         ("torn.nii.gz", "A scan must be a whole NIfTI file, got .*torn.nii.gz, which cannot"),
-        ("cut.nii.gz", "Segmenting stopped at .*cut.nii.gz: "),
+        ("cut.nii.gz", "`image` must be a scan that MONAI can read, got .*cut.nii.gz: "),
         ("text.nii", "A scan must be a whole NIfTI file, got .*text.nii, which cannot"),
         ("micron.nii.gz", "A scan must be in mm, got micron in .*micron.nii.gz"),
         ("flat.nii.gz", "A scan must have an invertible affine, got .*flat.nii.gz"),
-        ("nan.nii.gz", "Segmenting stopped at .*nan.nii.gz: `image` must be finite, got 1"),
-        ("series.nii.gz", "Segmenting stopped at .*series.nii.gz: `image` must"),
+        ("nan.nii.gz", "`image` must be finite, got 1 .*nan.nii.gz"),
+        ("series.nii.gz", "`image` must .*series.nii.gz"),
         ("same", "Scans must have names of their own"),
     ],
 )
@@ -176,7 +176,7 @@ def test_bad_inputs_end_with_one_line(tmp_path, model, capsys, given, message):
     assert main([*command, "--overlays", overlay]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(f"^stipple_monai segment: {message}", line)
-    assert not out.exists() or names_in(out) == {"settings.json"}
+    assert not out.exists() or names_in(out) == {"settings.json", "logs"}
 
 
 def test_an_error_in_a_worker_is_told_in_a_line(tmp_path, model):
@@ -193,7 +193,7 @@ def test_an_error_in_a_worker_is_told_in_a_line(tmp_path, model):
             **model,
         )
     assert "\n" not in str(caught.value)
-    assert names_in(out) == {"settings.json", "a_seg.nii.gz", "a_volumes.json"}
+    assert names_in(out) == {"settings.json", "logs", "a_seg.nii.gz", "a_volumes.json"}
 
 
 def test_what_else_is_missing(tmp_path, model, monkeypatch):
@@ -381,7 +381,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, model):
     (out / "a_seg.nii.gz").write_text("corrected by hand")
     with pytest.raises(DatasetError, match="`out` must have no results made with other settings, "):
         segment([scan], out, **model)
-    assert names_in(out) == {"a_seg.nii.gz"}
+    assert names_in(out) == {"a_seg.nii.gz", "logs"}
     segment([other], out, **model)
     (out / "a_seg.nii.gz").unlink()
     segment([scan], out, **model)
@@ -402,6 +402,29 @@ def test_nothing_is_overwritten_unasked(tmp_path, model):
     segment([scan], out, probabilities=True, overwrite=True, **model)
     assert state(out)["b_seg.nii.gz"] == after["b_seg.nii.gz"]
     assert state(out)["a_seg.nii.gz"] > after["a_seg.nii.gz"]
+
+
+def test_a_replacement_that_was_stopped_goes_on(tmp_path, model, monkeypatch):
+    made = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
+    out = tmp_path / "out"
+    segment(made, out, **model)
+    first = state(out)
+    save, calls = nib.save, []
+
+    def stop(image, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        save(image, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(nib, "save", stop)
+        segment(made, out, overwrite=True, **model)
+    second = state(out)
+    assert second["a_seg.nii.gz"] > first["a_seg.nii.gz"]
+    segment(made, out, **model)
+    assert state(out)["a_seg.nii.gz"] == second["a_seg.nii.gz"]
+    assert state(out)["b_seg.nii.gz"] > first["b_seg.nii.gz"]
 
 
 def test_another_or_a_changed_scan_of_a_name_is_refused(tmp_path, model):
@@ -434,6 +457,7 @@ def test_a_full_disk_leaves_whole_files_only(tmp_path, model, monkeypatch):
         segment(made, out, probabilities=True, **model)
     assert names_in(out) == {
         "settings.json",
+        "logs",
         "a_seg.nii.gz",
         "a_prob.nii.gz",
         "a_volumes.json",
@@ -453,7 +477,7 @@ def test_the_overlay_by_itself(tmp_path, model):
         models_dir=str(model["models"]),
         output_dir=str(tmp_path / "out"),
     )
-    assert names_in(tmp_path / "out") == results("a", "b") - {"settings.json"}
+    assert names_in(tmp_path / "out") == results("a", "b") - {"settings.json", "logs"}
 
 
 def test_without_prior_there_is_no_position(tmp_path, model):

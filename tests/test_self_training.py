@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -475,3 +476,53 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(datalist, tmp_path):
         # records and datalists name the folder of the model
         expected = content.replace(str(whole).encode(), str(out).encode())
         assert other[name] == expected, name
+
+
+def whole(path):
+    """Read a file to its end, or fail."""
+    if path.suffix == ".pt":
+        assert torch.load(path, weights_only=True, map_location="cpu")
+    elif path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    elif path.suffix == ".csv":
+        assert read_csv(path)
+    elif path.name.endswith(".nii.gz"):
+        assert read_volume(path).ndim == 4
+
+
+def unfinished(path):
+    return path.name.startswith("tmp") or path.name.endswith(".part")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, for a start without imports")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_killed_twenty_times_at_random(datalist, tmp_path):
+    uninterrupted, out = tmp_path / "whole", tmp_path / "killed" / "out"
+    start = time.monotonic()
+    again(datalist, uninterrupted)
+    duration = time.monotonic() - start
+    rng, kills = random.Random(0), 0
+    while kills < 20:
+        child = os.fork()
+        if child == 0:
+            try:
+                again(datalist, out)
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0, duration / 3))
+        if os.waitpid(child, os.WNOHANG)[0]:
+            # it was faster: from the start again
+            shutil.rmtree(out)
+            continue
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        for path in out.rglob("*"):
+            if path.is_file() and not unfinished(path):
+                whole(path)
+    again(datalist, out)
+    one, other = files(uninterrupted), files(out)
+    assert one.keys() == other.keys()
+    for name, content in one.items():
+        assert other[name] == content.replace(str(uninterrupted).encode(), str(out).encode()), name

@@ -1,7 +1,12 @@
 """A small study that really runs: what it leaves, what a rerun does, and who may see what."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -211,6 +216,47 @@ def test_jobs_in_processes_of_their_own(done, tmp_path):
         ]
         assert row["dice"] == other["dice"]
     assert len(rows) == 4
+
+
+def processes(word):
+    """Command lines of running processes that contain a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, UnicodeDecodeError):
+            continue
+        found += [line] if word in line else []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="looks for processes in /proc")
+def test_an_interrupt_ends_the_jobs_as_well(done, tmp_path):
+    pytest.importorskip("submitit")
+    path = written(
+        tmp_path,
+        datalist=str(done / "data" / "dataset.json"),
+        methods=["baseline", "stipple_single"],
+        options={**KNOBS, "max_epochs": 1000},
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "stipple_monai", "study", str(path), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([*command, "--workers", "2"], env=environment)
+    limit = time.monotonic() + 120
+    while len(list(out.glob("cells/*/networks/*/round_0/models.part/curve.csv"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    jobs = str(out / "jobs")
+    assert len(processes(jobs)) >= 2
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    while processes(jobs) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert processes(jobs) == []
+    assert not list(out.glob("cells/*/methods/*"))
 
 
 def test_without_submitit_workers_say_what_to_install(done, tmp_path, monkeypatch, capsys):

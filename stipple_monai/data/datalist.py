@@ -146,6 +146,12 @@ def read_datalist(
             raise DatasetError(
                 f'Items must have an "image", got {entry} as item {index} of {section!r} in {path}.'
             )
+        for key in path_keys:
+            if not all(isinstance(file, str) for file in _listed(item.get(key, ""))):
+                raise DatasetError(
+                    f"`{key}` must be a path or a list of paths, got {item[key]!r} in item {index} "
+                    f"of {section!r} in {path}."
+                )
         item = {**item, **{k: _absolute(item[k], base) for k in path_keys if k in item}}
         for key in path_keys:
             for file in _listed(item.get(key, [])):

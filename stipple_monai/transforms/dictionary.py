@@ -9,11 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Randomizable
+from monai.data import ImageReader
+from monai.transforms import LoadImaged, MapTransform, Randomizable
 from monai.utils import TransformBackends, ensure_tuple
 
 from stipple_monai.data.checks import check_pair, check_scan
 from stipple_monai.errors import DatasetError, PriorError
+from stipple_monai.organ import UNREADABLE
 from stipple_monai.prior import SpatialPrior
 from stipple_monai.transforms.array import (
     OrganPosition,
@@ -27,6 +29,7 @@ POSITION_KEY = "organ_position"
 """Key of the positions. It must not begin with another key and ``_``: ``Spacingd`` trips on it."""
 
 _TORCH = [TransformBackends.TORCH]
+_UNLOADABLE = (*UNREADABLE, RuntimeError, MemoryError)
 
 
 class OrganPositiond(MapTransform):
@@ -207,6 +210,34 @@ class SelectPseudoLabelsd(MapTransform):
         return d
 
 
+class LoadScand(LoadImaged):
+    """MONAI's loader with an error that names the file that cannot be read.
+
+    Args:
+        *args: as for ``monai.transforms.LoadImaged``.
+        **kwargs: likewise.
+    """
+
+    def __call__(
+        self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
+    ) -> dict[Hashable, Any]:
+        """Load the files of ``data``, or raise :class:`DatasetError`."""
+        try:
+            return super().__call__(data, reader)
+        except _UNLOADABLE as error:
+            for key in self.key_iterator(dict(data)):
+                try:
+                    self._loader(data[key], reader)
+                except _UNLOADABLE as fault:
+                    said = f" ({fault})" if str(fault) else ""
+                    raise DatasetError(
+                        f"`{key}` must be a scan that MONAI can read, got {data[key]}: "
+                        f"{type(fault).__name__}{said}. It may be of another format, or its copy "
+                        "may have been cut short."
+                    ) from error
+            raise
+
+
 class CheckScand(MapTransform):
     """Stop at a scan that is not 3D or not finite.
 
@@ -275,4 +306,5 @@ PriorAlignD = PriorAlignDict = PriorAlignd
 PriorAugmentD = PriorAugmentDict = PriorAugmentd
 SelectPseudoLabelsD = SelectPseudoLabelsDict = SelectPseudoLabelsd
 CheckPairD = CheckPairDict = CheckPaird
+LoadScanD = LoadScanDict = LoadScand
 CheckScanD = CheckScanDict = CheckScand
