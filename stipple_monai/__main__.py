@@ -57,11 +57,13 @@ def _said(error: BaseException) -> str:
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
+    known = (ValueError, OSError, ImportError, StudyError)
     ours = [e for e in chain if isinstance(e, (PriorError, PositionError, DatasetError))]
-    last = ours[-1] if ours else chain[-1]
-    text = " ".join(str(last).split())
-    known = isinstance(last, (ValueError, OSError, ImportError, StudyError))
-    return text if known else f"{type(last).__name__}: {text} (--traceback shows where)"
+    told = [*ours[::-1], *(e for e in chain if isinstance(e, known)), chain[-1]][0]
+    text = " ".join(str(told).split())
+    if isinstance(told, known):
+        return text
+    return f"{type(told).__name__}: {text} (--traceback shows where)"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import copy
 import pickle
 import warnings
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from monai.transforms import (
     ConcatItemsd,
     DeleteItemsd,
     Invertd,
+    LoadImaged,
     Orientationd,
     RandAffined,
     RandCropByLabelClassesd,
@@ -300,7 +302,22 @@ def test_aliases(name):
 def test_every_public_transform_has_a_case():
     plain = {n for n in transforms.__all__ if not n.endswith(("d", "D", "Dict"))}
     assert plain - {"POSITION_KEY"} == {n for n, c in CASES.items() if c.array}
-    assert {n[:-1] for n in transforms.__all__ if n.endswith("d")} == set(CASES)
+    assert {n[:-1] for n in transforms.__all__ if n.endswith("d")} == {*CASES, "LoadScan"}
+
+
+def test_load_scan_is_monais_loader_with_its_aliases(tmp_path):
+    assert transforms.LoadScanD is transforms.LoadScanDict is transforms.LoadScand
+    nib.save(nib.Nifti1Image(np.arange(24.0).reshape(2, 3, 4), AFFINE), tmp_path / "a.nii.gz")
+    data = {"image": str(tmp_path / "a.nii.gz"), "note": "kept"}
+    options = {"ensure_channel_first": True, "allow_missing_keys": True}
+    read = transforms.LoadScand(("image", "label"), **options)(data)
+    expected = LoadImaged(("image", "label"), **options)(data)
+    assert read.keys() == expected.keys()
+    np.testing.assert_array_equal(read["image"], expected["image"])
+    np.testing.assert_array_equal(read["image"].affine, expected["image"].affine)
+    (tmp_path / "a.nii.gz").write_bytes(b"cut")
+    with pytest.raises(DatasetError, match=r"`image` must be a scan .*a\.nii\.gz"):
+        transforms.LoadScand("image")(data)
 
 
 @every_case
