@@ -105,6 +105,7 @@ def segment(
     _check_scans(items, out, dicom_seg=dicom_seg)
     datalists = [path for path in inputs if str(path).endswith(".json")]
     known = labels or next(filter(None, map(label_names, datalists)), {})
+    names = {str(value): name for value, name in known.items()}
     flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
     settings = {
         "models": {p.name: _sha256(p) for p in _weights_and_priors(models)},
@@ -113,14 +114,14 @@ def segment(
             for name in ("inference", "volumes", *overlays)
         },
         "knobs": dict(options or {}),
-        "labels": {str(value): name for value, name in known.items()},
+        "labels": names,
         **flags,
     }
     with only_process(out):
         missing = _begin(out, items, settings, overwrite=overwrite)
         if missing:
             given = {**flags, **(options or {}), "models_dir": str(models)}
-            _run(configs, out, missing, overlays, given, labels=settings["labels"])
+            _run(configs, out, missing, overlays, given, labels=names)
         return write_tables(out)
 
 
