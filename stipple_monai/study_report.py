@@ -143,12 +143,13 @@ def _lead(rows: Sequence[Row], results: Results, dataset: str) -> str:
 
 def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Picture]:
     made = []
-    names = [m for m in ("baseline", "stipple_single", "stipple") if m in results.methods]
+    shown = ("baseline", "stipple_single", "stipple", "stipple_certain")
+    names = [method for method in shown if method in results.methods]
     if len(results.proportions) > 1 and names:
         dice_by_proportion(
             {TITLES[m]: _line(results, m) for m in names},
             folder / "dice_by_proportion.png",
-            other={TITLES[m]: paper.DICE[m] for m in names if m != "stipple_single"},
+            other={TITLES[m]: paper.DICE[m] for m in names if m in ("baseline", "stipple")},
         )
         caption = "Bars: standard deviation between folds. Grey: the paper, on other data."
         made.append(
