@@ -403,17 +403,20 @@ def test_a_slice_knows_its_place_after_augmentation(runs):
     assert outside > 0
 
 
-def test_inference_gives_the_network_what_validation_gives_it(runs):
+@pytest.mark.parametrize(
+    ("spacing_mm", "inverted"),
+    [([-1, -1, -1], ["Orientation"]), ([4.0, 4.0, -1], ["Orientation", "SpatialResample"])],
+)
+def test_inference_gives_the_network_what_validation_gives_it(runs, spacing_mm, inverted):
     (scan,) = runs.items("test")
-    validation = runs.parsed("coord_conv", "train").get_parsed_content("validate#preprocessing")
-    inference = runs.parsed("coord_conv", "inference").get_parsed_content("preprocessing")
-    image = inference(scan)["image"]
+    train, inference = (
+        runs.parsed("coord_conv", name, spacing_mm=spacing_mm) for name in ("train", "inference")
+    )
+    image = inference.get_parsed_content("preprocessing")(scan)["image"]
+    validation = train.get_parsed_content("validate#preprocessing")(scan)["image"]
     assert image.shape[0] == 4
-    assert torch.equal(image.as_tensor(), validation(scan)["image"].as_tensor())
-    assert [step["class"] for step in image.applied_operations] == [
-        "Orientation",
-        "SpatialResample",
-    ]
+    assert torch.equal(image.as_tensor(), validation.as_tensor())
+    assert [step["class"] for step in image.applied_operations] == inverted
 
 
 def test_padded_slices_continue_the_coordinates(runs):
