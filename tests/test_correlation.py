@@ -7,7 +7,15 @@ import pytest
 import torch
 from scipy import signal
 
-from stipple_monai.correlation import Box, bounds, correlate, in_blocks, promising, scores_in
+from stipple_monai.correlation import (
+    Box,
+    bounds,
+    correlate,
+    in_blocks,
+    promising,
+    score_at,
+    scores_in,
+)
 
 SHAPES = [(7, 6, 5), (1, 9, 4), (12, 1, 1), (3, 4, 11)]
 KERNELS = [(3, 5, 1), (1, 1, 1), (5, 3, 7), (9, 1, 3)]
@@ -58,6 +66,15 @@ def test_correlate_is_scipys(shape, kernel, dtype):
     expected = signal.correlate(volume.numpy(), kernel.numpy(), method="direct")
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=tolerance * kernel.numel())
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_the_score_of_one_translation_is_that_of_the_loop(case):
+    volume, kernel = random_pair(case, SHAPES[case], KERNELS[case])
+    rng = np.random.default_rng(case)
+    for _ in range(40):
+        t = [int(rng.integers(-9, n + 9)) for n in SHAPES[case]]
+        assert score_at(volume, kernel, t) == pytest.approx(score(volume, kernel, t), abs=1e-12)
 
 
 def random_boxes(rng, shape, number):
