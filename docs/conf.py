@@ -42,8 +42,6 @@ OTHERS = ("ignite", "matplotlib", "monai", "nibabel", "numpy", "torch")
 nitpick_ignore_regex = [(r"py:.*", rf"{name}(\..*)?") for name in (*STANDARD, *OTHERS)]
 # how annotations that were never evaluated spell two of them
 nitpick_ignore_regex += [("py:class", r"Tensor|tuple\[str")]
-# pages that are listed by pattern need not exist
-suppress_warnings = ["toc.empty_glob"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = project

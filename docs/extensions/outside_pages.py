@@ -1,7 +1,8 @@
 """Pages whose text lies elsewhere in the repository, such as CONTRIBUTING.md, appear in the site.
 
 Each is copied to ``docs/_outside`` before the sources are read, with its links set right, and
-links of other pages to it lead to the copy. A text that does not exist has no page.
+links of other pages to it lead to the copy. A text that does not exist has no page, and a pattern
+such as ``report*`` in a table of contents need not match any.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ PAGES = {
     "bundle.md": ROOT / "bundles" / "pancreas_stipple" / "docs" / "README.md",
     "examples.md": ROOT / "examples" / "README.md",
 }
+PATTERN = re.compile(r"^(\w\S*\*)\n", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?=[)#])")
 
 
@@ -58,7 +60,8 @@ def set_links(app: Sphinx, name: str, content: list[str]) -> None:
     """Let the links of the site's own pages lead to the copies."""
     page = Path(app.env.doc2path(name))
     if page.parent != COPIES:
-        content[0] = with_links(content[0], source=page, page=page)
+        text = with_links(content[0], source=page, page=page)
+        content[0] = PATTERN.sub(lambda line: line[0] if any(DOCS.glob(line[1])) else "", text)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
