@@ -4,12 +4,16 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
+# a virtual environment of the oldest releases that setup.cfg admits
+LOWEST ?= .venv-lowest
+LOWEST_TORCH ?= $(TORCH)
+TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-lowest check docs bench build clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # torch goes first and by itself, so that a CPU build that lies on the machine is taken
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -22,12 +26,23 @@ demo: $(VENV)/installed ## phantom, prior, training, pseudo-labels, test: table 
 	$(BIN)/python -m stipple_monai demo --out $(DEMO)
 
 test: $(VENV)/installed ## the whole test suite, doctests included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
-check: $(VENV)/installed ## lint, format, types
+test-lowest: $(VENV)/installed ## the same with the oldest dependencies that setup.cfg admits
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet $(LOWEST_TORCH)
+	$(BIN)/python tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' -c $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pytest $(TESTS)
+
+check: $(VENV)/installed ## lint, format, types, YAML
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
+
+docs: $(VENV)/installed ## the documentation, in docs/_build/html; stops at a broken reference
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
 
 # --full on a script gives the practice sizes, see benchmarks/README.md
 BENCHMARKS := fusion inference positioning_speed prior_estimation training_step throughput pool imports
@@ -35,5 +50,9 @@ BENCHMARKS := fusion inference positioning_speed prior_estimation training_step 
 bench: $(VENV)/installed ## the benchmarks: ratios to the obvious alternatives, seven minutes
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
 
+build: $(VENV)/installed ## wheel and sdist, in dist
+	$(BIN)/python -m build --no-isolation
+
 clean: ## remove what the targets made
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf docs/_build docs/_outside

@@ -75,7 +75,7 @@ def prior_figure(
     """Draw a prior, bin by bin, over the scan that it is placed in.
 
     Each panel is the slice nearest to the middle of a bin, from the most inferior bin to the most
-    superior. More than :data:`MAX_PANELS` bins are shown at even steps.
+    superior. More than ``MAX_PANELS`` bins are shown at even steps.
 
     Args:
         image: ``(1, W, H, D)``.

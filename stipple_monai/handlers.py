@@ -153,8 +153,8 @@ class PositionTable:
     Args:
         path: the file to write, whole or not at all, when the engine completes.
         organs: label values in the order of the network's channels.
-        pred_key: the prediction in the engine's output; what :class:`PriorDrivenInferer` found is
-            in its metadata.
+        pred_key: the prediction in the engine's output; what
+            :class:`~stipple_monai.PriorDrivenInferer` found is in its metadata.
         image_key: the scan in the engine's output.
     """
 

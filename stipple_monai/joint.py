@@ -89,7 +89,7 @@ def locate_organs(
     Returns:
         Positions and confidences. A confidence is ``S / (S + S')``: ``S`` is the share of the
         organ's prior that the prediction supports at its position, ``S'`` the greatest at any
-        position farther than :data:`APART_MM` from it (0.01 is added to both). 0.5 is a tie, and
+        position farther than ``APART_MM`` from it (0.01 is added to both). 0.5 is a tie, and
         less says that the other organs outvoted this one's own evidence; it changes neither with
         the organ's size nor with the prediction's. `docs/results.md` says how large errors are.
 
@@ -249,7 +249,7 @@ def _best_near(
 
 
 def _confidence(share: Tensor, start: Tensor, coarse: Tensor, position_mm: Tensor) -> float:
-    """The organ's own support at a position against the best farther than :data:`APART_MM`."""
+    """The organ's own support at a position against the best farther than ``APART_MM``."""
     to_cell = torch.linalg.inv(coarse[:3, :3])
     middle = to_cell @ (position_mm - coarse[:3, 3]) - start
     reach = to_cell.norm(dim=1) * APART_MM

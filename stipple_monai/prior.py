@@ -1,7 +1,7 @@
 """The spatial prior of one organ (algorithm 1 and equation 1 of Petit et al. 2022).
 
 Space
-    World coordinates in mm, RAS+ (see :mod:`stipple_monai.organ`). A prior's axes ``W_p H_p B``
+    World coordinates in mm, RAS+ (see `stipple_monai.organ`). A prior's axes ``W_p H_p B``
     lie along R, A and S.
 Position
     The world point of an organ's centre in one scan. A prior has no position of its own: its
@@ -90,7 +90,7 @@ class SpatialPrior:
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
-        """Size of the box along R, A and S: the largest extent of the organ that was seen."""
+        """Size of the box along R, A and S, the largest extent of the organ that was seen."""
         w, h, b = (n * s for n, s in zip(self.probability.shape, self.spacing_mm, strict=True))
         return w, h, b
 
@@ -131,7 +131,7 @@ class SpatialPrior:
                 where ``None``.
             center: ``"bbox"``, the middle of the organ's bounding box (algorithm 1); ``"mass"``,
                 the mean of its voxels; or ``"groupwise"``, where all the maps' organs overlap
-                most (:mod:`stipple_monai.alignment`), which gives a sharper prior and a centre
+                most (`stipple_monai.alignment`), which gives a sharper prior and a centre
                 that is found again in a prediction.
             smoothing: standard deviation in mm of a Gaussian blur in the axial plane; the box
                 grows by three of them. 0 is the paper's plain histogram.

@@ -23,7 +23,7 @@ from stipple_monai.prior import SpatialPrior
 def random_references(
     labels: Sequence[Label], priors: Sequence[SpatialPrior], *, seed: int
 ) -> list[SpatialPrior]:
-    """Draw a label map and take its organs as references of :class:`PriorDrivenInferer`.
+    """Draw a label map and take its organs as the references of a `PriorDrivenInferer`.
 
     Args:
         labels: label maps or NIfTI files, in an order that does not change between runs.

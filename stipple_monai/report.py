@@ -1,6 +1,6 @@
 """What a prior changes: predictions side by side, and tables of scores.
 
-:func:`prior_figure` and :func:`overlay_figure` come from :mod:`stipple_monai.figures`, where the
+:func:`prior_figure` and :func:`overlay_figure` come from `stipple_monai.figures`, where the
 rules that all figures follow are written. A slice's index counts from inferior, from 0, whatever
 the volume's orientation.
 """
@@ -189,7 +189,7 @@ def dice_table(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
             from the case. The cases of one method are the same for all its organs.
 
     Returns:
-        The table, in %: mean ± sample standard deviation over cases. ``mean`` averages the organs
+        The table in %, mean ± sample standard deviation over cases. ``mean`` averages the organs
         present in a case first. A cell with absent organs says how many.
 
     Raises:

@@ -23,8 +23,11 @@ from filelock import FileLock, Timeout
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import remove_unfinished
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "pancreas_stipple"
-"""The bundle in the project's repository."""
+_PACKAGE = Path(__file__).parent
+_INSTALLED = _PACKAGE / "bundles" / "pancreas_stipple"
+
+BUNDLE = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "bundles" / "pancreas_stipple"
+"""The bundle, inside the package where a wheel was installed, in the repository beside it."""
 
 
 def configs_of(bundle: str | Path) -> Path:
@@ -36,8 +39,8 @@ def configs_of(bundle: str | Path) -> Path:
     configs = Path(bundle).resolve() / "configs"
     if not (configs / "train.yaml").is_file():
         raise DatasetError(
-            f"`bundle` must be the folder of the bundle pancreas_stipple, got {bundle}: it is part "
-            "of the project's repository, give its path with --bundle."
+            f"`bundle` must be the folder of the bundle pancreas_stipple, got {bundle}: the "
+            "package brings one, leave --bundle out or give the path of your copy."
         )
     return configs
 

@@ -137,7 +137,7 @@ class VolumeTable:
         names: of the scans.
         datalist: whose ``labels`` name the organs.
         pred_key: the label map on the scan's grid, in the engine's output; what
-            :class:`PriorDrivenInferer` found is in its metadata.
+            :class:`~stipple_monai.PriorDrivenInferer` found is in its metadata.
         image_key: the scan in the engine's output.
     """
 

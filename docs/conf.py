@@ -1,0 +1,61 @@
+"""Settings of the documentation: ``make docs`` builds it, without any network."""
+
+import sys
+from importlib.metadata import version as installed
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
+
+project = "STIPPLE for MONAI"
+author = "The STIPPLE for MONAI authors"
+copyright = f"2026, {author}"
+version = release = installed("stipple-monai")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "mathml",
+    "outside_pages",
+    "public_names",
+]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+
+# What docstrings put in single backquotes are names.
+default_role = "literal"
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+napoleon_use_ivar = True
+napoleon_numpy_docstring = False
+
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+
+# Every reference must resolve. Other packages' inventories lie on the network, which a build must
+# not need, so that their names stay text.
+nitpicky = True
+STANDARD = ("collections", "os", "pathlib", "typing")
+OTHERS = ("ignite", "matplotlib", "monai", "nibabel", "numpy", "torch")
+nitpick_ignore_regex = [(r"py:.*", rf"{name}(\..*)?") for name in (*STANDARD, *OTHERS)]
+# how annotations that were never evaluated spell two of them
+nitpick_ignore_regex += [("py:class", r"Tensor|tuple\[str")]
+
+html_theme = "pydata_sphinx_theme"
+html_title = project
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "show_prev_next": True,
+    "navigation_with_keys": False,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
