@@ -60,6 +60,8 @@ class PriorDrivenInferer(Inferer):
             one, which says that another place is as good, and 0.2 where they are located
             together: what is ambiguous for one organ the others decide.
         spread_mm, max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.joint.locate_organs`.
+        device: where organs are located and the prior is fused, and the result lies: "cpu" where a
+            GPU has no memory for them. ``None``: where the inferer leaves the logits.
 
     Raises:
         PriorError: priors and references do not belong together.
@@ -80,9 +82,11 @@ class PriorDrivenInferer(Inferer):
         max_shift_mm: float | None = None,
         minimum: float = 0.5,
         epsilon: float = DEFAULT_EPSILON,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.inferer = inferer
+        self.device = device
         self.priors = PriorAlign(priors).priors
         self.references = self.priors if references is None else tuple(references)
         if len(self.references) != len(self.priors):
@@ -140,7 +144,7 @@ class PriorDrivenInferer(Inferer):
         """
         net = _unwrap(network)
         if inputs.shape[1] > net.image_channels:
-            return self.inferer(inputs, network, *args, **kwargs)
+            return self.inferer(inputs, network, *args, **kwargs).to(device=self.device)
         if not isinstance(inputs, MetaTensor):
             raise PositionError(
                 "`inputs` must be a MetaTensor, whose affine says where the scan lies, got "
@@ -148,9 +152,7 @@ class PriorDrivenInferer(Inferer):
                 "pass it in the channels behind the image's."
             )
         softmax = net.activation == "softmax"
-        logits = torch.as_tensor(self.inferer(inputs, net.network, *args, **kwargs)).as_subclass(
-            torch.Tensor
-        )
+        logits = self._logits(inputs, net.network, *args, **kwargs)
         coarse = logits
         if self.locator is not None:
             # A sliding window may run on another device than the one that holds the scan.
@@ -186,10 +188,13 @@ class PriorDrivenInferer(Inferer):
         self, inputs: torch.Tensor, device: torch.device, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         assert self.locator is not None
-        locator = self.locator.to(device).eval()
-        return torch.as_tensor(self.inferer(inputs, locator, *args, **kwargs)).as_subclass(
-            torch.Tensor
-        )
+        return self._logits(inputs, self.locator.to(device).eval(), *args, **kwargs)
+
+    def _logits(
+        self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        logits = torch.as_tensor(self.inferer(inputs, network, *args, **kwargs))
+        return logits.to(device=self.device).as_subclass(torch.Tensor)
 
     def _locate(self, probability: MetaTensor, name: str) -> Located:
         """Positions, NaN where nothing is predicted or the position is uncertain."""
