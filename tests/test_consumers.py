@@ -236,7 +236,7 @@ def test_deploy_passes_scans_in_memory(bundle, scan, expected, monkeypatch):
     first = inputs["image"]
     with torch.no_grad():
         outputs = inferer(inputs=first[None].to(device), network=network)
-    found = steps["postprocessing"]({"pred": tuple(outputs)[0], "image": first})
+    found = steps["postprocessing"]({"pred": next(iter(outputs)), "image": first})
     np.testing.assert_array_equal(np.squeeze(found["pred"].numpy(), 0), expected["own"])
 
 

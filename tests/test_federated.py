@@ -81,7 +81,6 @@ def test_statistics_are_those_of_the_sites_scans(runs, site, published):
     client = monai.fl.client.MonaiAlgoStats(
         bundle_root=published.name,
         config_train_filename="configs/train.yaml",
-        histogram_only=True,
     )
     client.initialize(extra={ExtraItems.CLIENT_NAME: "site-1", ExtraItems.APP_ROOT: str(root)})
     client.workflow.parser.update(knobs)
