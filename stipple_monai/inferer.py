@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from monai.data import MetaTensor
@@ -127,7 +127,8 @@ class PriorDrivenInferer(Inferer):
             inputs: ``(B, C, W, H, D)``. With the image's channels alone, a MetaTensor whose
                 affine locates the prior; with prior channels behind them, the position is known
                 and the network runs as it is.
-            network: a :class:`PriorDrivenNet`, also inside DDP or ``torch.compile``.
+            network: a :class:`PriorDrivenNet`, also inside DDP or ``torch.compile``, or exported to
+                TorchScript.
             *args: passed on to the inferer and the backbone.
             **kwargs: likewise.
 
@@ -231,17 +232,23 @@ class PriorDrivenInferer(Inferer):
 
 def _unwrap(network: nn.Module) -> PriorDrivenNet:
     inner = network
-    while not isinstance(inner, PriorDrivenNet):
+    while not _is_prior_driven(inner):
         wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if not isinstance(wrapped, nn.Module):
             break
         inner = wrapped
-    if not isinstance(inner, PriorDrivenNet):
+    if not _is_prior_driven(inner):
         raise PriorError(
             f"`network` must be a PriorDrivenNet, got {type(inner).__name__}: wrap the segmenter, "
             "or use the plain inferer for a network without prior."
         )
-    return inner
+    return cast(PriorDrivenNet, inner)
+
+
+def _is_prior_driven(network: nn.Module) -> bool:
+    if isinstance(network, torch.jit.ScriptModule):
+        return network.original_name == PriorDrivenNet.__name__
+    return isinstance(network, PriorDrivenNet)
 
 
 def _file_names(inputs: MetaTensor) -> list[str]:

@@ -273,6 +273,19 @@ def test_deploy_itself(bundle, scan, expected, monkeypatch):
     np.testing.assert_array_equal(found, expected["own"])
 
 
+def test_prior_channels_leave_nothing_beside_the_image(runs, bundle):
+    """More tensors than the inputs that metadata.json names would be passed to the network."""
+    for names in (["train"], ["inference", "evaluate", "true_position"]):
+        parser = ConfigParser()
+        parser.read_config([str(bundle / "configs" / f"{name}.yaml") for name in names])
+        parser.update({"bundle_root": str(bundle), "datalist": str(runs.datalist)})
+        dataset = parser.get_parsed_content("train#dataset" if names[0] == "train" else "dataset")
+        (item,) = dataset[0] if isinstance(dataset[0], list) else [dataset[0]]
+        tensors = {key for key, value in item.items() if isinstance(value, MetaTensor)}
+        assert tensors == {"image", "label"}
+        assert len(item["image"]) == 2
+
+
 # 3D Slicer
 
 

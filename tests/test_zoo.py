@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import fire
 import monai.bundle
 import monai.bundle.scripts
+import nibabel as nib
 import numpy as np
 import onnxruntime
 import pytest
@@ -222,6 +223,20 @@ def test_exported_torchscript_equals_the_eager_network(published, network, tmp_p
     x = small_input()
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(x), network(x))
+
+
+def test_the_exported_network_segments_as_the_eager_one(runs, published, network, tmp_path):
+    """As the zoo asks to check an export: in place of the network, without loading weights."""
+    exported = tmp_path / "model.ts"
+    torch.jit.save(torch.jit.script(network), exported)
+    found = {}
+    overrides = {"network_def": f"$torch.jit.load('{exported}')", "handlers#0#_disabled_": True}
+    for name, more in (("eager", {}), ("exported", overrides)):
+        out = tmp_path / name
+        check_workflow(runs, published, "infer", ["inference"], output_dir=out, **more)
+        (path,) = out.glob("*_seg.nii.gz")
+        found[name] = np.asarray(nib.load(path).dataobj)
+    np.testing.assert_array_equal(found["exported"], found["eager"])
 
 
 def test_exported_onnx_equals_the_eager_network(published, network, tmp_path):
