@@ -22,6 +22,7 @@ from stipple_monai.data import (
 )
 from stipple_monai.demo import run_demo
 from stipple_monai.errors import DatasetError, PositionError, PriorError, StudyError
+from stipple_monai.publishing import publish_bundle
 from stipple_monai.segment import segment
 from stipple_monai.self_training import self_train
 from stipple_monai.stages import BUNDLE, progress_only
@@ -171,6 +172,28 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--dicom-seg", action="store_true", help="also write DICOM SEG")
     infer.add_argument("--overwrite", action="store_true")
     infer.set_defaults(run=_segment)
+
+    publish = commands.add_parser(
+        "publish", help="write a trained bundle in the layout of the model zoo"
+    )
+    publish.add_argument("out", type=Path, help="folder to write; its name is the bundle's")
+    publish.add_argument("--models", type=Path, required=True, help="folder of model.pt and priors")
+    publish.add_argument("--bundle", type=Path, default=BUNDLE, help="folder of the bundle")
+    publish.add_argument("--overlays", nargs="*", default=[], help="those of the training")
+    publish.add_argument("--set", nargs="*", default=[], metavar="KNOB=VALUE", help="likewise")
+    publish.add_argument("--url", help="where files will lie that are too large for git")
+    publish.set_defaults(
+        run=lambda o: print(
+            publish_bundle(
+                o.out,
+                models=o.models,
+                bundle=o.bundle,
+                overlays=o.overlays,
+                options=_pairs(o.set),
+                url=o.url,
+            )
+        )
+    )
 
     study = commands.add_parser(
         "study", help="compare methods × label proportions × folds × seeds, and report"

@@ -8,6 +8,7 @@ never destroys the file that was there.
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +46,23 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> _ = target.write_bytes(b"abc")
+        >>> sha256(target)[:16]
+        'ba7816bf8f01cfea'
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:

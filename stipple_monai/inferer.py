@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from monai.data import MetaTensor
@@ -60,6 +60,8 @@ class PriorDrivenInferer(Inferer):
             one, which says that another place is as good, and 0.2 where they are located
             together: what is ambiguous for one organ the others decide.
         spread_mm, max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.joint.locate_organs`.
+        device: where organs are located and the prior is fused, and the result lies: "cpu" where a
+            GPU has no memory for them. ``None``: where the inferer leaves the logits.
 
     Raises:
         PriorError: priors and references do not belong together.
@@ -80,9 +82,11 @@ class PriorDrivenInferer(Inferer):
         max_shift_mm: float | None = None,
         minimum: float = 0.5,
         epsilon: float = DEFAULT_EPSILON,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.inferer = inferer
+        self.device = device
         self.priors = PriorAlign(priors).priors
         self.references = self.priors if references is None else tuple(references)
         if len(self.references) != len(self.priors):
@@ -123,7 +127,8 @@ class PriorDrivenInferer(Inferer):
             inputs: ``(B, C, W, H, D)``. With the image's channels alone, a MetaTensor whose
                 affine locates the prior; with prior channels behind them, the position is known
                 and the network runs as it is.
-            network: a :class:`PriorDrivenNet`, also inside DDP or ``torch.compile``.
+            network: a :class:`PriorDrivenNet`, also inside DDP or ``torch.compile``, or exported to
+                TorchScript.
             *args: passed on to the inferer and the backbone.
             **kwargs: likewise.
 
@@ -140,7 +145,7 @@ class PriorDrivenInferer(Inferer):
         """
         net = _unwrap(network)
         if inputs.shape[1] > net.image_channels:
-            return self.inferer(inputs, network, *args, **kwargs)
+            return self.inferer(inputs, network, *args, **kwargs).to(device=self.device)
         if not isinstance(inputs, MetaTensor):
             raise PositionError(
                 "`inputs` must be a MetaTensor, whose affine says where the scan lies, got "
@@ -148,9 +153,7 @@ class PriorDrivenInferer(Inferer):
                 "pass it in the channels behind the image's."
             )
         softmax = net.activation == "softmax"
-        logits = torch.as_tensor(self.inferer(inputs, net.network, *args, **kwargs)).as_subclass(
-            torch.Tensor
-        )
+        logits = self._logits(inputs, net.network, *args, **kwargs)
         coarse = logits
         if self.locator is not None:
             # A sliding window may run on another device than the one that holds the scan.
@@ -186,10 +189,13 @@ class PriorDrivenInferer(Inferer):
         self, inputs: torch.Tensor, device: torch.device, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         assert self.locator is not None
-        locator = self.locator.to(device).eval()
-        return torch.as_tensor(self.inferer(inputs, locator, *args, **kwargs)).as_subclass(
-            torch.Tensor
-        )
+        return self._logits(inputs, self.locator.to(device).eval(), *args, **kwargs)
+
+    def _logits(
+        self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        logits = torch.as_tensor(self.inferer(inputs, network, *args, **kwargs))
+        return logits.to(device=self.device).as_subclass(torch.Tensor)
 
     def _locate(self, probability: MetaTensor, name: str) -> Located:
         """Positions, NaN where nothing is predicted or the position is uncertain."""
@@ -226,17 +232,23 @@ class PriorDrivenInferer(Inferer):
 
 def _unwrap(network: nn.Module) -> PriorDrivenNet:
     inner = network
-    while not isinstance(inner, PriorDrivenNet):
+    while not _is_prior_driven(inner):
         wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if not isinstance(wrapped, nn.Module):
             break
         inner = wrapped
-    if not isinstance(inner, PriorDrivenNet):
+    if not _is_prior_driven(inner):
         raise PriorError(
             f"`network` must be a PriorDrivenNet, got {type(inner).__name__}: wrap the segmenter, "
             "or use the plain inferer for a network without prior."
         )
-    return inner
+    return cast(PriorDrivenNet, inner)
+
+
+def _is_prior_driven(network: nn.Module) -> bool:
+    if isinstance(network, torch.jit.ScriptModule):
+        return network.original_name == PriorDrivenNet.__name__
+    return isinstance(network, PriorDrivenNet)
 
 
 def _file_names(inputs: MetaTensor) -> list[str]:

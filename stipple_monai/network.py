@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from stipple_monai.errors import PriorError
 from stipple_monai.fusion import DEFAULT_FLOOR, sigmoid_logits, softmax_logits
@@ -38,10 +39,14 @@ class PriorDrivenNet(nn.Module):
         strength: factor of the bias; 1 is the paper, 0 switches the prior off. May be changed on
             the attribute later.
         floor: lowest prior probability, see `softmax_logits`.
+        dropout: where given, the probability of all dropout layers of ``network``. MONAI Label sets
+            it to measure uncertainty by repeated passes; they have no weights, so a network that
+            was trained without dropout loads.
 
     Raises:
         TypeError: ``network`` is no module.
-        ValueError: another argument is out of range (``strength`` and ``floor``: in `forward`).
+        ValueError: another argument is out of range (``strength`` and ``floor``: in `forward`), or
+            ``network`` has no dropout layers to set.
 
     Example:
         >>> net = PriorDrivenNet(nn.Conv2d(1, 3, kernel_size=1), image_channels=1)
@@ -58,6 +63,7 @@ class PriorDrivenNet(nn.Module):
         activation: Literal["softmax", "sigmoid"] = "softmax",
         strength: float = 1.0,
         floor: float = DEFAULT_FLOOR,
+        dropout: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
@@ -66,6 +72,8 @@ class PriorDrivenNet(nn.Module):
             raise ValueError(f"`image_channels` must be at least 1, got {image_channels}")
         if activation not in ("softmax", "sigmoid"):
             raise ValueError(f'`activation` must be "softmax" or "sigmoid", got {activation!r}')
+        if dropout is not None:
+            _set_dropout(network, dropout)
         self.network = network
         self.image_channels = image_channels
         self.activation = activation
@@ -130,6 +138,19 @@ class PriorDrivenNet(nn.Module):
             f"image_channels={self.image_channels}, activation={self.activation!r}, "
             f"strength={self.strength}, floor={self.floor}"
         )
+
+
+def _set_dropout(network: nn.Module, dropout: float) -> None:
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}; 0 switches it off")
+    layers = [module for module in network.modules() if isinstance(module, _DropoutNd)]
+    if not layers and dropout > 0:
+        raise ValueError(
+            f"`dropout` must be 0 or None for a network without dropout layers, got {dropout} for "
+            f"{type(network).__name__}; build it with dropout"
+        )
+    for layer in layers:
+        layer.p = dropout
 
 
 def _check_heads(heads: object, ndim: int) -> None:

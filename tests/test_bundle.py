@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import monai.bundle
@@ -16,16 +15,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from monai.bundle import ConfigParser, ConfigWorkflow
+from bundle_runs import (
+    BUNDLE,
+    CONFIGS,
+    CPU,
+    INFERENCE,
+    QUIET,
+    REPOSITORY,
+    TRAINING,
+    Runs,
+    files,
+    load,
+    same,
+    weights,
+)
+from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from stipple_monai import DatasetError, PositionError, PriorError, organ_position
 from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
 from stipple_monai.demo import read_dice
 
-REPOSITORY = Path(__file__).parents[1]
-BUNDLE = REPOSITORY / "bundles" / "pancreas_stipple"
-CONFIGS = BUNDLE / "configs"
 BASES = ("prior", "train", "inference")
 OTHERS = ("self_train",)
 OVERLAYS = {
@@ -39,6 +49,7 @@ OVERLAYS = {
     "locator": ("inference",),
     "multi_gpu_pseudo_label": ("inference", "pseudo_label"),
     "mean_teacher": ("train", "baseline", "unlabelled"),
+    "mlflow": ("train",),
     "multi_gpu_train": ("train",),
     "naive_position": ("inference",),
     "patch_3d": ("train", "inference"),
@@ -49,125 +60,9 @@ OVERLAYS = {
     "unlabelled": ("train", "baseline"),
     "volumes": ("inference",),
 }
-# the configs choose the device; these tests are about the CPU unless they say otherwise
-CPU = "$torch.device('cpu')"
-NETWORK = {"channels": [8, 16], "slice_size": [32, 32], "num_workers": 0, "device": CPU}
-TRAINING = {
-    **NETWORK,
-    "slices_per_scan": 24,
-    "max_epochs": 1,
-    "batch_size": 6,
-    "learning_rate": 0.02,
-    "progress": False,
-}
-# what a network sees after an epoch is nowhere certain
-INFERENCE = {**NETWORK, "progress": False, "minimum_confidence": 0}
+LEFT = {"prior_1.nii.gz", "provenance.json"}  # besides weights, in the folder of the models
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
-
-
-def load(name):
-    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
-
-
-def files(*names):
-    return [str(CONFIGS / f"{name}.yaml") for name in names]
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-@dataclass
-class Runs:
-    """A folder where the bundle ran, and how to run it there again."""
-
-    root: Path
-    datalist: Path
-
-    @property
-    def places(self):
-        data = {"dataset_dir": str(self.datalist.parent), "datalist": str(self.datalist)}
-        return {"bundle_root": str(self.root), **data}
-
-    def run(self, *names, **overrides):
-        known = {**self.places, **overrides}
-        monai.bundle.run(config_file=files(*names), logging_file=False, **known)
-
-    def parser(self, *names, **overrides):
-        parser = ConfigParser()
-        parser.read_config(files(*names))
-        parser.update({**self.places, **overrides})
-        return parser
-
-    def models(self, name):
-        """A new folder for weights, with the priors."""
-        folder = self.root / name
-        folder.mkdir()
-        for prior in (self.root / "models").glob("prior_*.nii.gz"):
-            shutil.copy(prior, folder)
-        return folder
-
-    def other(self, name, **sections):
-        """The same folder with another datalist, ``sections`` of this one replaced."""
-        now = json.loads(self.datalist.read_text(encoding="utf-8"))
-        path = self.datalist.parent / f"{name}.json"
-        path.write_text(json.dumps({**now, **sections}), encoding="utf-8")
-        return Runs(self.root, path)
-
-    def items(self, section):
-        return read_datalist(self.datalist, section)
-
-    @property
-    def pseudo(self):
-        return Runs(self.root, self.root / "eval" / "pseudo_labels" / "datalist.json")
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """Every command of the README once, on two labelled scans."""
-    root = tmp_path_factory.mktemp("bundle")
-    dataset = write_phantom(
-        root / "data",
-        cases=6,
-        size=32,
-        slices=(12, 14),
-        slice_spacing_mm=(10.0, 10.0),
-        progress=False,
-    )
-    sections = split_datalist(
-        read_datalist(dataset, "training"), labelled=2, validation=1, test=1, seed=0
-    )
-    datalist = root / "data" / "split.json"
-    write_datalist(datalist, sections)
-    it = Runs(root, datalist)
-    # the baseline first: it needs no prior
-    it.run("train", "baseline", **TRAINING)
-    it.run("prior")
-    longer = {"max_epochs": 6, "slices_per_scan": 48, "val_interval": 2}
-    it.run("train", **{**TRAINING, **longer})
-    it.run("inference", **INFERENCE, probabilities=True)
-    for name, overlays in {
-        "stipple": [],
-        "baseline": ["baseline"],
-        "true_position": ["true_position"],
-        "located": ["locator"],
-    }.items():
-        out = str(root / "eval" / name)
-        it.run("inference", "evaluate", *overlays, **INFERENCE, output_dir=out)
-    it.run("inference", "pseudo_label", **INFERENCE)
-    it.models("round_1")
-    again = {"models_dir": str(root / "round_1"), "output_dir": str(root / "eval" / "round_1")}
-    it.pseudo.run("train", **TRAINING, **again)
-    return it
+pytestmark = QUIET
 
 
 # configs
@@ -245,82 +140,6 @@ def test_default_network_and_schedule_are_the_papers():
         scheduler.step()
     np.testing.assert_allclose(1 / np.array(rates), 1e4 * (1 + 9 * np.arange(26) / 25))
     assert (rates[0], rates[25]) == pytest.approx((1e-4, 1e-5))
-
-
-# zoo
-
-
-@pytest.mark.parametrize("kind", ["train", "infer"])
-def test_properties_of_the_zoo(runs, kind):
-    name = {"train": "train", "infer": "inference"}[kind]
-    small = TRAINING if kind == "train" else INFERENCE
-    workflow = ConfigWorkflow(
-        config_file=files(name),
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        **runs.places,
-        **small,
-    )
-    workflow.initialize()
-    assert workflow.check_properties() == []
-    assert workflow.spatial_shape == ["16*n", "16*n"]
-
-
-def test_metadata():
-    meta = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
-    # what the schema of the zoo requires
-    required = (
-        "schema version changelog monai_version pytorch_version numpy_version task description "
-        "authors copyright network_data_format"
-    )
-    assert set(required.split()) <= meta.keys()
-    assert meta["version"] in meta["changelog"]
-    versions = {**meta["required_packages_version"]}
-    for key in ("version", "monai_version", "pytorch_version", "numpy_version"):
-        versions[key] = meta[key]
-    assert {k: v for k, v in versions.items() if not re.fullmatch(r"\d+\.\d+\.\d+", v)} == {}
-    layout = {"inputs": "image", "outputs": "pred"}
-    assert meta["network_data_format"].keys() == layout.keys()
-    keys = "type format num_channels spatial_shape dtype value_range is_patch_data channel_def"
-    for side, name in layout.items():
-        assert list(meta["network_data_format"][side]) == [name]
-        tensor = meta["network_data_format"][side][name]
-        assert set(keys.split()) <= tensor.keys()
-        assert len(tensor["channel_def"]) == tensor["num_channels"] == 2
-
-
-def test_layout_of_the_zoo():
-    for name in ("LICENSE", "configs/logging.conf", "docs/README.md", "docs/data_license.txt"):
-        assert (BUNDLE / name).is_file(), name
-
-
-def test_network_takes_and_gives_what_the_metadata_says():
-    monai.bundle.verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=files("inference"),
-        device="cpu",
-        channels=NETWORK["channels"],
-    )
-
-
-def test_exported_network_equals_the_eager_one(runs, tmp_path):
-    path = tmp_path / "model.ts"
-    checkpoint = runs.root / "models" / "model.pt"
-    monai.bundle.ckpt_export(
-        net_id="network_def",
-        filepath=str(path),
-        ckpt_file=str(checkpoint),
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=files("inference"),
-        channels=NETWORK["channels"],
-    )
-    network = runs.parser("inference", **INFERENCE).get_parsed_content("network_def").eval()
-    network.load_state_dict(weights(checkpoint))
-    x = torch.rand(2, 2, 32, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.jit.load(path)(x), network(x))
 
 
 # inference
@@ -458,7 +277,7 @@ def test_best_model_by_validation_and_the_last(runs, tmp_path):
     models = runs.root / "models"
     names = {p.name for p in models.iterdir() if p.is_file()}
     resumable = {"checkpoint_epoch=5.pt", "checkpoint_epoch=6.pt"}
-    assert names == {"curve.csv", "last.pt", "model.pt", "prior_1.nii.gz"} | resumable
+    assert names == {"curve.csv", "last.pt", "model.pt", *LEFT} | resumable
     checkpoint = weights(models / "checkpoint_epoch=6.pt")
     assert same(checkpoint["model"], weights(models / "last.pt"))
     ((best, _),) = checkpoint["best"]["_saved"]
@@ -484,7 +303,7 @@ def test_without_validation_the_model_is_the_last_and_the_seed_decides(runs):
         folder = runs.models(name)
         alone.run("train", **TRAINING, seed=seed, models_dir=str(folder))
         names = {p.name for p in folder.iterdir()}
-        assert names == {"checkpoint_epoch=1.pt", "curve.csv", "model.pt", "prior_1.nii.gz"}
+        assert names == {"checkpoint_epoch=1.pt", "curve.csv", "model.pt", *LEFT}
         found[name] = weights(folder / "model.pt")
     assert same(found["seed_0"], found["seed_0_again"])
     assert not same(found["seed_0"], found["seed_1"])
@@ -731,13 +550,17 @@ def test_two_processes_train_one_network(runs, tmp_path):
     folder, out = runs.models("two"), tmp_path / "out"
     knobs = {key: value for key, value in TRAINING.items() if key not in ("device", "progress")}
     places = {**runs.places, "models_dir": str(folder), "output_dir": str(out)}
-    configs = [*files("train", "multi_gpu_train"), str(tmp_path / "probe.yaml")]
+    # merged into one JSON file, as the model zoo's tests run it
+    merged = ConfigParser()
+    merged.read_config([*files("train", "multi_gpu_train"), str(tmp_path / "probe.yaml")])
+    merged.update({**knobs, **places})
+    ConfigParser.export_config_file(merged.config, str(tmp_path / "train_override.json"), indent=4)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *("-m", "monai.bundle", "run", "--config_file", str(configs)),
+            *("-m", "monai.bundle", "run", "--config_file", str(tmp_path / "train_override.json")),
             *("--meta_file", str(CONFIGS / "metadata.json")),
-            *flags({**knobs, **places}),
+            *("--logging_file", str(CONFIGS / "logging.conf")),
         ],
         cwd=BUNDLE,
         env=environment(tmp_path),
@@ -757,7 +580,7 @@ def test_two_processes_train_one_network(runs, tmp_path):
         "curve.csv",
         "last.pt",
         "model.pt",
-        "prior_1.nii.gz",
+        *LEFT,
     }
     writers = {p.name.split(".")[-2] for p in out.glob("events.out.*")}
     assert len(writers) == 1

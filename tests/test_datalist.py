@@ -427,3 +427,18 @@ def test_refuses_unreadable_files(tmp_path):
             read_volume(tmp_path / name)
     with pytest.raises(DatasetError, match=r"no\.nii\.gz, which does not exist"):
         read_volume(tmp_path / "no.nii.gz")
+
+
+def test_scans_themselves_are_a_datalist(tmp_path, monkeypatch):
+    scans = [str(saved(tmp_path / f"{name}.nii.gz", (4, 5, 6))) for name in "ab"]
+    expected = [{"image": scan} for scan in scans]
+    assert read_datalist(scans, "test") == expected
+    assert read_datalist([{"image": scans[0], "note": 1}], "any") == [{**expected[0], "note": 1}]
+    monkeypatch.chdir(tmp_path)
+    assert read_datalist(["a.nii.gz", "b.nii.gz"], "test") == expected
+    assert read_datalist(["a.nii.gz"], "test", base_dir=tmp_path) == expected[:1]
+    assert read_datalist([], "test", optional=True) == []
+    with pytest.raises(DatasetError, match=r"must have items, got 'test' of the list of scans"):
+        read_datalist([], "test")
+    with pytest.raises(DatasetError, match=r"must be a file that exists, got .*c\.nii\.gz in item"):
+        read_datalist(["a.nii.gz", "c.nii.gz"], "test")

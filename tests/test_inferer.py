@@ -211,6 +211,28 @@ def test_with_prior_channels_the_network_runs_as_it_is(inferer, dims, wrap, recw
     assert not [w for w in recwarn if "neutral" in str(w.message)]
 
 
+def test_the_result_lies_on_the_device_that_is_asked_for():
+    net, priors = PriorDrivenNet(Threshold(), image_channels=1), make_priors()
+    placed = torch.cat([batch_of(scan()).as_tensor(), torch.rand(1, 2, *SHAPE)], dim=1)
+    known = PriorDrivenInferer(SimpleInferer(), priors, device="meta")(placed, net)
+    assert known.device.type == "meta"
+    located = PriorDrivenInferer(SimpleInferer(), priors, device="cpu")(batch_of(scan()), net)
+    torch.testing.assert_close(
+        located, PriorDrivenInferer(SimpleInferer(), priors)(batch_of(scan()), net)
+    )
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_organs_are_located_on_the_cpu_where_a_gpu_predicts():
+    net, priors = PriorDrivenNet(Threshold(), image_channels=1), make_priors()
+    expected = PriorDrivenInferer(SimpleInferer(), priors)(batch_of(scan()), net)
+    infer = PriorDrivenInferer(SimpleInferer(), priors, device="cpu")
+    result = infer(batch_of(scan()).cuda(), net.cuda())
+    assert result.device.type == "cpu"
+    torch.testing.assert_close(result, expected)
+
+
 def test_an_organ_predicted_nowhere_has_a_neutral_prior_and_a_warning_with_its_name_and_file():
     net = PriorDrivenNet(Threshold(), image_channels=1)
     priors = make_priors(organs=(4, 7))

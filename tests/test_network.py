@@ -454,3 +454,23 @@ def test_bad_arguments():
     net = PriorDrivenNet(conv, image_channels=1, strength=-1.0)
     with pytest.raises(ValueError, match=r"`strength` must be finite and at least 0, got -1\.0"):
         net(torch.zeros(1, 2, 4, 4))
+
+
+def test_dropout_is_that_of_the_networks_layers():
+    backbone = SliceUNet(1, 3, channels=(4, 8))
+    bare = backbone.state_dict()
+    net = PriorDrivenNet(backbone, image_channels=1, dropout=0.4)
+    assert {m.p for m in backbone.modules() if isinstance(m, nn.Dropout2d)} == {0.4}
+    net.load_state_dict(bare)
+    x = torch.rand(1, 3, 8, 8)
+    assert not torch.equal(net(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))
+    assert PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, dropout=0.0)(x).shape == x.shape
+
+
+def test_dropout_must_fit():
+    with pytest.raises(ValueError, match=r"`dropout` must lie in \[0, 1\), got 1"):
+        PriorDrivenNet(SliceUNet(), image_channels=1, dropout=1.0)
+    with pytest.raises(ValueError, match=r"`dropout` must be 0 or None .* got 0\.2 for Conv2d"):
+        PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, dropout=0.2)

@@ -40,6 +40,7 @@ from stipple_monai.transforms import (
     POSITION_KEY,
     CheckPaird,
     CheckScand,
+    LoadScand,
     OrganPosition,
     OrganPositiond,
     PriorAlign,
@@ -48,6 +49,7 @@ from stipple_monai.transforms import (
     PriorAugmentd,
     SelectPseudoLabels,
     SelectPseudoLabelsd,
+    SpacingScand,
 )
 
 SHAPE = (14, 12, 10)
@@ -136,6 +138,8 @@ CASES = {
         lambda **k: CheckPaird(("image", "label"), classes=3, **k), None, "image", ()
     ),
 }
+# subclasses of MONAI's transforms, compared with those
+OF_MONAI = {"LoadScan", "SpacingScan"}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 every_array = pytest.mark.parametrize(
     "case", [c for c in CASES.values() if c.array], ids=[n for n, c in CASES.items() if c.array]
@@ -302,11 +306,12 @@ def test_aliases(name):
 def test_every_public_transform_has_a_case():
     plain = {n for n in transforms.__all__ if not n.endswith(("d", "D", "Dict"))}
     assert plain - {"POSITION_KEY"} == {n for n, c in CASES.items() if c.array}
-    assert {n[:-1] for n in transforms.__all__ if n.endswith("d")} == {*CASES, "LoadScan"}
+    assert {n[:-1] for n in transforms.__all__ if n.endswith("d")} == {*CASES, *OF_MONAI}
 
 
 def test_load_scan_is_monais_loader_with_its_aliases(tmp_path):
     assert transforms.LoadScanD is transforms.LoadScanDict is transforms.LoadScand
+    assert transforms.SpacingScanD is transforms.SpacingScanDict is transforms.SpacingScand
     nib.save(nib.Nifti1Image(np.arange(24.0).reshape(2, 3, 4), AFFINE), tmp_path / "a.nii.gz")
     data = {"image": str(tmp_path / "a.nii.gz"), "note": "kept"}
     options = {"ensure_channel_first": True, "allow_missing_keys": True}
@@ -786,6 +791,67 @@ def test_a_scan_that_is_no_finite_volume():
     data["image"][0, 1, 2, 3] = torch.inf
     with pytest.raises(DatasetError, match=r"`image` must be finite, got 1 voxels .* one\.nii"):
         CheckScand("image")(data)
+
+
+def with_path():
+    data = sample()
+    return {"image": data["image"], "image_path": "scans/one.nii", "label": data["label"]}
+
+
+def assert_same_scan(a, b):
+    """Equal voxels and grids; their histories name other objects."""
+    assert_same(a.as_tensor(), b.as_tensor())
+    assert_same(dict(a.meta), dict(b.meta))
+
+
+def test_spacing_stops_at_a_path_beside_the_scan_and_ours_does_not():
+    data, pixdim = with_path(), (2.0, 2.0, 3.0)
+    with pytest.raises(AttributeError, match="update"):
+        Spacingd("image", pixdim=pixdim)(data)
+    ours = SpacingScand("image", pixdim=pixdim)(data)
+    del data["image_path"]
+    monais = Spacingd("image", pixdim=pixdim)(data)
+    assert_same_scan(ours.pop("image"), monais.pop("image"))
+    assert ours.pop("image_path") == "scans/one.nii"
+    assert_same(ours, monais)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_spacing_in_a_pipeline_is_monais(lazy):
+    keys, modes = ("image", "label"), ("bilinear", "nearest")
+    found = []
+    for spacing in (SpacingScand, Spacingd):
+        data = with_path()
+        if spacing is Spacingd:
+            del data["image_path"]
+        steps = [
+            Orientationd(keys, axcodes="LPS", labels=None),
+            spacing(keys, pixdim=(2.0, 2.0, 3.0), mode=modes),
+        ]
+        pipeline = Compose(steps, lazy=lazy)
+        result = pipeline(data)
+        found.append({key: result[key] for key in keys})
+        back = pipeline.inverse(result)
+        assert back["image"].shape == data["image"].shape
+    for key in keys:
+        assert_same_scan(found[0][key], found[1][key])
+
+
+def test_spacing_with_missing_keys():
+    spacing = SpacingScand(("image", "scan"), pixdim=(2.0, 2.0, 2.0), allow_missing_keys=True)
+    assert spacing(with_path())["image"].shape != sample()["image"].shape
+    with pytest.raises(KeyError, match="scan"):
+        SpacingScand(("image", "scan"), pixdim=(2.0, 2.0, 2.0))(with_path())
+
+
+@pytest.mark.parametrize("kind", [MetaTensor, np.asarray])
+def test_scans_in_memory_are_not_loaded(kind, tmp_path):
+    data = {"image": kind(np.zeros((2, 3, 4))), "image_path": "scans/one.nii"}
+    assert LoadScand("image")(data) == data
+    nib.save(nib.Nifti1Image(np.ones((2, 3, 4)), np.eye(4)), tmp_path / "one.nii")
+    loaded = LoadScand("image")({"image": str(tmp_path / "one.nii")})
+    assert loaded["image"].shape == (2, 3, 4)
+    assert LoadScand("image", allow_missing_keys=True)({"label": 1}) == {"label": 1}
 
 
 # In MONAI's pipelines.

@@ -9,10 +9,12 @@ from stipple_monai.data.datalist import (
     write_datalist,
 )
 from stipple_monai.data.phantom import simulate_abdomen, write_phantom
+from stipple_monai.data.repeated import RepeatedDataset
 from stipple_monai.data.simulation import simulate_ct, write_simulated
 
 __all__ = [
     "BTCV_TISSUES",
+    "RepeatedDataset",
     "Tissue",
     "check_pair",
     "check_scan",

@@ -99,7 +99,7 @@ def split_datalist(
 
 
 def read_datalist(
-    path: str | Path,
+    path: str | Path | Sequence[str | Mapping[str, Any]],
     section: str,
     *,
     base_dir: str | Path | None = None,
@@ -114,9 +114,11 @@ def read_datalist(
     name, and a missing file is not noticed.
 
     Args:
-        path: the datalist.
+        path: the datalist; or, as bundles of the model zoo and 3D Slicer have it, the scans
+            themselves: a list of image paths or items, which is then every section.
         section: which one to read.
-        base_dir: what paths are relative to; the datalist's folder if None.
+        base_dir: what paths are relative to; the datalist's folder if None, the current one for a
+            list of scans.
         path_keys: keys of an item that hold a path or a list of paths.
         optional: return no items, rather than raise, for a section that is missing or empty.
 
@@ -128,9 +130,13 @@ def read_datalist(
             missing, empty or not a list of items with an ``image``; if a file of it does not
             exist; or if an image is in two sections.
     """
-    path = Path(path)
-    base = str(path.parent if base_dir is None else base_dir)
-    content = _content(path)
+    if isinstance(path, str | Path):
+        path = Path(path)
+        base = str(path.parent if base_dir is None else base_dir)
+        content = _content(path)
+    else:
+        content, base = {section: list(path)}, str(base_dir or Path.cwd())
+        path = Path("the list of scans")
     named = {name: value for name, value in content.items() if isinstance(value, list)}
     if optional and not named.get(section):
         return []

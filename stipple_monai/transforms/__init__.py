@@ -43,6 +43,9 @@ from stipple_monai.transforms.dictionary import (
     SelectPseudoLabelsD,
     SelectPseudoLabelsd,
     SelectPseudoLabelsDict,
+    SpacingScanD,
+    SpacingScand,
+    SpacingScanDict,
 )
 
 __all__ = [
@@ -72,4 +75,7 @@ __all__ = [
     "SelectPseudoLabelsD",
     "SelectPseudoLabelsDict",
     "SelectPseudoLabelsd",
+    "SpacingScanD",
+    "SpacingScanDict",
+    "SpacingScand",
 ]

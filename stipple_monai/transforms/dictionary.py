@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import ImageReader
-from monai.transforms import LoadImaged, MapTransform, Randomizable
+from monai.transforms import LoadImaged, MapTransform, Randomizable, Spacingd
 from monai.utils import TransformBackends, ensure_tuple
 
 from stipple_monai.data.checks import check_pair, check_scan
@@ -213,6 +213,9 @@ class SelectPseudoLabelsd(MapTransform):
 class LoadScand(LoadImaged):
     """MONAI's loader with an error that names the file that cannot be read.
 
+    Data whose keys hold tensors or arrays already are left as they are: MONAI Deploy hands over
+    scans in memory, and takes out of a pipeline only loaders that are named ``LoadImage…``.
+
     Args:
         *args: as for ``monai.transforms.LoadImaged``.
         **kwargs: likewise.
@@ -222,6 +225,9 @@ class LoadScand(LoadImaged):
         self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
     ) -> dict[Hashable, Any]:
         """Load the files of ``data``, or raise :class:`DatasetError`."""
+        found = [data[key] for key in self.key_iterator(dict(data))]
+        if found and all(isinstance(scan, (torch.Tensor, np.ndarray)) for scan in found):
+            return dict(data)
         try:
             return super().__call__(data, reader)
         except _UNLOADABLE as error:
@@ -236,6 +242,34 @@ class LoadScand(LoadImaged):
                         "may have been cut short."
                     ) from error
             raise
+
+
+class SpacingScand(Spacingd):
+    """MONAI's ``Spacingd`` for data that has other entries beside the scan.
+
+    ``Spacingd`` takes every key that begins with the scan's own and ``_`` for a dictionary of
+    metadata and updates it: a path under ``image_path``, as MONAI Label passes it, stops it. Here
+    such entries stay as they are.
+
+    Args:
+        *args: as for ``monai.transforms.Spacingd``.
+        **kwargs: likewise.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> scan = MetaTensor(torch.rand(1, 5, 5, 5), meta={"filename_or_obj": "a.nii.gz"})
+        >>> data = {"image": scan, "image_path": "a.nii.gz"}
+        >>> result = SpacingScand("image", pixdim=(2.0, 2.0, 2.0))(data)
+        >>> result["image"].shape, result["image_path"]
+        (torch.Size([1, 3, 3, 3]), 'a.nii.gz')
+    """
+
+    def __call__(
+        self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None
+    ) -> dict[Hashable, torch.Tensor]:
+        """Resample the scans in a copy of ``data``."""
+        scans = {key: data[key] for key in self.keys if key in data}
+        return {**data, **super().__call__(scans, lazy)}
 
 
 class CheckScand(MapTransform):
@@ -307,4 +341,5 @@ PriorAugmentD = PriorAugmentDict = PriorAugmentd
 SelectPseudoLabelsD = SelectPseudoLabelsDict = SelectPseudoLabelsd
 CheckPairD = CheckPairDict = CheckPaird
 LoadScanD = LoadScanDict = LoadScand
+SpacingScanD = SpacingScanDict = SpacingScand
 CheckScanD = CheckScanDict = CheckScand
