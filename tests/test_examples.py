@@ -75,7 +75,8 @@ def test_plain_pytorch(scans, tmp_path, monkeypatch):
 
 
 def test_supervised_trainer(scans, tmp_path, monkeypatch):
-    result = run("supervised_trainer", scans, tmp_path, f"--organs 2 {TINY} --epochs 5", monkeypatch)
+    arguments = f"--organs 2 {TINY} --epochs 5"
+    result = run("supervised_trainer", scans, tmp_path, arguments, monkeypatch)
     assert len(result["loss"]) == 15
     (prior,) = load_priors(tmp_path, [2])
     assert prior.center == "groupwise"
@@ -274,9 +275,9 @@ def read(path):
 
 
 def leaves(value):
-    if isinstance(value, dict | list):
-        return [x for v in (value.values() if isinstance(value, dict) else value) for x in leaves(v)]
-    return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [x for v in value for x in leaves(v)] if isinstance(value, list) else [value]
 
 
 def test_overlays_say_the_same_in_short_lines():
