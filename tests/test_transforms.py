@@ -320,6 +320,8 @@ def test_load_scan_is_monais_loader_with_its_aliases(tmp_path):
     assert read.keys() == expected.keys()
     np.testing.assert_array_equal(read["image"], expected["image"])
     np.testing.assert_array_equal(read["image"].affine, expected["image"].affine)
+    twin = pickle.loads(pickle.dumps(transforms.LoadScand("image", ensure_channel_first=True)))
+    assert_same(twin(data), transforms.LoadScand("image", ensure_channel_first=True)(data))
     (tmp_path / "a.nii.gz").write_bytes(b"cut")
     with pytest.raises(DatasetError, match=r"`image` must be a scan .*a\.nii\.gz"):
         transforms.LoadScand("image")(data)

@@ -99,13 +99,19 @@ class PriorAlign(Transform):
 
         Raises:
             PositionError: ``positions_mm`` has another shape.
-            PriorError: ``image`` has no usable grid.
+            PriorError: ``image`` has no usable grid, or one that lazy operations will change.
         """
         if not isinstance(image, MetaTensor) or image.ndim != 4:
             raise PriorError(
                 "`image` must be a MetaTensor C W H D, whose affine says where it lies, got "
                 f"{type(image).__name__} {tuple(image.shape)}: keep MONAI's metadata, and a slice "
                 "as W × H × 1."
+            )
+        if image.has_pending_operations:
+            raise PriorError(
+                "`image` must have the grid that the network will see, got one with lazy "
+                f"operations pending ({len(image.pending_operations)}): put them and this "
+                "transform into one Compose, which applies them first."
             )
         positions = as_positions(positions_mm)
         if len(positions) != len(self.priors):
