@@ -210,6 +210,17 @@ def write_datalist(
         part.write_text(text, encoding="utf-8")
 
 
+def label_names(datalist: str | Path) -> dict[int, str]:
+    """Names of the label values in a datalist's ``labels``, which may be the wrong way round.
+
+    MSD has ``{"1": "pancreas"}``, nnU-Net ``{"pancreas": 1}``; without ``labels`` it is empty.
+    """
+    labels = _content(Path(datalist)).get("labels", {})
+    pairs = labels.items() if isinstance(labels, dict) else []
+    straight = {int(k): str(v) for k, v in pairs if str(k).isdigit()}
+    return straight or {v: str(k) for k, v in pairs if isinstance(v, int)}
+
+
 def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"`path` must be a datalist, got {path}, which is no file.")
