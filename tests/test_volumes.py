@@ -17,10 +17,8 @@ from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
 from stipple_monai.volumes import (
     ScanNames,
     VolumeTable,
-    label_names,
     organ_volumes,
     read_records,
-    unique_names,
     write_tables,
 )
 

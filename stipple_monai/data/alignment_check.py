@@ -156,7 +156,8 @@ def _organ(
 
 def _compare(inside: NDArray[Any], around: NDArray[Any]) -> Intensities:
     if not inside.size or not around.size:
-        return Intensities(*[float("nan")] * 4, 0.0)
+        nothing = float("nan")
+        return Intensities(nothing, nothing, nothing, nothing, 0.0)
     one, two = inside.astype(np.float64), around.astype(np.float64)
     return Intensities(one.mean(), one.std(), two.mean(), two.std(), _divergence(one, two))
 

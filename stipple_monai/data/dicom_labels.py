@@ -21,8 +21,8 @@ import numpy as np
 from monai.utils import optional_import
 from numpy.typing import NDArray
 
-from stipple_monai.data.grids import Grid, read_grid
-from stipple_monai.data.series import LPS_TO_RAS, RTSTRUCT_CLASS, SEG_CLASSES, sop_class
+from stipple_monai.data.dicom_header import RTSTRUCT_CLASS, SEG_CLASSES, sop_class
+from stipple_monai.data.grids import LPS_TO_RAS, Grid, read_grid
 from stipple_monai.errors import DatasetError
 
 pydicom, has_pydicom = optional_import("pydicom")

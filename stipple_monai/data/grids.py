@@ -22,6 +22,9 @@ NIFTI = (".nii", ".nii.gz")
 OTHER_GRIDS = (".nrrd", ".mha", ".mhd")
 """Endings of files with a grid that ITK reads."""
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the world of DICOM and ITK to that of NIfTI and MONAI."""
+
 TOLERANCE_MM = 0.1
 """How far apart the same corner of two grids may be, as in `check_pair`."""
 
@@ -84,7 +87,7 @@ def whole_numbers(array: NDArray[Any]) -> NDArray[Any]:
     """
     if array.dtype in (np.int16, np.uint8):
         return array
-    fits = array.size and -(2**15) <= array.min() and array.max() < 2**15
+    fits = array.size and array.min() >= -(2**15) and array.max() < 2**15
     if fits and np.array_equal(array, np.rint(array)):
         return array.astype(np.int16)
     return array.astype(np.float32)
@@ -126,7 +129,7 @@ def onto_grid(
         >>> scan = np.array([[1.0, 0, 0, -2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
         >>> array, done = onto_grid(label, (3, 2, 1), scan, name="label.nii.gz")
         >>> array[:, 0, 0].tolist(), done
-        ([4, 2, 0], 'The label is stored with W reversed on the same grid; its voxels were reordered.')
+        ([4, 2, 0], 'The label is stored with W reversed on the same grid; it was reordered.')
     """
     array, to_scan = label.array, np.linalg.inv(affine) @ label.affine
     turn = np.rint(to_scan)
@@ -137,7 +140,7 @@ def onto_grid(
     if not permutes or not off_mm <= TOLERANCE_MM:
         raise _elsewhere(label, shape, affine, name)
     source = [int(np.argmax(np.abs(turn[axis, :3]))) for axis in range(3)]
-    back = [axis for axis in range(3) if turn[axis, source[axis]] < 0]
+    back = tuple(axis for axis in range(3) if turn[axis, source[axis]] < 0)
     array = np.flip(array.transpose(source), back)
     start = [
         int(turn[axis, 3]) - (array.shape[axis] - 1 if axis in back else 0) for axis in range(3)
@@ -146,15 +149,16 @@ def onto_grid(
         moved = "permuted axes" if source != [0, 1, 2] else f"{axis_names(back)} reversed"
         if not back and source == [0, 1, 2]:
             return array, None
-        return array, (
-            f"The label is stored with {moved} on the same grid; its voxels were reordered."
-        )
+        return array, (f"The label is stored with {moved} on the same grid; it was reordered.")
     ends = [first + length for first, length in zip(start, array.shape, strict=True)]
     if not part or min(start) < 0 or any(e > n for e, n in zip(ends, shape, strict=True)):
         raise _elsewhere(label, shape, affine, name)
     whole = np.zeros(shape, array.dtype)
     whole[tuple(slice(a, b) for a, b in zip(start, ends, strict=True))] = array
-    return whole, f"The label covers {array.shape} voxels of the scan's grid; the rest is background."
+    return (
+        whole,
+        f"The label covers {array.shape} voxels of the scan's grid; the rest is background.",
+    )
 
 
 def axis_names(axes: tuple[int, ...] | list[int]) -> str:
@@ -220,4 +224,4 @@ def _read_itk(path: Path) -> Grid:
     affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     # ITK counts slices, rows, columns in arrays; its world is LPS
-    return Grid(array.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
+    return Grid(array.transpose(2, 1, 0), LPS_TO_RAS @ affine)

@@ -11,6 +11,7 @@ import itk
 import numpy as np
 from numpy.typing import NDArray
 
+from stipple_monai.data.dicom_header import sop_class
 from stipple_monai.data.dicom_labels import (
     is_label_object,
     read_structures,
@@ -18,7 +19,7 @@ from stipple_monai.data.dicom_labels import (
     structure_names,
 )
 from stipple_monai.data.grids import Grid, onto_grid, read_grid
-from stipple_monai.data.series import Series, sop_class
+from stipple_monai.data.series import Series
 from stipple_monai.errors import DatasetError
 
 PICTURES = (".png",)
@@ -81,10 +82,12 @@ def read_label(
     elif is_label_object(path):
         _refuse_other_series(path, series)
         names = structure_names(path)
-        wanted = [n for n, name in names.items() if not table or {str(n), name.casefold()} & {*table}]
+        wanted = [
+            n for n, name in names.items() if not table or {str(n), name.casefold()} & {*table}
+        ]
         grid = read_structures(path, scan, numbers=wanted)
-        array, note = onto_grid(grid, shape, scan.affine, name=str(path), part=True)
-        notes += [note] if note else []
+        # reversed slices are usual in a DICOM SEG, and nothing to tell
+        array, _ = onto_grid(grid, shape, scan.affine, name=str(path), part=True)
     else:
         grid = _read_volume(path)
         try:
@@ -103,7 +106,9 @@ def read_label(
         for key in (str(number), names.get(number, "").casefold())
         if key in table
     }
-    missing = table.keys() - {str(n) for n in values} - {names.get(n, "").casefold() for n in values}
+    missing = (
+        table.keys() - {str(n) for n in values} - {names.get(n, "").casefold() for n in values}
+    )
     if missing and names:
         raise DatasetError(
             f"`choose` must name structures of {path}, got {', '.join(sorted(missing))}. There: "
