@@ -83,6 +83,7 @@ def ingest(
         "labels": None if labels is None else str(Path(labels).resolve()),
         "layout": found.layout,
         "choose": dict(chosen),
+        "names": {str(value): name for value, name in options.names.items()},
         "flip": axis_names(options.flip),
         "repair": options.repair,
         "ignore_label_header": options.ignore_header,
