@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ def read_label(
         ImportError: a package for DICOM SEG or RTSTRUCT is missing.
     """
     path, shape = Path(path), scan.array.shape[:3]
-    table = {key.casefold(): value for key, value in (choose or {}).items()}
+    table = {key.casefold(): label for key, label in (choose or {}).items()}
     notes: list[str] = []
     names: dict[int, str] = {}
     by_header = True
@@ -82,10 +82,8 @@ def read_label(
     elif is_label_object(path):
         _refuse_other_series(path, series)
         names = structure_names(path)
-        wanted = [
-            n for n, name in names.items() if not table or {str(n), name.casefold()} & {*table}
-        ]
-        grid = read_structures(path, scan, numbers=wanted)
+        wanted = _chosen(names, names, table, path) if table else names
+        grid = read_structures(path, scan, numbers=list(wanted))
         # reversed slices are usual in a DICOM SEG, and nothing to tell
         array, _ = onto_grid(grid, shape, scan.affine, name=str(path), part=True)
     else:
@@ -100,25 +98,33 @@ def read_label(
             notes.append("The label's header puts it elsewhere; its voxels were taken as they lie.")
     if not table:
         return LabelMap(_as_labels(array, path), names, by_header, notes)
-    values = {
+    numbers = [int(v) for v in np.unique(array) if v == np.rint(v)]
+    chosen = np.zeros(array.shape, np.int64)
+    kept: dict[int, str] = {}
+    for number, label in _chosen(numbers, names, table, path).items():
+        chosen[array == number] = label
+        if number in names:
+            kept[label] = " + ".join(filter(None, [kept.get(label), names[number]]))
+    return LabelMap(_as_labels(chosen, path), kept, by_header, notes)
+
+
+def _chosen(
+    numbers: Iterable[int], names: Mapping[int, str], table: Mapping[str, int], path: Path
+) -> dict[int, int]:
+    """Labels by the numbers that a table chooses, each by itself or by its name."""
+    found = {
         number: table[key]
-        for number in {int(v) for v in np.unique(array) if v == int(v)} | set(names)
+        for number in numbers
         for key in (str(number), names.get(number, "").casefold())
         if key in table
     }
-    missing = (
-        table.keys() - {str(n) for n in values} - {names.get(n, "").casefold() for n in values}
-    )
-    if missing and names:
+    if not found:
+        there = ", ".join(names.values() or map(str, numbers))
         raise DatasetError(
-            f"`choose` must name structures of {path}, got {', '.join(sorted(missing))}. There: "
-            f"{', '.join(names.values())}."
+            f"`choose` must name what is in the label, got {', '.join(table)} for {path}. There: "
+            f"{there}."
         )
-    chosen = np.zeros(array.shape, np.int64)
-    for number, label in values.items():
-        chosen[array == number] = label
-    kept = {label: names[number] for number, label in values.items() if number in names}
-    return LabelMap(_as_labels(chosen, path), kept, by_header, notes)
+    return found
 
 
 def _as_labels(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:

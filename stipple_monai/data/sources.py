@@ -108,6 +108,8 @@ def find_cases(
     if layout is not None and layout not in LAYOUTS:
         raise DatasetError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
     layout = layout or _detect(root)
+    if beside is not None and beside.is_file() and layout != "dicom":
+        raise DatasetError(f"`labels` must be a folder in the layout {layout!r}, got {beside}.")
     found = _FINDERS[layout](root, beside)
     if not found.cases:
         raise DatasetError(
@@ -166,6 +168,8 @@ def _dicom(root: Path, labels: Path | None) -> Source:
     names = _series_names(root, folders)
     if labels is not None and len(folders) == 1 and (labels.is_file() or _pictures(labels)):
         return Source(root, "dicom", [Case(names[0], (folders[0],), labels)])
+    if labels is not None and labels.is_file():
+        raise DatasetError(f"`labels` must be a folder for several series, got the file {labels}.")
     by_series: dict[str, list[Path]] = {}
     for path in files_below(labels or root):
         if is_label_object(path):
@@ -293,8 +297,6 @@ def _series_names(root: Path, folders: Sequence[Path]) -> list[str]:
 
 def _named(labels: Path, name: str) -> list[Path]:
     """What is called like a series in the folder of the labels."""
-    if labels.is_file():
-        raise DatasetError(f"`labels` must be a folder for several series, got the file {labels}.")
     return [
         path
         for path in listed(labels)
