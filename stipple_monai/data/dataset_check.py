@@ -19,6 +19,7 @@ from tqdm import tqdm
 from stipple_monai.data.datalist import patient_of, read_sections
 from stipple_monai.data.naming import unique_names
 from stipple_monai.data.pairs import Options, Pair, read_pair
+from stipple_monai.data.qa_report import mean_and_sd
 from stipple_monai.data.sources import Case
 from stipple_monai.errors import DatasetError
 
@@ -118,7 +119,7 @@ def _described(record: Mapping[str, Any]) -> list[str]:
         image["orientation"],
         " ".join(str(organ["value"]) for organ in organs),
         " ".join(f"{organ['volume_ml']:.1f}" for organ in organs),
-        " ".join(f"{organ['mean_inside']:.0f}±{organ['sd_inside']:.0f}" for organ in organs),
+        ", ".join(mean_and_sd(organ, "inside") for organ in organs),
         (record["alignment"] or {"verdict": "no label"})["verdict"],
     ]
 

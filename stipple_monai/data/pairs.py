@@ -197,7 +197,11 @@ def _organs(
             "name": names.get(value),
             "voxels": int(voxels[value]),
             "volume_ml": round(int(voxels[value]) * voxel_ml, 4),
-            **{key: round(float(number), 3) for key, number in organ._asdict().items()},
+            # NaN is no JSON: a label that fills the scan has nothing around it
+            **{
+                key: None if np.isnan(number) else round(float(number), 3)
+                for key, number in organ._asdict().items()
+            },
         }
         for value, organ in found.items()
     ]

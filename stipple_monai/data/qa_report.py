@@ -47,6 +47,12 @@ def write_qa_report(
         part.write_text(_markdown(content), encoding="utf-8")
 
 
+def mean_and_sd(organ: Mapping[str, Any], where: str) -> str:
+    """Intensities ``inside`` or ``around`` an organ of a record, as ``141 ± 34``."""
+    mean, sd = organ[f"mean_{where}"], organ[f"sd_{where}"]
+    return "" if mean is None else f"{mean:.0f} ± {sd:.0f}"
+
+
 def _markdown(content: Mapping[str, Any]) -> str:
     summary = content["summary"]
     lines = [
@@ -93,8 +99,8 @@ def _rows(record: Mapping[str, Any]) -> list[list[str]]:
             *common,
             str(organ["name"] or organ["value"]),
             f"{organ['volume_ml']:.1f}",
-            f"{organ['mean_inside']:.0f} ± {organ['sd_inside']:.0f}",
-            f"{organ['mean_around']:.0f} ± {organ['sd_around']:.0f}",
+            mean_and_sd(organ, "inside"),
+            mean_and_sd(organ, "around"),
             f"{organ['score']:.2f}",
             *verdict,
         ]
