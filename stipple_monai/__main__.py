@@ -14,12 +14,10 @@ import yaml
 from stipple_monai.data import (
     BTCV_TISSUES,
     Tissue,
-    read_datalist,
-    split_datalist,
-    write_datalist,
     write_phantom,
     write_simulated,
 )
+from stipple_monai.data_commands import add_data_commands
 from stipple_monai.demo import run_demo
 from stipple_monai.errors import DatasetError, PositionError, PriorError, StudyError
 from stipple_monai.publishing import publish_bundle
@@ -122,17 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--overwrite", action="store_true")
     simulate.set_defaults(run=_simulate)
 
-    split = commands.add_parser(
-        "split", help="divide a datalist into labelled, unlabelled, validation and test scans"
-    )
-    split.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
-    split.add_argument("out", type=Path, help="datalist to write")
-    split.add_argument("--section", default="training", help="what is divided")
-    split.add_argument("--labelled", type=int, required=True)
-    split.add_argument("--validation", type=int, default=0)
-    split.add_argument("--test", type=int, required=True)
-    split.add_argument("--seed", type=int, default=0)
-    split.set_defaults(run=_split)
+    add_data_commands(commands)
 
     train = commands.add_parser(
         "self-train", help="train, pseudo-label the unlabelled scans, train again, round by round"
@@ -243,18 +231,6 @@ def _simulate(options: argparse.Namespace) -> None:
         seed=options.seed,
         overwrite=options.overwrite,
     )
-
-
-def _split(options: argparse.Namespace) -> None:
-    sections = split_datalist(
-        read_datalist(options.datalist, options.section),
-        labelled=options.labelled,
-        validation=options.validation,
-        test=options.test,
-        seed=options.seed,
-    )
-    write_datalist(options.out, sections)
-    print(", ".join(f"{name}: {len(items)}" for name, items in sections.items()))
 
 
 def _self_train(options: argparse.Namespace) -> None:

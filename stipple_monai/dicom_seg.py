@@ -17,9 +17,12 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import optional_import
 
+from stipple_monai.data.datalist import label_names
+from stipple_monai.data.grids import LPS_TO_RAS
+from stipple_monai.data.series import open_series
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
-from stipple_monai.volumes import ScanNames, label_names
+from stipple_monai.volumes import ScanNames
 
 pydicom, _ = optional_import("pydicom")
 hd, has_highdicom = optional_import("highdicom")
@@ -39,44 +42,29 @@ def series_files(folder: str | os.PathLike[str]) -> list[str]:
     angles with even steps.
 
     Raises:
-        DatasetError: there is no series, or more than one, or its slices do not lie on such a
-            grid: one is missing or there twice, or the gantry was tilted.
+        DatasetError: there is no series, or more than one, or it is not such a grid, see
+            :func:`open_series`; or the gantry was tilted, or the reader would read other files.
     """
+    series = open_series(folder)
+    if series.tilt_degrees:
+        raise DatasetError(
+            f"Slices of a DICOM series must lie straight above each other, got {folder}, where the "
+            f"gantry was tilted by {series.tilt_degrees:.3g}°: convert it to NIfTI, such as with "
+            "`python -m stipple_monai ingest`, which keeps the shear."
+        )
     names = itk.GDCMSeriesFileNames.New()
     names.SetUseSeriesDetails(True)
     names.AddSeriesRestriction("0008|0021")
     names.SetDirectory(str(folder))
-    series = list(names.GetSeriesUIDs())
-    if len(series) != 1:
+    read = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
+    if [[Path(file).name for file in files] for files in read] != [
+        [Path(file).name for file in series.files]
+    ]:
         raise DatasetError(
-            f"A folder must hold one DICOM series, got {len(series)} in {folder}: "
-            + ("move each to a folder of its own." if series else "give the folder of its files.")
+            f"A folder must hold one DICOM series and nothing else of DICOM, got {len(read)} in "
+            f"{folder}: move each to a folder of its own."
         )
-    files = list(names.GetFileNames(series[0]))
-    _refuse_uneven(files, folder)
-    return files
-
-
-def _refuse_uneven(files: Sequence[str], folder: str | os.PathLike[str]) -> None:
-    if len(files) < 2:
-        return
-    header = itk.GDCMImageIO.New()
-    places = []
-    for file in files:
-        header.SetFileName(file)
-        header.ReadImageInformation()
-        places.append([header.GetOrigin(i) for i in range(3)])
-    moved = np.array(places) - places[0]
-    step = moved[-1] @ np.array(header.GetDirection(2)) / (len(files) - 1)
-    even = np.arange(len(files))[:, None] * step * np.array(header.GetDirection(2))
-    # half a step where a slice is missing in the middle; headers are rounded
-    off = float(np.linalg.norm(moved - even, axis=1).max())
-    if not off <= 0.25 * abs(step):
-        raise DatasetError(
-            f"Slices of a DICOM series must be {abs(step):.3g} mm apart along their normal, got "
-            f"one that is {off:.3g} mm off in {folder}: slices are missing or there twice, or "
-            "the gantry was tilted. Convert the series to NIfTI with a tool that handles it."
-        )
+    return list(series.files)
 
 
 def write_dicom_seg(
@@ -110,7 +98,7 @@ def write_dicom_seg(
                 setattr(image, keyword, None)
     values = label.as_tensor()[0].cpu().numpy().astype(np.uint8)
     # highdicom counts slices, rows, columns; DICOM's world is LPS.
-    to_world = np.diag([-1.0, -1.0, 1.0, 1.0]) @ label.affine.cpu().numpy().astype(np.float64)
+    to_world = LPS_TO_RAS @ label.affine.cpu().numpy().astype(np.float64)
     try:
         volume = hd.Volume(
             np.ascontiguousarray(values.transpose(2, 1, 0)),

@@ -27,6 +27,8 @@ from typing import Any
 import nibabel as nib
 
 from stipple_monai.data import read_datalist, write_datalist
+from stipple_monai.data.datalist import label_names
+from stipple_monai.data.naming import unique_names
 from stipple_monai.dicom_seg import has_highdicom, series_files
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
@@ -42,9 +44,7 @@ from stipple_monai.stages import (
 from stipple_monai.volumes import (
     RECORD,
     first_file,
-    label_names,
     read_records,
-    unique_names,
     write_tables,
 )
 

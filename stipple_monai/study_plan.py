@@ -20,6 +20,7 @@ import yaml
 from monai.data import partition_dataset
 
 from stipple_monai.data import split_datalist
+from stipple_monai.data.datalist import patient_of
 from stipple_monai.errors import DatasetError
 
 Items = list[dict[str, Any]]
@@ -217,9 +218,9 @@ def divide(items: Items, study: Study, job: Job) -> tuple[dict[str, Items], Item
     Raises:
         DatasetError: there are fewer patients than folds, or too few for one with label.
     """
-    patient_of = [str(item.get("patient", item["image"])) for item in items]
-    without = {p for p, item in zip(patient_of, items, strict=True) if "label" not in item}
-    patients = sorted(set(patient_of) - without)
+    names = [patient_of(item) for item in items]
+    without = {p for p, item in zip(names, items, strict=True) if "label" not in item}
+    patients = sorted(set(names) - without)
     if len(patients) < study.folds:
         raise DatasetError(
             f"`folds` must be at most the number of patients with labels, {len(patients)}, got "
@@ -227,7 +228,7 @@ def divide(items: Items, study: Study, job: Job) -> tuple[dict[str, Items], Item
         )
     parts = partition_dataset(patients, num_partitions=study.folds, shuffle=True, seed=0)
     tested = set(parts[job.fold])
-    pairs = list(zip(patient_of, items, strict=True))
+    pairs = list(zip(names, items, strict=True))
     rest = [item for patient, item in pairs if patient not in tested]
     learning = len(patients) - len(tested) - study.validation
     sections = split_datalist(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from stipple_monai.data.datalist import label_names
+from stipple_monai.data.naming import unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file, write_csv
 from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
@@ -46,41 +47,6 @@ def organ_volumes(label: MetaTensor, organs: Iterable[int]) -> list[float]:
     voxel_ml = abs(float(torch.linalg.det(label.affine[:3, :3].double()))) / 1000
     values = label.as_tensor()
     return [int((values == organ).sum()) * voxel_ml for organ in organs]
-
-
-def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Name scans by their files, and by as many folders above as tell equal ones apart.
-
-    Args:
-        scans: NIfTI files, without whose endings they are named, or folders.
-
-    Raises:
-        DatasetError: two scans cannot be told apart.
-
-    Example:
-        >>> unique_names(["/a/1/ct.nii.gz", "/a/2/ct.nii.gz", "/a/2/1.2.840"])
-        ['1_ct', '2_ct', '1.2.840']
-    """
-    paths = [Path(os.path.abspath(scan)) for scan in scans]
-    stems = [p.name.removesuffix(".gz").removesuffix(".nii") for p in paths]
-    names, twice = list(stems), _twice(stems)
-    for depth in range(1, max((len(p.parts) for p in paths), default=1)):
-        for i in twice:
-            names[i] = "_".join([*paths[i].parts[1:-1][-depth:], stems[i]])
-        twice = _twice(names)
-    if twice:
-        first, second = [str(paths[i]) for i in twice][:2]
-        raise DatasetError(
-            f"Scans must have names of their own, got {first} and {second}, whose results would "
-            "have the same: rename one, or segment them into folders of their own."
-        )
-    return names
-
-
-def _twice(names: Sequence[str]) -> list[int]:
-    """Indices of names that occur again, for a file system that ignores case."""
-    count = Counter(name.casefold() for name in names)
-    return [i for i, name in enumerate(names) if count[name.casefold()] > 1]
 
 
 class ScanNames(Transform):
@@ -112,17 +78,6 @@ class ScanNames(Transform):
 def first_file(image: str | Sequence[str]) -> str:
     """The file by which MONAI knows an image of one or of several files."""
     return image if isinstance(image, str) else image[0]
-
-
-def label_names(datalist: str | Path) -> dict[int, str]:
-    """Names of the label values in a datalist's ``labels``, which may be the wrong way round.
-
-    MSD has ``{"1": "pancreas"}``, nnU-Net ``{"pancreas": 1}``; without ``labels`` it is empty.
-    """
-    labels = json.loads(Path(datalist).read_text(encoding="utf-8")).get("labels", {})
-    pairs = labels.items() if isinstance(labels, dict) else []
-    straight = {int(k): str(v) for k, v in pairs if str(k).isdigit()}
-    return straight or {v: str(k) for k, v in pairs if isinstance(v, int)}
 
 
 class VolumeTable:

@@ -6,7 +6,18 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
-def write_series(folder, hu, *, spacing_mm=(2.0, 3.0, 4.0), turned=False, uneven_mm=0.0, tilt=0.0):
+def write_series(
+    folder,
+    hu,
+    *,
+    spacing_mm=(2.0, 3.0, 4.0),
+    turned=False,
+    uneven_mm=0.0,
+    tilt=0.0,
+    rescale=None,
+    signed=False,
+    edit=None,
+):
     """Write a series whose file names run against its positions; its affine, RAS mm.
 
     Args:
@@ -16,6 +27,9 @@ def write_series(folder, hu, *, spacing_mm=(2.0, 3.0, 4.0), turned=False, uneven
         turned: an oblique series instead of an axial one.
         uneven_mm: how far the last slice lies from its place.
         tilt: how far each slice is moved along its rows, as a share of the spacing.
+        rescale: slope and intercept of each slice, 1 and -1024 where None.
+        signed: whether stored values are.
+        edit: changes the data set of slice k before it is written, ``edit(image, k)``.
     """
     folder.mkdir(parents=True)
     along, down = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
@@ -48,9 +62,13 @@ def write_series(folder, hu, *, spacing_mm=(2.0, 3.0, 4.0), turned=False, uneven
         image.Rows, image.Columns = hu.shape[1], hu.shape[0]
         image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
         image.BitsAllocated = image.BitsStored = 16
-        image.HighBit, image.PixelRepresentation = 15, 0
-        image.RescaleSlope, image.RescaleIntercept = 1, -1024
-        image.PixelData = (hu[:, :, k].T + 1024).astype("<u2").tobytes()
+        image.HighBit, image.PixelRepresentation = 15, int(signed)
+        slope, intercept = (1, -1024) if rescale is None else rescale[k]
+        image.RescaleSlope, image.RescaleIntercept = slope, intercept
+        stored = np.rint((hu[:, :, k].T - intercept) / slope)
+        image.PixelData = stored.astype("<i2" if signed else "<u2").tobytes()
+        if edit is not None:
+            edit(image, k)
         image.save_as(path, enforce_file_format=True)
     affine = np.eye(4)
     affine[:3, :3] = np.stack([along, down, normal], 1) * spacing_mm

@@ -84,14 +84,32 @@ def test_no_series_and_two_are_refused(tmp_path):
 def test_a_missing_slice_is_noticed(tmp_path, missing):
     write_series(tmp_path / "ct", np.zeros((4, 4, 9), int))
     (tmp_path / "ct" / f"{missing:03d}.dcm").unlink()
-    with pytest.raises(DatasetError, match=r"mm apart along their normal, got one that is .* off"):
+    with pytest.raises(DatasetError, match=r"be 4 mm apart along their normal, got 8 mm between"):
         series_files(tmp_path / "ct")
 
 
-@pytest.mark.parametrize("how", [{"uneven_mm": 4.0}, {"uneven_mm": -4.0}, {"tilt": 0.2}])
-def test_uneven_and_tilted_slices_are_refused(tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ({"uneven_mm": 4.0}, "slices are missing"),
+        ({"uneven_mm": -4.0}, "at the same"),
+        ({"tilt": 0.2}, r"gantry was tilted by 11\.3°.* ingest"),
+    ],
+)
+def test_uneven_and_tilted_slices_are_refused(tmp_path, how, match):
     write_series(tmp_path / "ct", scan_of(), **how)
-    with pytest.raises(DatasetError, match="missing or there twice, or the gantry was tilted"):
+    with pytest.raises(DatasetError, match=match):
+        series_files(tmp_path / "ct")
+
+
+def test_other_objects_beside_the_series_are_refused(tmp_path):
+    """MONAI's reader might read them instead."""
+    affine = write_series(tmp_path / "ct", scan_of())
+    files = series_files(tmp_path / "ct")
+    write_dicom_seg(
+        tmp_path / "ct" / "seg.dcm", label_map(labels(1), affine), files, organs={1: "x"}
+    )
+    with pytest.raises(DatasetError, match="one DICOM series and nothing else of DICOM, got 2"):
         series_files(tmp_path / "ct")
 
 

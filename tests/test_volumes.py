@@ -13,14 +13,14 @@ from monai.data import MetaTensor
 
 from stipple_monai import DatasetError
 from stipple_monai.data import write_datalist
+from stipple_monai.data.datalist import label_names
+from stipple_monai.data.naming import unique_names
 from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
 from stipple_monai.volumes import (
     ScanNames,
     VolumeTable,
-    label_names,
     organ_volumes,
     read_records,
-    unique_names,
     write_tables,
 )
 

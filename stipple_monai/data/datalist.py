@@ -71,7 +71,7 @@ def split_datalist(
         if image in images:
             raise DatasetError(f"`items` must not have an image twice, got {image} again.")
         images.add(image)
-        patients.setdefault(str(item.get("patient", image)), []).append(dict(item))
+        patients.setdefault(patient_of(item), []).append(dict(item))
     annotated = [
         name for name in sorted(patients) if all("label" in item for item in patients[name])
     ]
@@ -96,6 +96,11 @@ def split_datalist(
         if "label" in item:
             item["truth"] = item.pop("label")
     return sections
+
+
+def patient_of(item: Mapping[str, Any]) -> str:
+    """Whose scan an item is: its ``patient``, or else its image."""
+    return str(item.get("patient", item["image"]))
 
 
 def read_datalist(
@@ -133,7 +138,7 @@ def read_datalist(
     if isinstance(path, str | Path):
         path = Path(path)
         base = str(path.parent if base_dir is None else base_dir)
-        content = _content(path)
+        content = read_content(path)
     else:
         content, base = {section: list(path)}, str(base_dir or Path.cwd())
         path = Path("the list of scans")
@@ -174,7 +179,7 @@ def read_datalist(
 def read_sections(path: str | Path, *, base_dir: str | Path | None = None) -> dict[str, list[Item]]:
     """Read all sections of a datalist, see :func:`read_datalist`; an empty one stays empty."""
     path = Path(path)
-    names = [name for name, value in _content(path).items() if isinstance(value, list)]
+    names = [name for name, value in read_content(path).items() if isinstance(value, list)]
     return {name: read_datalist(path, name, base_dir=base_dir, optional=True) for name in names}
 
 
@@ -216,7 +221,23 @@ def write_datalist(
         part.write_text(text, encoding="utf-8")
 
 
-def _content(path: Path) -> dict[str, Any]:
+def label_names(datalist: str | Path) -> dict[int, str]:
+    """Names of the label values in a datalist's ``labels``, which may be the wrong way round.
+
+    MSD has ``{"1": "pancreas"}``, nnU-Net ``{"pancreas": 1}``; without ``labels`` it is empty.
+    """
+    labels = read_content(Path(datalist)).get("labels", {})
+    pairs = labels.items() if isinstance(labels, dict) else []
+    straight = {int(k): str(v) for k, v in pairs if str(k).isdigit()}
+    return straight or {v: str(k) for k, v in pairs if isinstance(v, int)}
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        DatasetError: the file is missing, not JSON or no object.
+    """
     if not path.is_file():
         raise DatasetError(f"`path` must be a datalist, got {path}, which is no file.")
     try:

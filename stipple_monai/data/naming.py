@@ -1,0 +1,45 @@
+"""What a scan's results are called by: a name of its own, made of its path."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from stipple_monai.errors import DatasetError
+
+
+def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Name scans by their files, and by as many folders above as tell equal ones apart.
+
+    Args:
+        scans: NIfTI files, without whose endings they are named, or folders.
+
+    Raises:
+        DatasetError: two scans cannot be told apart.
+
+    Example:
+        >>> unique_names(["/a/1/ct.nii.gz", "/a/2/ct.nii.gz", "/a/2/1.2.840"])
+        ['1_ct', '2_ct', '1.2.840']
+    """
+    paths = [Path(os.path.abspath(scan)) for scan in scans]
+    stems = [p.name.removesuffix(".gz").removesuffix(".nii") for p in paths]
+    names, twice = list(stems), _twice(stems)
+    for depth in range(1, max((len(p.parts) for p in paths), default=1)):
+        for i in twice:
+            names[i] = "_".join([*paths[i].parts[1:-1][-depth:], stems[i]])
+        twice = _twice(names)
+    if twice:
+        first, second = [str(paths[i]) for i in twice][:2]
+        raise DatasetError(
+            f"Scans must have names of their own, got {first} and {second}, whose results would "
+            "have the same: rename one, or segment them into folders of their own."
+        )
+    return names
+
+
+def _twice(names: Sequence[str]) -> list[int]:
+    """Indices of names that occur again, for a file system that ignores case."""
+    count = Counter(name.casefold() for name in names)
+    return [i for i, name in enumerate(names) if count[name.casefold()] > 1]
