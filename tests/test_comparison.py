@@ -14,16 +14,16 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 from PIL import Image
 
-from stipple_monai import figures, report
-from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.prior import SpatialPrior
-from stipple_monai.report import (
+from stipple_monai import comparison, figures
+from stipple_monai.comparison import (
     best_case_for,
     comparison_figure,
     dice_table,
     overlay_figure,
     prior_figure,
 )
+from stipple_monai.errors import DatasetError, PositionError, PriorError
+from stipple_monai.prior import SpatialPrior
 from stipple_monai.sections import (
     CT_WINDOW_HU,
     Section,
@@ -82,7 +82,7 @@ def bins():
 def kept(monkeypatch):
     """Keep figures instead of writing them."""
     found = []
-    for module in (figures, report):
+    for module in (figures, comparison):
         monkeypatch.setattr(module, "write_png", lambda figure, *_: found.append(figure))
     return found
 

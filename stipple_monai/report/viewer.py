@@ -1,0 +1,338 @@
+"""Viewers for a page: a scan on three planes, with truth, prediction and priors as layers.
+
+Everything is drawn in radiological convention and with the proportions that it has in mm, from the
+scan turned to RAS axes. A slice is a WebP picture of at most :data:`MOST_PIXELS` a side; layers are
+transparent PNG that follow the edges of the voxels.
+
+The slices that matter, in each plane: the one that shows most of all organs of the truth (of the
+prediction, where there is no truth): the sum, over organs, of its area as a share of the organ's
+largest area in that plane is greatest. Where there are both, also the one with most voxels that
+only one of them has. Without either, the slice through the first position, or the middle.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import binary_erosion
+
+from stipple_monai.colours import organ_colours
+from stipple_monai.files import whole_file
+from stipple_monai.organ import world_point
+from stipple_monai.page import Mark, PlaneView, Slice, Viewer
+from stipple_monai.prior import SpatialPrior
+from stipple_monai.sections import Plane, Section, Window, on_one_grid, spacing_mm, window_for
+
+MOST_PIXELS = 256
+"""Of a side of a slice's picture."""
+
+MOST_SLICES = 96
+"""Of a plane that can be scrolled through; of more, every second, third … is kept."""
+
+_LAYER_PIXELS = 448
+_QUALITY = 60
+_PLANES: tuple[tuple[Plane, int, str, str], ...] = (
+    ("axial", 2, "S", "RLAP"),
+    ("coronal", 1, "A", "RLSI"),
+    ("sagittal", 0, "R", "APSI"),
+)
+_LOOKS = {
+    "truth": "white line",
+    "prediction": "filled",
+    "prior": "dashed: 0.5, dotted: 0.25",
+    "position": "cross",
+}
+
+
+class Placed(NamedTuple):
+    """An organ's position in a scan, RAS mm, and its prior, if that is known."""
+
+    position_mm: Sequence[float]
+    prior: SpatialPrior | None = None
+
+
+def make_viewer(
+    image: MetaTensor,
+    still: Path,
+    *,
+    title: str,
+    organs: Mapping[int, str],
+    truth: MetaTensor | None = None,
+    prediction: MetaTensor | None = None,
+    placed: Mapping[int, Placed] | None = None,
+    scroll: bool = True,
+    window: Window | None = None,
+    caption: str = "",
+) -> Viewer:
+    """Draw a case.
+
+    Args:
+        image: ``(1, W, H, D)``, as the label maps and on one grid.
+        still: PNG to write, the three slices that are shown first.
+        title: heading.
+        organs: names by label value.
+        truth: label map.
+        prediction: label map.
+        placed: of the organs whose position is known.
+        scroll: keep all slices, and not those alone that matter.
+        window: values that are black and white.
+        caption: what is seen, and why this case.
+
+    Raises:
+        DatasetError: a volume cannot be used, or two lie on different grids.
+        PositionError: a position is not three finite numbers.
+    """
+    volumes = on_one_grid(image=image, truth=truth, prediction=prediction)
+    scan = volumes["image"]
+    labels: dict[str, NDArray[Any]] = {
+        name: volumes[name][0].numpy() for name in ("truth", "prediction") if name in volumes
+    }
+    placed = placed or {}
+    shown = [k for k in organs if k in placed]
+    contours = _prior_levels(scan, [(k, placed[k]) for k in shown])
+    voxels = scan[0].numpy()
+    window = window_for([voxels], window)
+    colours = dict(zip(organs, organ_colours(len(organs)), strict=True))
+    affine = scan.affine.cpu().double()
+    points = {
+        k: (torch.linalg.inv(affine) @ torch.cat([world_point(placed[k].position_mm), _ONE]))[:3]
+        for k in shown
+    }
+    w, h, d = (slice(0, n) for n in scan.shape[1:])
+    whole = w, h, d
+    views = []
+    for plane, axis, letter, sides in _PLANES:
+        keys = _keys(labels, list(organs), axis)
+        inside = {k: p for k, p in points.items() if _is_inside(p, scan)}
+        if inside:
+            keys["position"] = round(float(next(iter(inside.values()))[axis]))
+        keys = keys or {"middle": scan.shape[axis + 1] // 2}
+        kept = _kept(scan.shape[axis + 1], keys.values(), scroll=scroll)
+        sections = [Section(plane, i, whole, spacing_mm(scan)) for i in kept]
+        slices = [
+            Slice(
+                _where(plane, letter, s.index, scan, axis),
+                _scan_uri(s, voxels, window),
+                _layers(s, labels, contours, list(organs), colours),
+            )
+            for s in sections
+        ]
+        marks = [
+            _mark(sections, axis, p.numpy(), colours[k], f"position of {organs[k]}")
+            for k, p in inside.items()
+        ]
+        width, height = sections[0].size_mm
+        places = {name: kept.index(i) for name, i in keys.items()}
+        views.append(PlaneView(plane, width, height, sides, slices, places, marks))
+    _write_still(still, views)
+    names = [*labels, *(["prior"] if contours else []), *(["position"] if points else [])]
+    legend = [(colours[k], name) for k, name in organs.items()]
+    return Viewer(title, caption, views, [(n, _LOOKS[n]) for n in names], legend, still)
+
+
+_ONE = torch.ones(1, dtype=torch.float64)
+
+
+def _is_inside(voxel: torch.Tensor, scan: MetaTensor) -> bool:
+    return all(-0.5 <= float(v) < n - 0.5 for v, n in zip(voxel, scan.shape[1:], strict=True))
+
+
+def _prior_levels(
+    scan: MetaTensor, placed: Sequence[tuple[int, Placed]]
+) -> dict[int, NDArray[np.uint8]]:
+    """By organ, 0, 1 from a probability of 0.25 on, 2 from 0.5 on."""
+    found = {}
+    for organ, (position, prior) in placed:
+        if prior is not None:
+            chance = prior.place(position, scan)[0].as_tensor()
+            found[organ] = ((chance >= 0.25).byte() + (chance >= 0.5).byte()).numpy()
+    return found
+
+
+def _keys(labels: Mapping[str, NDArray[Any]], organs: Sequence[int], axis: int) -> dict[str, int]:
+    others = tuple(a for a in range(3) if a != axis)
+    keys: dict[str, int] = {}
+    if labels:
+        first = next(iter(labels.values()))
+        areas = np.array([(first == k).sum(others) for k in organs] or [[0]])
+        if areas.any():
+            shares = areas / areas.max(1, keepdims=True).clip(1)
+            keys["largest area"] = int(shares.sum(0).argmax())
+    if len(labels) == 2:
+        one, other = labels.values()
+        wrong = np.zeros(one.shape[axis], np.int64)
+        for k in organs:
+            wrong += ((one == k) ^ (other == k)).sum(others)
+        if wrong.any():
+            keys["largest error"] = int(wrong.argmax())
+    return keys
+
+
+def _kept(length: int, keys: Any, *, scroll: bool) -> list[int]:
+    step = -(-length // MOST_SLICES)
+    return sorted({*keys, *(range(0, length, step) if scroll else ())})
+
+
+def _where(plane: str, letter: str, index: int, scan: MetaTensor, axis: int) -> str:
+    """Number and place of a slice, at the middle of the scan, where it is oblique."""
+    voxel = [(n - 1) / 2 for n in scan.shape[1:]]
+    voxel[axis] = index
+    world = scan.affine.cpu().double() @ torch.tensor([*voxel, 1.0], dtype=torch.float64)
+    at = f"{letter} {float(world[axis]):.1f} mm".replace("-", "−")
+    return f"slice {index + 1} of {scan.shape[axis + 1]}, {at}"
+
+
+def _mark(
+    sections: Sequence[Section], axis: int, voxel: NDArray[Any], colour: str, text: str
+) -> Mark:
+    nearest = min(range(len(sections)), key=lambda i: abs(sections[i].index - voxel[axis]))
+    (x, y), (width, height) = sections[0].point_mm(voxel), sections[0].size_mm
+    return Mark(nearest, 100 * (1 - x / width), 100 * (1 - y / height), colour, text)
+
+
+def _pixels(section: Section) -> tuple[int, int]:
+    """Columns and rows of a slice's picture: square pixels, as fine as the finer voxel side."""
+    width, height = section.size_mm
+    columns = (section.box[0] if section.plane != "sagittal" else section.box[1]).stop
+    rows = (section.box[1] if section.plane == "axial" else section.box[2]).stop
+    size = max(min(width / columns, height / rows), max(width, height) / MOST_PIXELS)
+    return max(round(width / size), 1), max(round(height / size), 1)
+
+
+def _cut(section: Section, volume: NDArray[Any]) -> NDArray[Any]:
+    """A section with the patient's right (front) on the left and the top above."""
+    return section.of(volume)[::-1, ::-1]
+
+
+def _scan_uri(section: Section, voxels: NDArray[Any], window: Window) -> str:
+    low, high = window
+    grey = np.clip((_cut(section, voxels) - low) / (high - low), 0, 1)
+    picture = Image.fromarray(np.ascontiguousarray((255 * grey).round().astype(np.uint8)))
+    picture = picture.resize(_pixels(section), Image.Resampling.BILINEAR)
+    return _uri(picture, "webp", quality=_QUALITY, method=2)
+
+
+def _layers(
+    section: Section,
+    labels: Mapping[str, NDArray[Any]],
+    contours: Mapping[int, NDArray[np.uint8]],
+    organs: Sequence[int],
+    colours: Mapping[int, str],
+) -> dict[str, str]:
+    columns, rows = _pixels(section)
+    finer = max(1, round(_LAYER_PIXELS / max(columns, rows)))
+    size = columns * finer, rows * finer
+    layers = {}
+    for name, label in labels.items():
+        here = _enlarged(_cut(section, label), size, organs)
+        layers[name] = _label_layer(here, organs, colours, filled=name == "prediction")
+    if contours:
+        cuts = {k: _enlarged(_cut(section, c), size, (1, 2)) for k, c in contours.items()}
+        layers["prior"] = _prior_layer(cuts, colours, size)
+    return layers
+
+
+def _enlarged(
+    label: NDArray[Any], size: tuple[int, int], values: Sequence[int]
+) -> NDArray[np.uint8]:
+    """The index from 1 of each pixel's value among ``values``, 0 elsewhere."""
+    found = np.zeros(label.shape, np.uint8)
+    for index, value in enumerate(values, 1):
+        found[label == value] = index
+    picture = Image.fromarray(found).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(picture)
+
+
+def _line(mask: NDArray[np.bool_], width: int = 2) -> NDArray[np.bool_]:
+    return mask & ~binary_erosion(mask, iterations=width)
+
+
+def _label_layer(
+    here: NDArray[np.uint8], organs: Sequence[int], colours: Mapping[int, str], *, filled: bool
+) -> str:
+    if not here.any():
+        return ""
+    paint = np.zeros(here.shape, np.uint8)
+    palette: list[tuple[str, int]] = []
+    for index, organ in enumerate(organs, 1):
+        mask = here == index
+        if not mask.any():
+            continue
+        if filled:
+            palette += [(colours[organ], 90), (colours[organ], 255)]
+            paint[mask] = len(palette) - 1
+            paint[_line(mask)] = len(palette)
+        else:
+            # a dark rim inside, so that the line shows on bright tissue
+            palette += [("#000000", 150), ("#FFFFFF", 255)]
+            paint[_line(mask, 3)] = len(palette) - 1
+            paint[_line(mask)] = len(palette)
+    return _paint_uri(paint, palette)
+
+
+def _prior_layer(
+    cuts: Mapping[int, NDArray[np.uint8]], colours: Mapping[int, str], size: tuple[int, int]
+) -> str:
+    paint = np.zeros(size[::-1], np.uint8)
+    palette: list[tuple[str, int]] = []
+    rows, columns = np.indices(paint.shape)
+    for organ, levels in cuts.items():
+        palette += [("#000000", 200), (colours[organ], 255)]
+        for level, gap, period in ((1, 3, 6), (2, 8, 12)):
+            line = _line(levels >= level, 3)
+            on = (rows + columns) % period < gap
+            paint[line] = len(palette) - 1 if level == 2 else 0
+            paint[line & on] = len(palette)
+    return _paint_uri(paint, palette) if paint.any() else ""
+
+
+def _paint_uri(paint: NDArray[np.uint8], palette: Sequence[tuple[str, int]]) -> str:
+    picture = Image.fromarray(paint, mode="P")
+    colours = [0, 0, 0]
+    for colour, _ in palette:
+        colours += [round(255 * c) for c in to_rgb(colour)]
+    picture.putpalette(colours)
+    transparency = bytes([0, *(alpha for _, alpha in palette)])
+    return _uri(picture, "png", transparency=transparency, optimize=True)
+
+
+def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _write_still(path: Path, views: Sequence[PlaneView]) -> None:
+    """The slices that are shown first, side by side on one scale, with all layers."""
+    made = []
+    for view in views:
+        first = view.slices[view.start]
+        size = round(2 * view.width_mm), round(2 * view.height_mm)
+        picture = _decoded(first.image).convert("RGBA").resize(size, Image.Resampling.BILINEAR)
+        for uri in first.layers.values():
+            if uri:
+                layer = _decoded(uri).convert("RGBA").resize(size, Image.Resampling.BILINEAR)
+                picture.alpha_composite(layer)
+        made.append(picture)
+    sheet = Image.new("RGB", (sum(p.width + 8 for p in made) - 8, max(p.height for p in made)))
+    left = 0
+    for picture in made:
+        sheet.paste(picture.convert("RGB"), (left, sheet.height - picture.height))
+        left += picture.width + 8
+    sheet.thumbnail((1200, 1200))
+    with whole_file(path) as part:
+        sheet.save(part, "png", optimize=True)
+
+
+def _decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
