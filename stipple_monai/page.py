@@ -57,12 +57,14 @@ class Picture(NamedTuple):
         path: of the PNG.
         caption: what is seen, and why this case.
         alt: what the picture shows, for those who cannot see it; the title where empty.
+        small: two of them fit beside each other.
     """
 
     title: str
     path: Path
     caption: str
     alt: str = ""
+    small: bool = False
 
 
 class Slice(NamedTuple):
@@ -114,6 +116,11 @@ class PlaneView:
     marks: Sequence[Mark] = ()
 
     @property
+    def scrolls(self) -> bool:
+        """Whether there are more slices than those that matter."""
+        return len(self.slices) > len(set(self.keys.values()))
+
+    @property
     def start(self) -> int:
         """The slice that is shown first."""
         return next(iter(self.keys.values()), len(self.slices) // 2)
@@ -138,6 +145,11 @@ class Viewer:
     layers: Sequence[tuple[str, str]]
     legend: Sequence[tuple[str, str]]
     still: Path
+
+    @property
+    def columns(self) -> str:
+        """Widths of the planes, so that all have one scale."""
+        return " ".join(f"minmax(0,{p.width_mm:.1f}fr)" for p in self.planes)
 
     def data(self) -> list[dict[str, object]]:
         """What the page's script needs of the planes."""

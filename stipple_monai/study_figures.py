@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -157,10 +158,20 @@ def _bins_order(bins: str) -> float:
     return float("inf") if bins == "all" else float(bins)
 
 
-def finish_plot(figure: Figure, ax: Axes, path: str | os.PathLike[str], description: str) -> None:
-    """Write a plot with its legend on the right, and its description in the file."""
+def finish_plot(
+    figure: Figure,
+    ax: Axes,
+    path: str | os.PathLike[str],
+    description: str,
+    *,
+    legend: Literal["right", "above"] = "right",
+) -> None:
+    """Write a plot with its legend, and its description in the file."""
     ax.grid(alpha=0.25)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
-    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if legend == "above":
+        ax.legend(fontsize=10, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+    else:
+        ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     write_png(figure, path, description)

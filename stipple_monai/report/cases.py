@@ -90,8 +90,15 @@ def stem_of(image: Any) -> str:
 def organ_names(
     given: Mapping[int, str] | None, datalist: str | Path | None, values: Iterable[int] = ()
 ) -> dict[int, str]:
-    """Names of organs by label value: as given, or of the datalist, or by ``values`` alone."""
-    names = dict(given or {}) or ({} if datalist is None else label_names(datalist))
+    """Names of organs by label value.
+
+    They are those given, or of the datalist, or of the ``dataset.json`` beside it, or numbers.
+    """
+    names = dict(given or {})
+    if not names and datalist is not None:
+        # a split may have lost what the data set's own list says
+        whole = Path(datalist).with_name("dataset.json")
+        names = label_names(datalist) or (label_names(whole) if whole.is_file() else {})
     names = {k: name for k, name in sorted(names.items()) if k not in (0, 255)}
     return names or {k: f"organ {k}" for k in sorted(values)}
 

@@ -218,7 +218,7 @@ def _organ_blocks(
         path = folder / f"{title.lower().replace(' ', '_')}.png"
         alt = histogram(values, path, measure=measure_name)
         if alt is not None:
-            blocks.append(Picture(title, path, "A count of cases.", alt))
+            blocks.append(Picture(title, path, "A count of cases.", alt, small=True))
     return blocks
 
 

@@ -53,7 +53,7 @@ def histogram(
         for k, v in finite.items()
     )
     description = f"Histogram of {measure}. {said}."
-    finish_plot(figure, ax, path, description)
+    finish_plot(figure, ax, path, description, legend="above")
     return description
 
 
@@ -98,5 +98,5 @@ def curves(
         for name, points in lines.items()
     )
     description = f"{measure} by {x}. {said}."
-    finish_plot(figure, ax, path, description)
+    finish_plot(figure, ax, path, description, legend="above")
     return description

@@ -104,8 +104,8 @@ def predictions_page(
     ]
     content = [
         *([Section("What is missing", [Lines(missing)])] if missing else []),
+        Section("Every case", [Table("", HEADER, _rows(known, ordered, organs), NOTE)]),
         Section("Cases", [Text(rule, "lead"), *pictures]),
-        Section("Every case", [Table("", HEADER, _rows(known, organs), NOTE)]),
         Section("Distributions", _histograms(known, organs, folder)),
         Section(
             "Settings and versions", [*settings_blocks([run / "settings.json"]), versions_table()]
@@ -192,12 +192,12 @@ def _summary(known: Predictions, organs: Mapping[int, str]) -> str:
     return f"Dice, mean ± standard deviation over scans: {'; '.join(said)}." if said else ""
 
 
-def _rows(known: Predictions, organs: Mapping[int, str]) -> list[list[str]]:
+def _rows(known: Predictions, cases: Sequence[Case], organs: Mapping[int, str]) -> list[list[str]]:
     def text(value: float, digits: int = 1, factor: float = 1) -> str:
         return "" if math.isnan(value) else f"{factor * value:.{digits}f}"
 
     rows = []
-    for name in known.cases:
+    for name in (case.name for case in cases):
         for k, organ in organs.items():
             f = known.found[name, k]
             point = [math.nan] * 3 if f.position_mm is None else f.position_mm
@@ -228,5 +228,5 @@ def _histograms(known: Predictions, organs: Mapping[int, str], folder: Path) -> 
         path = folder / f"histogram_{measure}.png"
         alt = histogram(values, path, measure=axis)
         if alt is not None:
-            blocks.append(Picture(title, path, "A count of cases.", alt))
+            blocks.append(Picture(title, path, "A count of cases.", alt, small=True))
     return blocks or [Text("Too few cases for histograms.", "lead")]

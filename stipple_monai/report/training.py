@@ -86,7 +86,7 @@ def _curve_blocks(models: Path, folder: Path) -> list[Block]:
         target = folder / f"curve_{title.lower()}.png"
         alt = curves(lines, target, x="epoch", measure=measure)
         if alt is not None:
-            blocks.append(Picture(title, target, f"From {CURVE}.", alt))
+            blocks.append(Picture(title, target, f"From {CURVE}.", alt, small=True))
     if not found["validation_dice"]:
         blocks.append(Text("Nothing was validated: model.pt is of the last epoch.", "lead"))
     else:

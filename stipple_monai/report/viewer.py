@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from contourpy import contour_generator
 from matplotlib.colors import to_rgb
 from monai.data import MetaTensor
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
 from stipple_monai.colours import organ_colours
@@ -41,13 +42,13 @@ MOST_SLICES = 96
 
 _LAYER_PIXELS = 448
 _QUALITY = 60
+_DASHES = {0.25: (2.0, 5.0), 0.5: (9.0, 5.0)}
 _PLANES: tuple[tuple[Plane, int, str, str], ...] = (
     ("axial", 2, "S", "RLAP"),
     ("coronal", 1, "A", "RLSI"),
     ("sagittal", 0, "R", "APSI"),
 )
 _LOOKS = {
-    "truth": "white line",
     "prediction": "filled",
     "prior": "dashed: 0.5, dotted: 0.25",
     "position": "cross",
@@ -99,7 +100,7 @@ def make_viewer(
     }
     placed = placed or {}
     shown = [k for k in organs if k in placed]
-    contours = _prior_levels(scan, [(k, placed[k]) for k in shown])
+    contours = _placed_chances(scan, [(k, placed[k]) for k in shown])
     voxels = scan[0].numpy()
     window = window_for([voxels], window)
     colours = dict(zip(organs, organ_colours(len(organs)), strict=True))
@@ -137,7 +138,8 @@ def make_viewer(
     _write_still(still, views)
     names = [*labels, *(["prior"] if contours else []), *(["position"] if points else [])]
     legend = [(colours[k], name) for k, name in organs.items()]
-    return Viewer(title, caption, views, [(n, _LOOKS[n]) for n in names], legend, still)
+    looks = {**_LOOKS, "truth": "white line" if len(labels) > 1 else "line"}
+    return Viewer(title, caption, views, [(n, looks[n]) for n in names], legend, still)
 
 
 _ONE = torch.ones(1, dtype=torch.float64)
@@ -147,16 +149,15 @@ def _is_inside(voxel: torch.Tensor, scan: MetaTensor) -> bool:
     return all(-0.5 <= float(v) < n - 0.5 for v, n in zip(voxel, scan.shape[1:], strict=True))
 
 
-def _prior_levels(
+def _placed_chances(
     scan: MetaTensor, placed: Sequence[tuple[int, Placed]]
 ) -> dict[int, NDArray[np.uint8]]:
-    """By organ, 0, 1 from a probability of 0.25 on, 2 from 0.5 on."""
-    found = {}
-    for organ, (position, prior) in placed:
-        if prior is not None:
-            chance = prior.place(position, scan)[0].as_tensor()
-            found[organ] = ((chance >= 0.25).byte() + (chance >= 0.5).byte()).numpy()
-    return found
+    """By organ, the prior's probability in the scan, 0 to 254, which spares memory."""
+    return {
+        organ: (254 * prior.place(position, scan)[0].as_tensor()).round().byte().numpy()
+        for organ, (position, prior) in placed
+        if prior is not None
+    }
 
 
 def _keys(labels: Mapping[str, NDArray[Any]], organs: Sequence[int], axis: int) -> dict[str, int]:
@@ -235,10 +236,14 @@ def _layers(
     layers = {}
     for name, label in labels.items():
         here = _enlarged(_cut(section, label), size, organs)
-        layers[name] = _label_layer(here, organs, colours, filled=name == "prediction")
+        # beside a prediction, which has the organs' colours, the truth is white
+        paints = (
+            dict.fromkeys(colours, "#FFFFFF") if name == "truth" and len(labels) > 1 else colours
+        )
+        layers[name] = _label_layer(here, organs, paints, filled=name == "prediction")
     if contours:
-        cuts = {k: _enlarged(_cut(section, c), size, (1, 2)) for k, c in contours.items()}
-        layers["prior"] = _prior_layer(cuts, colours, size)
+        cuts = {colours[k]: _cut(section, c) for k, c in contours.items()}
+        layers["prior"] = _prior_layer(cuts, size)
     return layers
 
 
@@ -274,26 +279,38 @@ def _label_layer(
             paint[_line(mask)] = len(palette)
         else:
             # a dark rim inside, so that the line shows on bright tissue
-            palette += [("#000000", 150), ("#FFFFFF", 255)]
+            palette += [("#000000", 150), (colours[organ], 255)]
             paint[_line(mask, 3)] = len(palette) - 1
             paint[_line(mask)] = len(palette)
     return _paint_uri(paint, palette)
 
 
-def _prior_layer(
-    cuts: Mapping[int, NDArray[np.uint8]], colours: Mapping[int, str], size: tuple[int, int]
-) -> str:
-    paint = np.zeros(size[::-1], np.uint8)
+def _prior_layer(cuts: Mapping[str, NDArray[np.uint8]], size: tuple[int, int]) -> str:
+    """Iso-contours of the priors of one slice, by colour."""
+    picture = Image.new("P", size)
+    draw = ImageDraw.Draw(picture)
     palette: list[tuple[str, int]] = []
-    rows, columns = np.indices(paint.shape)
-    for organ, levels in cuts.items():
-        palette += [("#000000", 200), (colours[organ], 255)]
-        for level, gap, period in ((1, 3, 6), (2, 8, 12)):
-            line = _line(levels >= level, 3)
-            on = (rows + columns) % period < gap
-            paint[line] = len(palette) - 1 if level == 2 else 0
-            paint[line & on] = len(palette)
-    return _paint_uri(paint, palette) if paint.any() else ""
+    for colour, chance in cuts.items():
+        palette += [("#000000", 110), (colour, 255)]
+        # the border of zeros closes the lines of what reaches the edge
+        lines = contour_generator(z=np.pad(chance, 1))
+        scale = np.array(size) / chance.shape[::-1]
+        for level, dash in _DASHES.items():
+            for points in lines.lines(254 * level):
+                path = (np.asarray(points) - 0.5) * scale
+                draw.line(path.ravel().tolist(), len(palette) - 1, 3)
+                for piece in _dashes(path, *dash):
+                    draw.line(piece.ravel().tolist(), len(palette), 2)
+    return _paint_uri(np.asarray(picture), palette) if picture.getbbox() else ""
+
+
+def _dashes(path: NDArray[Any], on: float, off: float) -> list[NDArray[Any]]:
+    """Cut a line into dashes along its length, all in pixels."""
+    steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
+    at = np.concatenate([[0.0], np.cumsum(steps)])
+    starts = np.arange(0, at[-1], on + off)
+    places = [np.linspace(s, min(s + on, at[-1]), 4) for s in starts]
+    return [np.stack([np.interp(p, at, c) for c in path.T], 1) for p in places]
 
 
 def _paint_uri(paint: NDArray[np.uint8], palette: Sequence[tuple[str, int]]) -> str:
