@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,8 +17,9 @@ from monai.data.utils import set_rnd
 from monai.handlers import CheckpointLoader, CheckpointSaver
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_csv, write_csv
+from stipple_monai.files import read_csv, whole_file, write_csv
 from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
+from stipple_monai.report.provenance import software
 
 
 class WholeCheckpointSaver(CheckpointSaver):
@@ -142,6 +144,27 @@ class LearningCurve:
         header = ["epoch", "loss", "train_dice", "validation_dice"]
         before = [list(row.values()) for row in rows if int(row["epoch"]) < epoch]
         write_csv(self.path, header, [*before, new])
+
+
+class RunRecord:
+    """Write what a run is made with as JSON when it starts: its settings and the software.
+
+    Args:
+        path: the file to write, whole or not at all; that of a run that was resumed is replaced.
+        settings: by name; what JSON does not know is written as text.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = Path(path), dict(settings)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an engine."""
+        engine.add_event_handler(Events.STARTED, self._write)
+
+    def _write(self) -> None:
+        record = {"settings": self.settings, "software": software()}
+        with whole_file(self.path) as part:
+            part.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 class PositionTable:

@@ -35,6 +35,7 @@ FLOORS = [
         "grid_writer",
         "page",
         "prior_file",
+        "report.layers",
         "data.checks",
         "data.anatomy",
         "data.writing",

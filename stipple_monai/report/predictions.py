@@ -102,13 +102,18 @@ def predictions_page(
         f"Organs: {', '.join(organs.values()) or 'none'}. {_summary(known, organs)}",
         f"{CONVENTION} Positions and sizes are in mm, RAS. For research, not for diagnosis.",
     ]
+    kept = [run / name for name in ("settings.json", "evaluation.json")]
     content = [
         *([Section("What is missing", [Lines(missing)])] if missing else []),
         Section("Every case", [Table("", HEADER, _rows(known, ordered, organs), NOTE)]),
         Section("Cases", [Text(rule, "lead"), *pictures]),
         Section("Distributions", _histograms(known, organs, folder)),
         Section(
-            "Settings and versions", [*settings_blocks([run / "settings.json"]), versions_table()]
+            "Settings and versions",
+            [
+                *settings_blocks(run / name for name in ("settings.json", "evaluation.json")),
+                versions_table(),
+            ],
         ),
     ]
     return Page(f"Predictions {run.parent.name}/{run.name}", lead, content)

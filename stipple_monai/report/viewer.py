@@ -12,26 +12,22 @@ only one of them has. Without either, the slice through the first position, or t
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from contourpy import contour_generator
-from matplotlib.colors import to_rgb
 from monai.data import MetaTensor
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from scipy.ndimage import binary_erosion
+from PIL import Image
 
 from stipple_monai.colours import organ_colours
 from stipple_monai.files import whole_file
 from stipple_monai.organ import world_point
 from stipple_monai.page import Mark, PlaneView, Slice, Viewer
 from stipple_monai.prior import SpatialPrior
+from stipple_monai.report.layers import decoded, enlarged, label_layer, prior_layer, uri
 from stipple_monai.sections import Plane, Section, Window, on_one_grid, spacing_mm, window_for
 
 MOST_PIXELS = 256
@@ -42,7 +38,6 @@ MOST_SLICES = 96
 
 _LAYER_PIXELS = 448
 _QUALITY = 60
-_DASHES = {0.25: (2.0, 5.0), 0.5: (9.0, 5.0)}
 _PLANES: tuple[tuple[Plane, int, str, str], ...] = (
     ("axial", 2, "S", "RLAP"),
     ("coronal", 1, "A", "RLSI"),
@@ -220,7 +215,7 @@ def _scan_uri(section: Section, voxels: NDArray[Any], window: Window) -> str:
     grey = np.clip((_cut(section, voxels) - low) / (high - low), 0, 1)
     picture = Image.fromarray(np.ascontiguousarray((255 * grey).round().astype(np.uint8)))
     picture = picture.resize(_pixels(section), Image.Resampling.BILINEAR)
-    return _uri(picture, "webp", quality=_QUALITY, method=2)
+    return uri(picture, "webp", quality=_QUALITY, method=2)
 
 
 def _layers(
@@ -235,98 +230,16 @@ def _layers(
     size = columns * finer, rows * finer
     layers = {}
     for name, label in labels.items():
-        here = _enlarged(_cut(section, label), size, organs)
+        here = enlarged(_cut(section, label), size, organs)
         # beside a prediction, which has the organs' colours, the truth is white
         paints = (
             dict.fromkeys(colours, "#FFFFFF") if name == "truth" and len(labels) > 1 else colours
         )
-        layers[name] = _label_layer(here, organs, paints, filled=name == "prediction")
+        layers[name] = label_layer(here, organs, paints, filled=name == "prediction")
     if contours:
         cuts = {colours[k]: _cut(section, c) for k, c in contours.items()}
-        layers["prior"] = _prior_layer(cuts, size)
+        layers["prior"] = prior_layer(cuts, size)
     return layers
-
-
-def _enlarged(
-    label: NDArray[Any], size: tuple[int, int], values: Sequence[int]
-) -> NDArray[np.uint8]:
-    """The index from 1 of each pixel's value among ``values``, 0 elsewhere."""
-    found = np.zeros(label.shape, np.uint8)
-    for index, value in enumerate(values, 1):
-        found[label == value] = index
-    picture = Image.fromarray(found).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(picture)
-
-
-def _line(mask: NDArray[np.bool_], width: int = 2) -> NDArray[np.bool_]:
-    return mask & ~binary_erosion(mask, iterations=width)
-
-
-def _label_layer(
-    here: NDArray[np.uint8], organs: Sequence[int], colours: Mapping[int, str], *, filled: bool
-) -> str:
-    if not here.any():
-        return ""
-    paint = np.zeros(here.shape, np.uint8)
-    palette: list[tuple[str, int]] = []
-    for index, organ in enumerate(organs, 1):
-        mask = here == index
-        if not mask.any():
-            continue
-        if filled:
-            palette += [(colours[organ], 90), (colours[organ], 255)]
-            paint[mask] = len(palette) - 1
-            paint[_line(mask)] = len(palette)
-        else:
-            # a dark rim inside, so that the line shows on bright tissue
-            palette += [("#000000", 150), (colours[organ], 255)]
-            paint[_line(mask, 3)] = len(palette) - 1
-            paint[_line(mask)] = len(palette)
-    return _paint_uri(paint, palette)
-
-
-def _prior_layer(cuts: Mapping[str, NDArray[np.uint8]], size: tuple[int, int]) -> str:
-    """Iso-contours of the priors of one slice, by colour."""
-    picture = Image.new("P", size)
-    draw = ImageDraw.Draw(picture)
-    palette: list[tuple[str, int]] = []
-    for colour, chance in cuts.items():
-        palette += [("#000000", 110), (colour, 255)]
-        # the border of zeros closes the lines of what reaches the edge
-        lines = contour_generator(z=np.pad(chance, 1))
-        scale = np.array(size) / chance.shape[::-1]
-        for level, dash in _DASHES.items():
-            for points in lines.lines(254 * level):
-                path = (np.asarray(points) - 0.5) * scale
-                draw.line(path.ravel().tolist(), len(palette) - 1, 3)
-                for piece in _dashes(path, *dash):
-                    draw.line(piece.ravel().tolist(), len(palette), 2)
-    return _paint_uri(np.asarray(picture), palette) if picture.getbbox() else ""
-
-
-def _dashes(path: NDArray[Any], on: float, off: float) -> list[NDArray[Any]]:
-    """Cut a line into dashes along its length, all in pixels."""
-    steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
-    at = np.concatenate([[0.0], np.cumsum(steps)])
-    starts = np.arange(0, at[-1], on + off)
-    places = [np.linspace(s, min(s + on, at[-1]), 4) for s in starts]
-    return [np.stack([np.interp(p, at, c) for c in path.T], 1) for p in places]
-
-
-def _paint_uri(paint: NDArray[np.uint8], palette: Sequence[tuple[str, int]]) -> str:
-    picture = Image.fromarray(paint, mode="P")
-    colours = [0, 0, 0]
-    for colour, _ in palette:
-        colours += [round(255 * c) for c in to_rgb(colour)]
-    picture.putpalette(colours)
-    transparency = bytes([0, *(alpha for _, alpha in palette)])
-    return _uri(picture, "png", transparency=transparency, optimize=True)
-
-
-def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _write_still(path: Path, views: Sequence[PlaneView]) -> None:
@@ -335,10 +248,10 @@ def _write_still(path: Path, views: Sequence[PlaneView]) -> None:
     for view in views:
         first = view.slices[view.start]
         size = round(2 * view.width_mm), round(2 * view.height_mm)
-        picture = _decoded(first.image).convert("RGBA").resize(size, Image.Resampling.BILINEAR)
-        for uri in first.layers.values():
-            if uri:
-                layer = _decoded(uri).convert("RGBA").resize(size, Image.Resampling.BILINEAR)
+        picture = decoded(first.image).convert("RGBA").resize(size, Image.Resampling.BILINEAR)
+        for source in first.layers.values():
+            if source:
+                layer = decoded(source).convert("RGBA").resize(size, Image.Resampling.BILINEAR)
                 picture.alpha_composite(layer)
         made.append(picture)
     sheet = Image.new("RGB", (sum(p.width + 8 for p in made) - 8, max(p.height for p in made)))
@@ -349,7 +262,3 @@ def _write_still(path: Path, views: Sequence[PlaneView]) -> None:
     sheet.thumbnail((1200, 1200))
     with whole_file(path) as part:
         sheet.save(part, "png", optimize=True)
-
-
-def _decoded(uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
