@@ -458,7 +458,8 @@ def test_best_model_by_validation_and_the_last(runs, tmp_path):
     models = runs.root / "models"
     names = {p.name for p in models.iterdir() if p.is_file()}
     resumable = {"checkpoint_epoch=5.pt", "checkpoint_epoch=6.pt"}
-    assert names == {"curve.csv", "last.pt", "model.pt", "prior_1.nii.gz"} | resumable
+    expected = {"curve.csv", "last.pt", "model.pt", "prior_1.nii.gz", "training.json"}
+    assert names == expected | resumable
     checkpoint = weights(models / "checkpoint_epoch=6.pt")
     assert same(checkpoint["model"], weights(models / "last.pt"))
     ((best, _),) = checkpoint["best"]["_saved"]
@@ -484,7 +485,13 @@ def test_without_validation_the_model_is_the_last_and_the_seed_decides(runs):
         folder = runs.models(name)
         alone.run("train", **TRAINING, seed=seed, models_dir=str(folder))
         names = {p.name for p in folder.iterdir()}
-        assert names == {"checkpoint_epoch=1.pt", "curve.csv", "model.pt", "prior_1.nii.gz"}
+        assert names == {
+            "checkpoint_epoch=1.pt",
+            "curve.csv",
+            "model.pt",
+            "prior_1.nii.gz",
+            "training.json",
+        }
         found[name] = weights(folder / "model.pt")
     assert same(found["seed_0"], found["seed_0_again"])
     assert not same(found["seed_0"], found["seed_1"])
@@ -758,6 +765,7 @@ def test_two_processes_train_one_network(runs, tmp_path):
         "last.pt",
         "model.pt",
         "prior_1.nii.gz",
+        "training.json",
     }
     writers = {p.name.split(".")[-2] for p in out.glob("events.out.*")}
     assert len(writers) == 1

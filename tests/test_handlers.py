@@ -1,7 +1,9 @@
 """Ignite handlers: the best model across a resumed training, and the table of positions."""
 
 import csv
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from stipple_monai.handlers import (
     EpochSeed,
     LearningCurve,
     PositionTable,
+    RunRecord,
     WholeCheckpointSaver,
 )
 from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
@@ -195,3 +198,11 @@ def test_the_curve_has_a_row_an_epoch_and_survives_a_resume(tmp_path):
     # as an uninterrupted training, also from an epoch without validation
     train(2, 4)
     assert path.read_text().split()[-1] == "4,5.50000,0.25000,0.40000"
+
+
+def test_a_run_records_its_settings_and_versions(tmp_path):
+    settings = {"epochs": 3, "folder": Path("a"), "size": [2, None]}
+    run(RunRecord(tmp_path / "models" / "training.json", settings), [[]])
+    record = json.loads((tmp_path / "models" / "training.json").read_text(encoding="utf-8"))
+    assert record["settings"] == {"epochs": 3, "folder": "a", "size": [2, None]}
+    assert record["software"]["torch"] == torch.__version__

@@ -1,7 +1,7 @@
 """Cases of a report: their volumes, which of them are shown, and their viewers.
 
 Of cases with scores, the worst, the one at the lower median and the best can be scrolled through;
-of equal ones the first by name. The others show the slices that matter (see
+equal ones are taken in the order of their names. The others show the slices that matter (see
 :mod:`stipple_monai.report.viewer`), worst first, until :data:`MOST_PICTURES` cases are shown.
 """
 
@@ -127,16 +127,12 @@ def choose(scores: Mapping[str, float], words: Sequence[str] = WORDS) -> dict[st
         >>> choose({"a": 0.5})
         {'a': 'only'}
     """
-    order = sorted((s, name) for name, s in scores.items() if not math.isnan(s))
+    order = [name for _, name in sorted((s, n) for n, s in scores.items() if not math.isnan(s))]
     if len(order) < 2:
-        return {name: "only" for _, name in order}
-    lowest = order[0][1]
-    highest = min(name for s, name in order if s == order[-1][0] and name != lowest)
-    chosen = {lowest: words[0]}
-    middle = order[(len(order) - 1) // 2][1]
-    if middle not in (lowest, highest):
-        chosen[middle] = words[1]
-    return {**chosen, highest: words[2]}
+        return dict.fromkeys(order, "only")
+    chosen = {order[0]: words[0]}
+    chosen.setdefault(order[(len(order) - 1) // 2], words[1])
+    return {**chosen, order[-1]: words[2]}
 
 
 def case_viewers(

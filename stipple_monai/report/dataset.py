@@ -125,9 +125,9 @@ def dataset_page(
     )
     content = [
         Section("What is wrong", amiss),
-        Section("Cases", [Text(rule, "lead"), *pictures]),
         Section("Scans", [Table("", SCAN_HEADER, [m.scan for m in found if m.scan])]),
         Section("Organs", _organ_blocks(found, organs, folder)),
+        Section("Cases", [Text(rule, "lead"), *pictures]),
         Section("Settings and versions", [*_recipe(datalist), versions_table()]),
     ]
     return Page(f"Data set {datalist.parent.name}/{datalist.name}", lead, content)
@@ -157,7 +157,7 @@ def _scan_row(section: str, case: Case, image: MetaTensor) -> list[str]:
         *(case.name, section, " × ".join(map(str, shape))),
         " × ".join(f"{s:.3g}" for s in spacing),
         " × ".join(f"{n * s:.0f}" for n, s in zip(shape, spacing, strict=True)),
-        "".join(nib.aff2axcodes(image.affine.numpy())),
+        "".join(code or "?" for code in nib.aff2axcodes(image.affine.numpy())),
         *(f"{v:.5g}" for v in (low, middle, high)),
     ]
 
@@ -223,7 +223,6 @@ def _organ_blocks(
 
 
 def _recipe(datalist: Path) -> list[Block]:
-    """Files of settings beside a datalist, such as the phantom's recipe."""
-    return settings_blocks(
-        datalist.parent / name for name in ("phantom.json", "simulated.json", "recipe.json")
-    )
+    """Files of settings beside a datalist: what generated scans were made from."""
+    recipes = [datalist.parent / name for name in ("phantom.json", "simulated.json")]
+    return settings_blocks([path for path in recipes if path.is_file()], optional=True)

@@ -108,13 +108,7 @@ def predictions_page(
         Section("Every case", [Table("", HEADER, _rows(known, ordered, organs), NOTE)]),
         Section("Cases", [Text(rule, "lead"), *pictures]),
         Section("Distributions", _histograms(known, organs, folder)),
-        Section(
-            "Settings and versions",
-            [
-                *settings_blocks(run / name for name in ("settings.json", "evaluation.json")),
-                versions_table(),
-            ],
-        ),
+        Section("Settings and versions", [*settings_blocks(kept), versions_table()]),
     ]
     return Page(f"Predictions {run.parent.name}/{run.name}", lead, content)
 

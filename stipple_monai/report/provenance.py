@@ -40,8 +40,8 @@ def versions_table() -> Table:
     return Table("Versions", ["software", "version"], [*map(list, software().items())], note)
 
 
-def settings_blocks(paths: Iterable[Path]) -> list[Block]:
-    """A table of each JSON or YAML file of settings that is there."""
+def settings_blocks(paths: Iterable[Path], *, optional: bool = False) -> list[Block]:
+    """A table of each JSON or YAML file of settings that is there; without any, that is said."""
     blocks: list[Block] = []
     for path in paths:
         if not path.is_file():
@@ -55,7 +55,9 @@ def settings_blocks(paths: Iterable[Path]) -> list[Block]:
         rows = [[name, value] for name, value in flatten(content)]
         if rows:
             blocks.append(Table(f"Settings: {path.name}", ["setting", "value"], rows, str(path)))
-    return blocks or [Text("The run kept no settings.", "warning")]
+    if not blocks and not optional:
+        blocks.append(Text("The run kept no settings.", "warning"))
+    return blocks
 
 
 def flatten(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
