@@ -147,7 +147,7 @@ class LearningCurve:
 
 
 class RunRecord:
-    """Write what a run is made with as JSON when it starts: its settings and the software.
+    """Write what a run is made with as JSON after its epochs: its settings and the software.
 
     Args:
         path: the file to write, whole or not at all; that of a run that was resumed is replaced.
@@ -159,7 +159,7 @@ class RunRecord:
 
     def attach(self, engine: Engine) -> None:
         """Register with an engine."""
-        engine.add_event_handler(Events.STARTED, self._write)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _write(self) -> None:
         record = {"settings": self.settings, "software": software()}
