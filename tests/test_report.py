@@ -132,6 +132,31 @@ def test_what_is_missing_is_said(made, tmp_path):
     assert "least confident" in text
 
 
+def test_truth_is_that_of_the_same_scan(made, tmp_path):
+    """Not of another patient's file of that name; and it may be stored in another order."""
+    items = []
+    for patient in ("one", "two"):
+        (tmp_path / patient).mkdir()
+        shutil.copy(made["folder"] / "data" / "s4.nii.gz", tmp_path / patient / "s4.nii.gz")
+        items.append({"image": f"{patient}/s4.nii.gz", "label": f"{patient}/label.nii.gz"})
+        empty = nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE)
+        nib.save(empty, tmp_path / patient / "label.nii.gz")
+    write = {"test": [{k: tmp_path / v for k, v in item.items()} for item in items]}
+    write_datalist(tmp_path / "list.json", write)
+    page = report(made["out"], tmp_path / "p.html", datalist=tmp_path / "list.json")
+    assert "0 with truth" in text_of(page)
+    own = {"image": made["folder"] / "data" / "s4.nii.gz", "label": tmp_path / "turned.nii.gz"}
+    label = nib.load(made["folder"] / "data" / "s4_label.nii.gz")
+    nib.save(nib.as_closest_canonical(label), own["label"])
+    write_datalist(tmp_path / "list.json", {"test": [*write["test"], own]})
+    page = report(made["out"], tmp_path / "p.html", datalist=tmp_path / "list.json", overwrite=True)
+    whole = report(made["out"], tmp_path / "q.html", datalist=made["datalist"])
+    (one,) = [row for row in table(page, "Every case") if row["case"] == "s4"]
+    assert one == next(row for row in table(whole, "Every case") if row["case"] == "s4")
+    assert float(one["Dice (%)"]) > 50
+    assert "1 with truth" in text_of(page)
+
+
 def test_other_priors_than_those_that_predicted_are_told(made, tmp_path):
     prior = SpatialPrior(np.ones((4, 4, 2)), spacing_mm=(3, 3, 10), organ=1)
     prior.save(tmp_path / "models" / "prior_1.nii.gz")
@@ -308,12 +333,14 @@ def test_names_that_are_markup_or_no_text(tmp_path):
         ([".", "--models", "empty"], r"`models` must hold prior_\*.nii.gz, got .*empty"),
         (["twice"], "Priors must be of different organs, got .*prior_2.*prior_1"),
         (["nothing"], "`run` must have predictions, got .*nothing: neither tables nor"),
+        (["table"], r"table/scores.csv must be a table as the bundle writes it, got the row"),
+        (["curve"], r"curve/curve.csv must be a table as the bundle writes it"),
         (["record"], "x_volumes.json` must be a record of a segmentation"),
     ],
 )
 def test_errors_are_a_line_and_leave_nothing(tmp_path, monkeypatch, capsys, given, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("empty", "nothing", "record", "twice"):
+    for name in ("empty", "nothing", "record", "twice", "table", "curve"):
         Path(name).mkdir()
     Path("text.txt").touch()
     Path("empty.json").write_text('{"training": []}', encoding="utf-8")
@@ -321,6 +348,8 @@ def test_errors_are_a_line_and_leave_nothing(tmp_path, monkeypatch, capsys, give
     Path("list.json").write_text("[]", encoding="utf-8")
     write_scan("scan.nii.gz", organ(4), AFFINE)
     write_csv("nothing/scores.csv", ["scan", "organ"], [])
+    write_csv("table/scores.csv", ["scan", "organ", "dice"], [["a", 1, "good"]])
+    write_csv("curve/curve.csv", ["epoch", "loss"], [["first", 1]])
     Path("record/x_volumes.json").write_text("{}", encoding="utf-8")
     Path("record/volumes.csv").touch()
     for number in (1, 2):

@@ -18,7 +18,7 @@ import numpy as np
 from monai.data import MetaTensor
 
 from stipple_monai.data import read_sections, read_volume
-from stipple_monai.errors import DatasetError
+from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.page import Block, Text
 from stipple_monai.prior import SpatialPrior
 from stipple_monai.report.viewer import Placed, make_viewer
@@ -183,7 +183,7 @@ def case_viewers(
                 scroll=which is not None,
                 caption=known.about,
             )
-        except DatasetError as error:
+        except (DatasetError, PositionError) as error:
             blocks.append(Text(f"{case.name}: no picture: {error}", "warning"))
             continue
         blocks.append(viewer)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from monai.data.utils import affine_to_spacing
 
 from stipple_monai.data import read_volume
 from stipple_monai.errors import DatasetError
@@ -20,7 +19,8 @@ from stipple_monai.report.cases import (
     stem_of,
 )
 from stipple_monai.scores import score
-from stipple_monai.volumes import organ_volumes, read_records
+from stipple_monai.sections import on_one_grid, spacing_mm
+from stipple_monai.volumes import first_file, organ_volumes, read_records
 
 SEGMENTATION = "_seg.nii.gz"
 SCORES, POSITIONS = "scores.csv", "positions.csv"
@@ -70,10 +70,8 @@ def collect(run: Path, datalist: Path | None) -> Predictions:
         DatasetError: the datalist or a record cannot be read.
     """
     known = Predictions({})
-    listed: dict[str, Case] = {}
-    for cases in ({} if datalist is None else datalist_cases(datalist)).values():
-        # under its own name, and that which inference gives it
-        listed |= {name: case for case in cases for name in (case.name, stem_of(case.image))}
+    sections = {} if datalist is None else datalist_cases(datalist)
+    listed = [case for cases in sections.values() for case in cases]
     scans: dict[str, Any] = {}
     for name, record in read_records(run).items():
         scans[name] = record["scan"]
@@ -81,14 +79,19 @@ def collect(run: Path, datalist: Path | None) -> Predictions:
     for table in (POSITIONS, SCORES):
         path, by_scan = run / table, {scan: name for name, scan in scans.items()}
         for row in read_csv(path) if path.is_file() else []:
-            name = by_scan.get(row["scan"], stem_of(row["scan"]))
+            try:
+                name = by_scan.get(row["scan"], stem_of(row["scan"]))
+                _add_row(known.found[name, int(row["organ"])], row)
+            except (KeyError, ValueError, TypeError) as error:
+                raise DatasetError(
+                    f"{path} must be a table as the bundle writes it, got the row {row}: {error!r}."
+                ) from error
             scans[name] = row["scan"]
-            _add_row(known.found[name, int(row["organ"])], row)
     files = {p.name.removesuffix(SEGMENTATION): p for p in sorted(run.glob(f"*{SEGMENTATION}"))}
     for name in sorted({*scans, *files}):
-        given = listed.get(name)
+        given = _listed(listed, name, scans.get(name))
         image = scans.get(name) or (given.image if given else None)
-        if image is not None and not Path(image if isinstance(image, str) else image[0]).exists():
+        if image is not None and not Path(first_file(image)).exists():
             known.amiss.append(f"{name}: its scan {image} is not there.")
             image = given.image if given else None
         known.cases[name] = Case(
@@ -99,6 +102,17 @@ def collect(run: Path, datalist: Path | None) -> Predictions:
             {k: f.position_mm for (n, k), f in known.found.items() if n == name and f.position_mm},
         )
     return known
+
+
+def _listed(cases: Sequence[Case], name: str, scan: str | None) -> Case | None:
+    """The case of a datalist that was predicted: of the same file, or else the only one named so.
+
+    A file of that name in another folder may be another patient's, so of several none is taken.
+    """
+    same = [c for c in cases if scan is not None and first_file(c.image) == os.path.abspath(scan)]
+    called = [c for c in cases if name in (c.name, stem_of(c.image))]
+    found = same or called
+    return found[0] if len(found) == 1 else None
 
 
 def _add_record(known: Predictions, name: str, record: Mapping[str, Any]) -> None:
@@ -129,15 +143,12 @@ def measure_cases(known: Predictions, organs: Mapping[int, str]) -> None:
         try:
             predicted = read_volume(case.prediction)
             truth = None if case.truth is None else read_volume(case.truth)
-            if truth is not None and truth.shape != predicted.shape:
-                raise DatasetError(
-                    f"`truth` must have the shape of the prediction, {tuple(predicted.shape)}, got "
-                    f"{tuple(truth.shape)} in {case.truth}."
-                )
+            volumes = on_one_grid(prediction=predicted, truth=truth)
         except DatasetError as error:
             known.amiss.append(f"{name}: {error}")
             continue
-        spacing = affine_to_spacing(predicted.affine).tolist()
+        # in one order of voxels, whatever that of the files is
+        predicted, truth = volumes["prediction"], volumes.get("truth")
         for k, ml in zip(organs, organ_volumes(predicted, organs), strict=True):
             found = known.found[name, k]
             found.predicted_ml = ml
@@ -145,5 +156,5 @@ def measure_cases(known: Predictions, organs: Mapping[int, str]) -> None:
                 continue
             (found.true_ml,) = organ_volumes(truth, [k])
             if math.isnan(found.dice):
-                numbers = score(predicted[0] == k, truth[0] == k, spacing)
+                numbers = score(predicted[0] == k, truth[0] == k, spacing_mm(predicted))
                 found.dice, found.jaccard, found.hd95_mm, found.asd_mm = numbers

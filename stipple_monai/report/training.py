@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 import torch
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
 from stipple_monai.page import Block, Page, Picture, Section, Table, Text
 from stipple_monai.report.cases import Case
@@ -70,10 +71,13 @@ def _curve_blocks(models: Path, folder: Path) -> list[Block]:
     rows = read_csv(path) if path.is_file() else []
     if not rows:
         return [Text(f"There is no {CURVE}: the training wrote none, or ended early.", "warning")]
-    found = {
-        name: {float(row["epoch"]): float(row[name]) for row in rows if row.get(name)}
-        for name in ("loss", "train_dice", "validation_dice")
-    }
+    try:
+        found = {
+            name: {float(row["epoch"]): float(row[name]) for row in rows if row.get(name)}
+            for name in ("loss", "train_dice", "validation_dice")
+        }
+    except (KeyError, ValueError) as error:
+        raise DatasetError(f"{path} must be a table as the bundle writes it: {error!r}.") from error
     blocks: list[Block] = []
     dice = {
         "training slices": found["train_dice"],
