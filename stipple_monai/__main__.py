@@ -21,6 +21,8 @@ from stipple_monai.data_commands import add_data_commands
 from stipple_monai.demo import run_demo
 from stipple_monai.errors import DatasetError, PositionError, PriorError, StudyError
 from stipple_monai.publishing import publish_bundle
+from stipple_monai.report.cases import MOST_PICTURES
+from stipple_monai.report.run import report
 from stipple_monai.segment import segment
 from stipple_monai.self_training import self_train
 from stipple_monai.stages import BUNDLE, progress_only
@@ -183,6 +185,19 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
 
+    page = commands.add_parser(
+        "report", help="one HTML page about a data set, a prior, a training or predictions"
+    )
+    page.add_argument("source", metavar="RUN", type=Path, help="datalist, prior, or a folder")
+    page.add_argument("--out", type=Path, help="….html; else report.html in the folder")
+    page.add_argument("--datalist", type=Path, help="has reference scans and truth")
+    page.add_argument("--models", type=Path, help="folder of the priors, to be drawn")
+    page.add_argument("--labels", nargs="*", default=[], metavar="VALUE=NAME", help="1=pancreas")
+    page.add_argument("--logs", type=Path, help="folder of a training's TensorBoard events")
+    page.add_argument("--pictures", type=int, default=MOST_PICTURES, help="cases with pictures")
+    page.add_argument("--overwrite", action="store_true")
+    page.set_defaults(run=_report)
+
     study = commands.add_parser(
         "study", help="compare methods × label proportions × folds × seeds, and report"
     )
@@ -250,6 +265,14 @@ def _segment(options: argparse.Namespace) -> None:
                 options.inputs, options.out, options=_pairs(options.set), labels=labels, **knobs
             )
         )
+
+
+def _report(options: argparse.Namespace) -> None:
+    names = ("datalist", "models", "logs", "pictures", "overwrite")
+    knobs = {name: getattr(options, name) for name in names}
+    labels = {int(value): str(name) for value, name in _pairs(options.labels).items()}
+    with progress_only():
+        print(report(options.source, options.out, labels=labels, **knobs))
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, Any]:

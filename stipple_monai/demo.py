@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stipple_monai.comparison import dice_table, prior_figure
 from stipple_monai.data import (
     read_datalist,
     read_volume,
@@ -22,7 +23,6 @@ from stipple_monai.files import read_csv, whole_file
 from stipple_monai.pictures import KINDS, draw_comparisons
 from stipple_monai.positioning import measure_position
 from stipple_monai.prior_set import load_priors, prior_path
-from stipple_monai.report import dice_table, prior_figure
 from stipple_monai.stages import BUNDLE, configs_of, progress_only, run_bundle
 
 LABELLED, UNLABELLED, TEST = 3, 4, 6

@@ -11,15 +11,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
+from stipple_monai.colours import organ_colours
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.organ import world_point
 from stipple_monai.prior import SpatialPrior
@@ -48,8 +47,6 @@ from stipple_monai.sections import (
 MAX_PANELS = 10
 """Bins that a figure shows at most."""
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, without black.
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 _LABEL = "#00FFFF"
 _CROSS: dict[str, Any] = {
     "color": "white",
@@ -230,16 +227,14 @@ def overlay_figure(
         sections.append(Section(plane, index, box, spacing_mm(scan)))
     voxels = scan[0].numpy()
     window = window_for([s.of(voxels) for s in sections], window)
-    colours: Sequence[str] = _COLOURS
-    if len(organs) > len(colours):
-        colours = [to_hex(c) for c in matplotlib.colormaps["tab20"](range(20))]
+    colours = organ_colours(len(organs))
     figure, axes = new_figure([sections] * len(rows), width_inches=11.0, extra_inches=1.0)
     for r, (row, drawn) in enumerate(rows.items()):
         axes[r, 0].set_ylabel("prior (line: 0.5)" if row == "prior" else row, size=12)
         for ax, section in zip(axes[r], sections, strict=True):
             draw_image(ax, section, voxels, window)
             for k, weight in enumerate(drawn):
-                colour = colours[k % len(colours)]
+                colour = colours[k]
                 draw_mask(ax, section, weight, colour, alpha=0.5)
                 if row == "prior":
                     style = {"colors": [colour], "linewidths": 1.2}
@@ -249,7 +244,7 @@ def overlay_figure(
                     draw_outline(ax, section, masks["truth"][k], outline)
     for ax, section in zip(axes[0], sections, strict=True):
         ax.set_title(section.plane, size=11)
-    keys = [Patch(color=colours[k % len(colours)], label=n) for k, n in enumerate(organs.values())]
+    keys = [Patch(color=colours[k], label=n) for k, n in enumerate(organs.values())]
     legend(figure, [*keys, outline_key("white", "truth")])
     description = (
         f"Rows: {', '.join(rows)}; columns: axial, coronal and sagittal slice. Organs: "

@@ -8,10 +8,10 @@ from typing import Any
 
 from monai.data import MetaTensor
 
+from stipple_monai.comparison import Kind, best_case_for, comparison_figure
 from stipple_monai.data import read_volume
 from stipple_monai.files import read_csv
 from stipple_monai.prior import SpatialPrior
-from stipple_monai.report import Kind, best_case_for, comparison_figure
 from stipple_monai.transforms.array import PriorAlign
 
 KINDS: dict[Kind, str] = {

@@ -27,7 +27,7 @@ from stipple_monai.files import sha256, whole_file
 
 PACKAGES = (
     *("stipple-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk"),
-    *("pytorch-ignite", "mlflow", "mlflow-skinny"),
+    *("pytorch-ignite", "mlflow", "mlflow-skinny", "pydicom", "highdicom"),
 )
 SAMPLE_BYTES = 65536
 """Read at the beginning and the end of a file; that of a ``.nii.gz`` has a checksum of it all."""

@@ -188,6 +188,10 @@ def _check_scans(items: Sequence[Mapping[str, Any]], out: Path, *, dicom_seg: bo
     for item in items:
         files = [item["image"]] if isinstance(item["image"], str) else item["image"]
         for file in map(Path, files):
+            if not _is_utf_8(str(file)):
+                raise DatasetError(
+                    f"A scan's path must be UTF-8, as the tables are, got {str(file)!r}: rename it."
+                )
             if out == (file if file.is_dir() else file.parent).resolve():
                 raise DatasetError(
                     f"`out` must be another folder than that of the scans, got {out}."
@@ -201,6 +205,14 @@ def _check_scans(items: Sequence[Mapping[str, Any]], out: Path, *, dicom_seg: bo
                     "or give the folder of the series."
                 )
             _check_header(file)
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_header(file: Path) -> None:

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from stipple_monai.colours import ON_WHITE
 from stipple_monai.sections import write_png
 from stipple_monai.statistics import Spread
 
 Line = Mapping[float, Spread]
 """By the value along x, mean and spread in %."""
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#000000",
-    "#8C6D00",
-    "#7F7FBF",
-    "#999999",
-)
-"""Okabe and Ito's, which colour-blind readers can tell apart, and three more."""
 MARKERS = "osD^vPX<>*"
 
 
@@ -45,7 +34,7 @@ def dice_by_proportion(
         path: of the PNG.
         other: likewise, mean and standard deviation in % from the paper; drawn in grey.
     """
-    figure, ax = _plot()
+    figure, ax = new_plot()
     for (name, points), style in zip(other.items(), (":", "--"), strict=False):
         x, values = zip(*sorted(points.items()), strict=True)
         means = [mean for mean, _ in values]
@@ -54,7 +43,7 @@ def dice_by_proportion(
     _draw_lines(ax, {k: {100 * x: s for x, s in v.items()} for k, v in lines.items()})
     ax.set_xlabel("labelled training patients (%)")
     ax.set_ylabel("Dice (%)")
-    _finish(figure, ax, path, "Dice by label proportion, bars: sd between folds.")
+    finish_plot(figure, ax, path, "Dice by label proportion, bars: sd between folds.")
 
 
 def dice_by_bins(
@@ -69,19 +58,19 @@ def dice_by_bins(
         baselines: by the same names, the mean without prior.
         path: of the PNG.
     """
-    figure, ax = _plot()
+    figure, ax = new_plot()
     ticks = sorted({b for line in lines.values() for b in line}, key=_bins_order)
     place = {b: float(i) for i, b in enumerate(ticks)}
     _draw_lines(ax, {k: {place[b]: s for b, s in v.items()} for k, v in lines.items()})
     for index, name in enumerate(lines):
         if name in baselines:
-            colour = COLOURS[index % len(COLOURS)]
+            colour = ON_WHITE[index % len(ON_WHITE)]
             label = f"baseline, {name}"
             ax.axhline(baselines[name], color=colour, ls=":", lw=1.3, label=label)
     ax.set_xticks(list(place.values()), ["Δz" if b == "all" else b for b in ticks])
     ax.set_xlabel("bins along z, B (Δz: every slice of its own)")
     ax.set_ylabel("Dice (%)")
-    _finish(figure, ax, path, "Dice by number of bins, bars: sd between folds.")
+    finish_plot(figure, ax, path, "Dice by number of bins, bars: sd between folds.")
 
 
 def learning_curves(
@@ -97,17 +86,17 @@ def learning_curves(
         path: of the PNG.
         measure: name of the y-axis.
     """
-    figure, ax = _plot()
+    figure, ax = new_plot()
     for index, (name, epochs) in enumerate(curves.items()):
         x = sorted(epochs)
         values = [epochs[epoch] for epoch in x]
-        colour = COLOURS[index % len(COLOURS)]
+        colour = ON_WHITE[index % len(ON_WHITE)]
         ax.plot(x, [np.mean(v) for v in values], color=colour, lw=1.6, label=name)
         low, high = [min(v) for v in values], [max(v) for v in values]
         ax.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     ax.set_xlabel("epoch")
     ax.set_ylabel(measure)
-    _finish(figure, ax, path, f"{measure} by epoch, shaded: range over folds and seeds.")
+    finish_plot(figure, ax, path, f"{measure} by epoch, shaded: range over folds and seeds.")
 
 
 def loss_by_position_error(
@@ -119,7 +108,7 @@ def loss_by_position_error(
         points: by name of a proportion, position error in mm and Dice lost in points.
         path: of the PNG.
     """
-    figure, ax = _plot()
+    figure, ax = new_plot()
     for index, (name, pairs) in enumerate(points.items()):
         x, y = zip(*pairs, strict=True)
         ax.scatter(
@@ -127,17 +116,18 @@ def loss_by_position_error(
             y,
             s=22,
             marker=MARKERS[index % len(MARKERS)],
-            color=COLOURS[index % len(COLOURS)],
+            color=ON_WHITE[index % len(ON_WHITE)],
             alpha=0.75,
             label=name,
         )
     ax.axhline(0, color="#888888", lw=0.8)
     ax.set_xlabel("distance of the prior from the true position (mm)")
     ax.set_ylabel("Dice at the true position − located (points)")
-    _finish(figure, ax, path, "Dice lost by distance from the true position, a point a case.")
+    finish_plot(figure, ax, path, "Dice lost by distance from the true position, a point a case.")
 
 
-def _plot() -> tuple[Figure, Axes]:
+def new_plot() -> tuple[Figure, Axes]:
+    """An empty plot."""
     figure = Figure(figsize=(8.0, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
@@ -155,7 +145,7 @@ def _draw_lines(ax: Axes, lines: Mapping[str, Line]) -> None:
             np.array(x) + aside,
             [s.mean for s in spreads],
             yerr=[0.0 if np.isnan(s.sd) else s.sd for s in spreads],
-            color=COLOURS[index % len(COLOURS)],
+            color=ON_WHITE[index % len(ON_WHITE)],
             marker=MARKERS[index % len(MARKERS)],
             ms=5,
             lw=1.6,
@@ -168,9 +158,20 @@ def _bins_order(bins: str) -> float:
     return float("inf") if bins == "all" else float(bins)
 
 
-def _finish(figure: Figure, ax: Axes, path: str | os.PathLike[str], description: str) -> None:
+def finish_plot(
+    figure: Figure,
+    ax: Axes,
+    path: str | os.PathLike[str],
+    description: str,
+    *,
+    legend: Literal["right", "above"] = "right",
+) -> None:
+    """Write a plot with its legend, and its description in the file."""
     ax.grid(alpha=0.25)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
-    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if legend == "above":
+        ax.legend(fontsize=10, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+    else:
+        ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     write_png(figure, path, description)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from stipple_monai import paper
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_csv, whole_file
+from stipple_monai.files import read_csv
+from stipple_monai.page import Lines, Page, Picture, Section, write_page
 from stipple_monai.study_figures import (
     dice_by_bins,
     dice_by_proportion,
@@ -22,7 +20,6 @@ from stipple_monai.study_tables import (
     TITLES,
     Results,
     Row,
-    Table,
     comparison_table,
     dice_table,
     measures_table,
@@ -46,30 +43,6 @@ RIVALS = (
     "patch_3d_prior",
     "stipple",
 )
-
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:62rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin:2.2rem 0 .4rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}th{border-bottom:2px solid #888;font-weight:600}
-.note,figcaption,.lead{color:#555;font-size:.88rem}img{max-width:100%;height:auto}
-figure{margin:1rem 0}@media print{body{margin:0}h2{break-after:avoid}figure,tr{break-inside:avoid}}
-"""
-
-
-class Picture(NamedTuple):
-    """A PNG for the report.
-
-    Attributes:
-        title: heading.
-        path: of the PNG.
-        caption: what is seen, and why this case.
-    """
-
-    title: str
-    path: Path
-    caption: str
 
 
 def write_report(
@@ -121,14 +94,13 @@ def write_report(
     figures = _figures(results, optional["curves"], folder / "figures")
     lead = _lead(rows, results, dataset)
     said = not_won(results)
-    markdown = _markdown(folder, title, [lead, *notes], said, shown, [*figures, *pictures])
-    for name, text in (
-        ("report.md", markdown),
-        ("report.html", _html(title, [lead, *notes], said, shown, [*figures, *pictures])),
-    ):
-        with whole_file(folder / name) as part:
-            part.write_text(text, encoding="utf-8")
-    return folder / "report.html"
+    content = [Section("Where STIPPLE did not win", [Lines(said)])] if said else []
+    content += [Section(table.title, [table._replace(title="")]) for table in shown]
+    content += [
+        Section(picture.title, [picture._replace(title="", alt=picture.alt or picture.title)])
+        for picture in (*figures, *pictures)
+    ]
+    return write_page(folder / "report.html", Page(title, [lead, *notes], content, links=[DOI]))
 
 
 def _lead(rows: Sequence[Row], results: Results, dataset: str) -> str:
@@ -240,63 +212,3 @@ def _position_points(results: Results) -> dict[str, list[tuple[float, float]]]:
         if pairs:
             points[f"{proportion:.0%}"] = pairs
     return points
-
-
-def _markdown(
-    folder: Path,
-    title: str,
-    notes: Sequence[str],
-    said: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Sequence[Picture],
-) -> str:
-    parts = [f"# {title}", *notes]
-    if said:
-        parts += ["## Where STIPPLE did not win", "\n".join(f"- {line}" for line in said)]
-    for table in tables:
-        lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
-        text = "\n".join("| " + " | ".join(c.replace("|", r"\|") for c in x) + " |" for x in lines)
-        parts += [f"## {table.title}", text, table.note]
-    for picture in pictures:
-        link = picture.path.relative_to(folder).as_posix()
-        parts += [f"## {picture.title}", f"![{picture.title}]({link})", picture.caption]
-    return "\n\n".join(parts) + "\n"
-
-
-def _html(
-    title: str,
-    notes: Sequence[str],
-    said: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Sequence[Picture],
-) -> str:
-    def text(content: str) -> str:
-        return html.escape(content).replace(DOI, f'<a href="{DOI}">{DOI}</a>')
-
-    parts = [f"<h1>{text(title)}</h1>", *(f'<p class="lead">{text(note)}</p>' for note in notes)]
-    if said:
-        items = "".join(f"<li>{text(line)}</li>" for line in said)
-        parts.append(f"<h2>Where STIPPLE did not win</h2><ul>{items}</ul>")
-    for table in tables:
-        head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in table.header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>"
-            for row in table.rows
-        )
-        parts.append(
-            f'<h2>{text(table.title)}</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-            f'<tbody>{body}</tbody></table></div><p class="note">{text(table.note)}</p>'
-        )
-    for picture in pictures:
-        data = base64.b64encode(picture.path.read_bytes()).decode()
-        parts.append(
-            f"<h2>{text(picture.title)}</h2><figure>"
-            f'<img alt="{text(picture.title)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{text(picture.caption)}</figcaption></figure>"
-        )
-    head = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{_STYLE}</style></head>"
-    )
-    return head + "<body>" + "\n".join(parts) + "</body></html>\n"

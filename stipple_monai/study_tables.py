@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from stipple_monai import paper
+from stipple_monai.page import Table
 from stipple_monai.statistics import Comparison, Spread, between_folds, compare_paired
 
 Row = Mapping[str, str]
@@ -44,15 +44,6 @@ POSITIONS = (
     "stipple_true_position",
 )
 DASH = "–"
-
-
-class Table(NamedTuple):
-    """A table of text; the first column is left-aligned, the others are right-aligned."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
 
 
 class Results:

@@ -146,6 +146,7 @@ def test_equal_file_names_are_told_apart(tmp_path, model):
         ("nan.nii.gz", "`image` must be finite, got 1 .*nan.nii.gz"),
         ("series.nii.gz", "`image` must .*series.nii.gz"),
         ("same", "Scans must have names of their own"),
+        ("\udcff.nii.gz", r"A scan's path must be UTF-8, as the tables are, got '.*udcff.nii.gz"),
     ],
 )
 def test_bad_inputs_end_with_one_line(tmp_path, model, capsys, given, message):
@@ -169,6 +170,7 @@ def test_bad_inputs_end_with_one_line(tmp_path, model, capsys, given, message):
     nib.save(nib.Nifti1Image(holes, AFFINE), tmp_path / "nan.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((*SHAPE, 3), np.int16), AFFINE), tmp_path / "series.nii.gz")
     (tmp_path / "same").mkdir()
+    shutil.copy(tmp_path / "whole.nii.gz", tmp_path / "\udcff.nii.gz")
     scans(tmp_path / "same", "x.nii", "x.nii.gz")
     out = tmp_path / "out"
     overlay, models = str(model["overlays"][0]), str(model["models"])
@@ -275,6 +277,7 @@ def test_results_lie_on_the_scans_grid(tmp_path, model, name):
         assert nib.load(seg).get_data_dtype() == np.uint8
         assert voxels(prob).shape == (*mask.shape, 2)
         np.testing.assert_array_equal(voxels(prob)[..., 1] > 0.5, mask)
+        np.testing.assert_allclose(voxels(prob).sum(-1), 1, atol=1e-5)
 
 
 # DICOM
@@ -291,6 +294,16 @@ def test_dicom_seg_and_nifti_agree(tmp_path, model, turned):
     np.testing.assert_array_equal(np.asarray(nifti.dataobj), mask)
     seg = voxels_of_seg(tmp_path / "out" / "ct_seg.dcm", nifti.affine, mask.shape)
     np.testing.assert_array_equal(seg, mask)
+    # the same scan as NIfTI has the same volume, position in RAS and confidence
+    write_scan(tmp_path / "ct.nii.gz", mask, affine)
+    segment([tmp_path / "ct.nii.gz"], tmp_path / "again", probabilities=True, **model)
+    ((series,), (file,)) = (
+        json.loads((tmp_path / folder / "ct_volumes.json").read_text())["organs"]
+        for folder in ("out", "again")
+    )
+    assert file["volume_ml"] == series["volume_ml"]
+    assert file["position_mm"] == pytest.approx(series["position_mm"], abs=1e-2)
+    assert file["confidence"] == pytest.approx(series["confidence"], abs=1e-4)
 
 
 @pytest.mark.skipif(not CHAOS.is_dir(), reason="needs the CHAOS CT series in ../shared/data/dicom")

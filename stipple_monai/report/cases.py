@@ -1,0 +1,198 @@
+"""Cases of a report: their volumes, which of them are shown, and their viewers.
+
+Of cases with scores, the worst, the one at the lower median and the best can be scrolled through;
+equal ones are taken in the order of their names. The others show the slices that matter (see
+:mod:`stipple_monai.report.viewer`), worst first, until :data:`MOST_PICTURES` cases are shown.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+
+from stipple_monai.data import read_sections, read_volume
+from stipple_monai.errors import DatasetError, PositionError
+from stipple_monai.page import Block, Text
+from stipple_monai.prior import SpatialPrior
+from stipple_monai.report.viewer import Placed, make_viewer
+from stipple_monai.transforms import LoadScand
+from stipple_monai.volumes import first_file, label_names, unique_names
+
+MOST_PICTURES = 20
+"""Cases with pictures, by default."""
+
+WORDS = ("worst", "median", "best")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan and what belongs to it.
+
+    Attributes:
+        name: of the case, unique in its report.
+        image: file, files of one channel each, or the folder of a DICOM series.
+        truth: label map.
+        prediction: label map.
+        positions: where the prior was, RAS mm, by organ; absent where unknown.
+        about: of the case, in its caption.
+    """
+
+    name: str
+    image: Any = None
+    truth: str | None = None
+    prediction: Path | None = None
+    positions: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    about: str = ""
+
+
+def read_scan(image: Any) -> MetaTensor:
+    """Read a scan, the first channel of several, from NIfTI or the folder of a DICOM series.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    path = Path(first_file(image))
+    if not path.is_dir():
+        return read_volume(path)
+    return LoadScand(keys="image", ensure_channel_first=True)({"image": str(path)})["image"][:1]
+
+
+def datalist_cases(path: str | Path) -> dict[str, list[Case]]:
+    """The cases of a datalist by section; names are files' names, with folders where equal."""
+    sections = read_sections(path)
+    images = [first_file(item["image"]) for items in sections.values() for item in items]
+    names = dict(zip(images, unique_names(images), strict=True))
+    return {
+        section: [
+            Case(
+                names[first_file(item["image"])],
+                item["image"],
+                item.get("label") or item.get("truth"),
+            )
+            for item in items
+        ]
+        for section, items in sections.items()
+    }
+
+
+def stem_of(image: Any) -> str:
+    """A scan's file name without ``.nii.gz``."""
+    return Path(first_file(image)).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def organ_names(
+    given: Mapping[int, str] | None, datalist: str | Path | None, values: Iterable[int] = ()
+) -> dict[int, str]:
+    """Names of organs by label value.
+
+    They are those given, or of the datalist, or of the ``dataset.json`` beside it, or numbers.
+    """
+    names = dict(given or {})
+    if not names and datalist is not None:
+        # a split may have lost what the data set's own list says
+        whole = Path(datalist).with_name("dataset.json")
+        names = label_names(datalist) or (label_names(whole) if whole.is_file() else {})
+    names = {k: name for k, name in sorted(names.items()) if k not in (0, 255)}
+    return names or {k: f"organ {k}" for k in sorted(values)}
+
+
+def label_values(labels: Iterable[str | Path]) -> set[int]:
+    """The values of label maps, without 0 and 255; a map that cannot be read has none."""
+    found: set[int] = set()
+    for label in labels:
+        try:
+            found |= {int(v) for v in np.unique(read_volume(label).numpy())}
+        except DatasetError:
+            continue
+    return found - {0, 255}
+
+
+def choose(scores: Mapping[str, float], words: Sequence[str] = WORDS) -> dict[str, str]:
+    """The cases that can be scrolled through: name and which it is.
+
+    Args:
+        scores: by case; NaN where there is none.
+        words: for the lowest, the lower median and the highest score.
+
+    Example:
+        >>> choose({"a": 0.5, "b": 0.9, "c": 0.1, "d": float("nan")})
+        {'c': 'worst', 'a': 'median', 'b': 'best'}
+        >>> choose({"a": 0.5})
+        {'a': 'only'}
+    """
+    order = [name for _, name in sorted((s, n) for n, s in scores.items() if not math.isnan(s))]
+    if len(order) < 2:
+        return dict.fromkeys(order, "only")
+    chosen = {order[0]: words[0]}
+    chosen.setdefault(order[(len(order) - 1) // 2], words[1])
+    return {**chosen, order[-1]: words[2]}
+
+
+def case_viewers(
+    cases: Sequence[Case],
+    chosen: Mapping[str, str],
+    folder: Path,
+    *,
+    organs: Mapping[int, str],
+    priors: Mapping[int, SpatialPrior] | None = None,
+    most: int = MOST_PICTURES,
+    prepare: Callable[[Case, MetaTensor | None], Case] | None = None,
+) -> list[Block]:
+    """Viewers of the chosen cases and of others, in their order.
+
+    Args:
+        cases: what is shown, the chosen ones first.
+        chosen: see :func:`choose`.
+        folder: for the still pictures.
+        organs: names by label value.
+        priors: by organ; drawn where the organ's position is known.
+        most: cases that are shown.
+        prepare: gives a case its positions, from its truth.
+    """
+    order = [c for name in chosen for c in cases if c.name == name]
+    order += [c for c in cases if c.name not in chosen]
+    blocks: list[Block] = []
+    for number, case in enumerate(order[:most]):
+        if case.image is None:
+            blocks.append(Text(f"{case.name}: no picture, its scan is not known.", "warning"))
+            continue
+        which = chosen.get(case.name)
+        title = f"{case.name} ({which})" if which else case.name
+        try:
+            truth = None if case.truth is None else read_volume(case.truth)
+            known = case if prepare is None else prepare(case, truth)
+            viewer = make_viewer(
+                read_scan(known.image),
+                folder / f"case_{number:02d}_{_safe(case.name)}.png",
+                title=title,
+                organs=organs,
+                truth=truth,
+                prediction=None if case.prediction is None else read_volume(case.prediction),
+                placed={
+                    k: Placed(point, (priors or {}).get(k))
+                    for k, point in known.positions.items()
+                    if k in organs
+                },
+                scroll=which is not None,
+                caption=known.about,
+            )
+        except (DatasetError, PositionError) as error:
+            blocks.append(Text(f"{case.name}: no picture: {error}", "warning"))
+            continue
+        blocks.append(viewer)
+    if len(order) > most:
+        rest = f"{len(order) - most} further cases have no picture (--pictures)."
+        blocks.append(Text(rest, "lead"))
+    return blocks
+
+
+def _safe(name: str) -> str:
+    """A name as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:60]

@@ -1,0 +1,232 @@
+"""The report of a folder of predictions: scores, volumes, positions and the cases that matter."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import sha256
+from stipple_monai.page import Block, Lines, Page, Picture, Section, Table, Text
+from stipple_monai.prior import SpatialPrior
+from stipple_monai.report.cases import (
+    MOST_PICTURES,
+    WORDS,
+    Case,
+    case_viewers,
+    choose,
+    label_values,
+    organ_names,
+)
+from stipple_monai.report.plots import histogram
+from stipple_monai.report.provenance import settings_blocks, versions_table
+from stipple_monai.report.results import Predictions, collect, measure_cases
+from stipple_monai.sections import CONVENTION
+
+HEADER = [
+    *("case", "organ", "Dice (%)", "Jaccard (%)", "HD95 (mm)", "ASD (mm)"),
+    *("predicted volume (ml)", "true volume (ml)"),
+    *("position R (mm)", "position A (mm)", "position S (mm)", "position error (mm)"),
+    *("confidence (0–1)", "time (s)"),
+]
+NOTE = (
+    "HD95: 95th percentile of the Hausdorff distance; ASD: average symmetric surface distance. "
+    "An empty cell: not measured, or undefined, as distances are where nothing is predicted. "
+    "Position: where the prior was put, RAS; its error: the distance from where the truth has it. "
+    "Time: network, positioning and fusion."
+)
+
+
+_MEASURES = (
+    ("dice", "the mean Dice of their organs", WORDS),
+    (
+        "confidence",
+        "the mean confidence of their positions (there is no Dice)",
+        ("least confident", "median confidence", "most confident"),
+    ),
+    (
+        "predicted_ml",
+        "the predicted volume (there is neither Dice nor confidence)",
+        ("smallest", "median", "largest"),
+    ),
+)
+_RULE = (
+    "The first, the one at the lower median and the last can be scrolled through; the others show "
+    "the slices that matter. Each plane shows the slice with most of all organs of the truth "
+    "(without truth, of the prediction); “largest error”: most voxels that only truth or "
+    "prediction has."
+)
+
+
+def predictions_page(
+    run: Path,
+    folder: Path,
+    *,
+    labels: Mapping[int, str] | None = None,
+    datalist: Path | None = None,
+    priors: Mapping[int, SpatialPrior] | None = None,
+    most: int = MOST_PICTURES,
+) -> Page:
+    """Report on the results of ``segment`` or of the bundle's inference.
+
+    Args:
+        run: folder of the results.
+        folder: for the pictures.
+        labels: names by label value.
+        datalist: that has the truth, and the scans where the results do not name them.
+        priors: of the models that predicted.
+        most: cases with pictures.
+
+    Raises:
+        DatasetError: there are no predictions.
+    """
+    known = collect(run, datalist)
+    if not known.cases:
+        raise DatasetError(f"`run` must have predictions, got {run}: neither tables nor *_seg.")
+    values = {organ for _, organ in known.found}
+    values = values or label_values(c.prediction for c in known.cases.values() if c.prediction)
+    organs = organ_names(labels or known.names, datalist, values)
+    measure_cases(known, organs)
+    missing = [*known.amiss, *_missing(run, known, datalist, priors)]
+    ranks, words, rule = _ranks(known, organs)
+    chosen = choose(ranks, words)
+    ordered = sorted(known.cases.values(), key=lambda c: (_last(ranks.get(c.name)), c.name))
+    shown = [replace(c, about=_about(c, known, organs)) for c in ordered]
+    pictures = case_viewers(shown, chosen, folder, organs=organs, priors=priors, most=most)
+    lead = [
+        f"{len(known.cases)} scans, {sum(c.truth is not None for c in shown)} with truth. "
+        f"Organs: {', '.join(organs.values()) or 'none'}. {_summary(known, organs)}",
+        f"{CONVENTION} Positions and sizes are in mm, RAS. For research, not for diagnosis.",
+    ]
+    kept = [run / name for name in ("settings.json", "provenance.json")]
+    content = [
+        *([Section("What is missing", [Lines(missing)])] if missing else []),
+        Section("Every case", [Table("", HEADER, _rows(known, ordered, organs), NOTE)]),
+        Section("Cases", [Text(rule, "lead"), *pictures]),
+        Section("Distributions", _histograms(known, organs, folder)),
+        Section("Settings and versions", [*settings_blocks(kept), versions_table()]),
+    ]
+    return Page(f"Predictions {run.parent.name}/{run.name}", lead, content)
+
+
+def _missing(
+    run: Path,
+    known: Predictions,
+    datalist: Path | None,
+    priors: Mapping[int, SpatialPrior] | None,
+) -> list[str]:
+    said = []
+    if all(c.truth is None for c in known.cases.values()):
+        where = "was given (--datalist)" if datalist is None else f"in {datalist} has it"
+        said.append(f"No truth: no datalist {where}.")
+    if not any(f.position_mm for f in known.found.values()):
+        said.append("No positions: a network without prior, or its table was moved away.")
+    elif not priors:
+        said.append("No prior contours: no folder of priors was given (--models).")
+    return said
+
+
+def check_models(run: Path, models: Path | None) -> list[str]:
+    """Say which priors are others than those that ``segment`` recorded."""
+    settings = run / "settings.json"
+    if models is None or not settings.is_file():
+        return []
+    recorded = json.loads(settings.read_text(encoding="utf-8")).get("models", {})
+    found = sorted(models.glob("prior_*.nii.gz"))
+    other = [p.name for p in found if recorded.get(p.name, "") != sha256(p)]
+    return [f"{name} is another than that which the predictions were made with." for name in other]
+
+
+def _ranks(
+    known: Predictions, organs: Mapping[int, str]
+) -> tuple[dict[str, float], Sequence[str], str]:
+    """What cases are ordered by, lowest first, the words for the chosen, and the rule."""
+    for measure, said, words in _MEASURES:
+        ranks = {
+            name: _mean(getattr(known.found[name, k], measure) for k in organs)
+            for name in known.cases
+        }
+        if any(not math.isnan(v) for v in ranks.values()):
+            return ranks, words, f"Ordered by {said}, lowest first. {_RULE}"
+    return {}, WORDS, "Nothing to order the cases by."
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    finite = [v for v in numbers if not math.isnan(v)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def _last(value: float | None) -> float:
+    return math.inf if value is None or math.isnan(value) else value
+
+
+def _about(case: Case, known: Predictions, organs: Mapping[int, str]) -> str:
+    parts = []
+    for k, name in organs.items():
+        found = known.found[case.name, k]
+        numbers = [
+            *([] if math.isnan(found.dice) else [f"Dice {100 * found.dice:.1f} %"]),
+            f"{found.predicted_ml:.1f} ml predicted",
+            *([] if math.isnan(found.true_ml) else [f"{found.true_ml:.1f} ml true"]),
+            *([] if math.isnan(found.confidence) else [f"confidence {found.confidence:.2f}"]),
+        ]
+        error = found.position_error_mm
+        numbers += [] if math.isnan(error) else [f"position {error:.1f} mm off"]
+        parts.append(f"{name}: {', '.join(numbers)}")
+    return "; ".join(parts) + "."
+
+
+def _summary(known: Predictions, organs: Mapping[int, str]) -> str:
+    said = []
+    for k, name in organs.items():
+        values = [known.found[case, k].dice for case in known.cases]
+        finite = [100 * v for v in values if not math.isnan(v)]
+        if finite:
+            sd = f" ± {np.std(finite, ddof=1):.1f}" if len(finite) > 1 else ""
+            said.append(f"{name} {np.mean(finite):.1f}{sd} % (n = {len(finite)})")
+    return f"Dice, mean ± standard deviation over scans: {'; '.join(said)}." if said else ""
+
+
+def _rows(known: Predictions, cases: Sequence[Case], organs: Mapping[int, str]) -> list[list[str]]:
+    def text(value: float, digits: int = 1, factor: float = 1) -> str:
+        return "" if math.isnan(value) else f"{factor * value:.{digits}f}"
+
+    rows = []
+    for name in (case.name for case in cases):
+        for k, organ in organs.items():
+            f = known.found[name, k]
+            point = [math.nan] * 3 if f.position_mm is None else f.position_mm
+            rows.append(
+                [
+                    *(name, organ, text(f.dice, factor=100), text(f.jaccard, factor=100)),
+                    *(text(f.hd95_mm), text(f.asd_mm), text(f.predicted_ml), text(f.true_ml)),
+                    *(text(v) for v in point),
+                    *(text(f.position_error_mm), text(f.confidence, 2), text(f.seconds, 2)),
+                ]
+            )
+    return rows
+
+
+def _histograms(known: Predictions, organs: Mapping[int, str], folder: Path) -> list[Block]:
+    blocks: list[Block] = []
+    for measure, title, axis, factor in (
+        ("dice", "Dice", "Dice (%)", 100.0),
+        ("hd95_mm", "Surface distance", "HD95 (mm)", 1.0),
+        ("predicted_ml", "Predicted volume", "volume (ml)", 1.0),
+        ("position_error_mm", "Position error", "position error (mm)", 1.0),
+        ("confidence", "Confidence", "confidence (0–1)", 1.0),
+    ):
+        values = {
+            organ: [factor * getattr(known.found[name, k], measure) for name in known.cases]
+            for k, organ in organs.items()
+        }
+        path = folder / f"histogram_{measure}.png"
+        alt = histogram(values, path, measure=axis)
+        if alt is not None:
+            blocks.append(Picture(title, path, "A count of cases.", alt, small=True))
+    return blocks or [Text("Too few cases for histograms.", "lead")]

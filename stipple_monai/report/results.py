@@ -1,0 +1,160 @@
+"""What a folder of predictions holds: its tables, its label maps, and the truth beside them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stipple_monai.data import read_volume
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import read_csv
+from stipple_monai.report.cases import (
+    Case,
+    datalist_cases,
+    stem_of,
+)
+from stipple_monai.scores import score
+from stipple_monai.sections import on_one_grid, spacing_mm
+from stipple_monai.volumes import first_file, organ_volumes, read_records
+
+SEGMENTATION = "_seg.nii.gz"
+SCORES, POSITIONS = "scores.csv", "positions.csv"
+
+
+@dataclass
+class Found:
+    """What is known of a case's organ."""
+
+    dice: float = math.nan
+    jaccard: float = math.nan
+    hd95_mm: float = math.nan
+    asd_mm: float = math.nan
+    predicted_ml: float = math.nan
+    true_ml: float = math.nan
+    position_mm: Sequence[float] | None = None
+    position_error_mm: float = math.nan
+    confidence: float = math.nan
+    seconds: float = math.nan
+
+
+@dataclass
+class Predictions:
+    """A folder's cases, what was measured of each organ, and what was amiss on the way."""
+
+    cases: dict[str, Case]
+    found: dict[tuple[str, int], Found] = field(default_factory=lambda: defaultdict(Found))
+    amiss: list[str] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+
+
+def is_prediction_set(folder: Path) -> bool:
+    """Whether a folder looks like that of an inference."""
+    if any((folder / name).is_file() for name in (SCORES, POSITIONS, "volumes.csv")):
+        return True
+    return next(folder.glob(f"*{SEGMENTATION}"), None) is not None
+
+
+def collect(run: Path, datalist: Path | None) -> Predictions:
+    """Find the cases of a folder and what its tables say of them.
+
+    Args:
+        run: written by ``segment`` or by the bundle's inference.
+        datalist: with the truth, and the scans where no table names them.
+
+    Raises:
+        DatasetError: the datalist or a record cannot be read.
+    """
+    known = Predictions({})
+    sections = {} if datalist is None else datalist_cases(datalist)
+    listed = [case for cases in sections.values() for case in cases]
+    scans: dict[str, Any] = {}
+    for name, record in read_records(run).items():
+        scans[name] = record["scan"]
+        _add_record(known, name, record)
+    for table in (POSITIONS, SCORES):
+        path, by_scan = run / table, {scan: name for name, scan in scans.items()}
+        for row in read_csv(path) if path.is_file() else []:
+            try:
+                name = by_scan.get(row["scan"], stem_of(row["scan"]))
+                _add_row(known.found[name, int(row["organ"])], row)
+            except (KeyError, ValueError, TypeError) as error:
+                raise DatasetError(
+                    f"{path} must be a table as the bundle writes it, got the row {row}: {error!r}."
+                ) from error
+            scans[name] = row["scan"]
+    files = {p.name.removesuffix(SEGMENTATION): p for p in sorted(run.glob(f"*{SEGMENTATION}"))}
+    for name in sorted({*scans, *files}):
+        given = _listed(listed, name, scans.get(name))
+        image = scans.get(name) or (given.image if given else None)
+        if image is not None and not Path(first_file(image)).exists():
+            known.amiss.append(f"{name}: its scan {image} is not there.")
+            image = given.image if given else None
+        known.cases[name] = Case(
+            name,
+            image,
+            given.truth if given else None,
+            files.get(name),
+            {k: f.position_mm for (n, k), f in known.found.items() if n == name and f.position_mm},
+        )
+    return known
+
+
+def _listed(cases: Sequence[Case], name: str, scan: str | None) -> Case | None:
+    """The case of a datalist that was predicted: of the same file, or else the only one named so.
+
+    A file of that name in another folder may be another patient's, so of several none is taken.
+    """
+    same = [c for c in cases if scan is not None and first_file(c.image) == os.path.abspath(scan)]
+    called = [c for c in cases if name in (c.name, stem_of(c.image))]
+    found = same or called
+    return found[0] if len(found) == 1 else None
+
+
+def _add_record(known: Predictions, name: str, record: Mapping[str, Any]) -> None:
+    for row in record["organs"]:
+        found = known.found[name, int(row["organ"])]
+        found.predicted_ml = float(row["volume_ml"])
+        found.position_mm = row["position_mm"]
+        found.confidence = math.nan if row["confidence"] is None else float(row["confidence"])
+        known.names[int(row["organ"])] = str(row["name"])
+
+
+def _add_row(found: Found, row: Mapping[str, str]) -> None:
+    for name in ("dice", "jaccard", "hd95_mm", "asd_mm", "position_error_mm", "confidence"):
+        if row.get(name):
+            setattr(found, name, float(row[name]))
+    if row.get("seconds"):
+        found.seconds = float(row["seconds"])
+    if row.get("r_mm"):
+        found.position_mm = [float(row[axis]) for axis in ("r_mm", "a_mm", "s_mm")]
+
+
+def measure_cases(known: Predictions, organs: Mapping[int, str]) -> None:
+    """Volumes and, where the truth is known and no table has them, scores."""
+    for name, case in known.cases.items():
+        if case.prediction is None:
+            known.amiss.append(f"{name}: its prediction {name}{SEGMENTATION} is not there.")
+            continue
+        try:
+            predicted = read_volume(case.prediction)
+            truth = None if case.truth is None else read_volume(case.truth)
+            volumes = on_one_grid(prediction=predicted, truth=truth)
+        except DatasetError as error:
+            known.amiss.append(f"{name}: {error}")
+            continue
+        # in one order of voxels, whatever that of the files is
+        predicted, truth = volumes["prediction"], volumes.get("truth")
+        for k, ml in zip(organs, organ_volumes(predicted, organs), strict=True):
+            found = known.found[name, k]
+            found.predicted_ml = ml
+            if truth is None:
+                continue
+            (found.true_ml,) = organ_volumes(truth, [k])
+            if math.isnan(found.dice):
+                numbers = score(predicted[0] == k, truth[0] == k, spacing_mm(predicted))
+                found.dice, found.jaccard, found.hd95_mm, found.asd_mm = numbers
