@@ -1,9 +1,10 @@
 """What a run was made with, so that its weights and scores can be traced back.
 
-A *record* is a JSON file beside the weights or scores: the settings, the command, the seed,
-versions of the packages, git revisions, and a *fingerprint* of each list of scans. It names no
-scan: a fingerprint is a checksum of the files' sizes, beginnings and ends, whatever they are called
-and wherever they lie. Paths among the settings and in the command are not left out.
+A *record* is a JSON file beside the weights or scores: the settings, the seed, versions of the
+packages, git revisions, and a *fingerprint* of each list of scans. It has no time and no command:
+a run that was interrupted leaves the same. It names no scan: a fingerprint is a checksum of the
+files' sizes, beginnings and ends, whatever they are called and wherever they lie. Paths among the
+settings are not left out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -79,7 +79,6 @@ class RunRecord:
     def content(self) -> dict[str, Any]:
         """What the record says."""
         return {
-            "command": sys.argv,
             "seed": self.seed,
             "versions": versions(),
             "git": {
@@ -94,7 +93,7 @@ class RunRecord:
     def parameters(self) -> dict[str, str]:
         """The record but for the settings, in one level, as MLflow takes parameters."""
         content = self.content()
-        del content["config"], content["command"]
+        del content["config"]
         return dict(_flat(content))
 
     def _settings(self) -> dict[str, Any]:

@@ -30,6 +30,8 @@ LARGEST_FILE_BYTES = 25 * 1024**2
 SETTLED = ("prior", "train", "inference")
 """The configs into which overlays and knobs are written."""
 
+_FOLDERS = ("models_dir", "output_dir")
+
 
 def publish_bundle(
     out: str | Path,
@@ -94,29 +96,15 @@ def publish_bundle(
     return out
 
 
-def large_file_entry(path: Path, *, root: Path, url: str) -> dict[str, str]:
-    """A file as ``large_files.yml`` lists it, for MONAI's ``download_large_files``.
-
-    Args:
-        path: the file.
-        root: folder of the bundle.
-        url: of the folder that has the bundle's files.
-    """
-    name = path.relative_to(root).as_posix()
-    return {
-        "path": name,
-        "url": f"{url.rstrip('/')}/{name}",
-        "hash_val": sha256(path),
-        "hash_type": "sha256",
-    }
-
-
 def _settled(
     configs: Path, name: str, overlays: Sequence[str | Path], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A config with its overlays and knobs merged; knobs that it does not have are left out."""
     parser = ConfigParser()
-    parser.read_config([str(config_path(configs, n)) for n in (name, *overlays)])
+    base = config_path(configs, name)
+    parser.read_config([str(base), *(str(config_path(configs, overlay)) for overlay in overlays)])
+    # an overlay's folders of its own keep networks apart; here is only one
+    parser.update({k: v for k, v in parser.load_config_file(base).items() if k in _FOLDERS})
     known = {key: value for key, value in options.items() if key.partition("#")[0] in parser}
     parser.update(known)
     return {key: value for key, value in parser.get().items() if key != "_meta_"}
@@ -126,7 +114,16 @@ def _leave_out_large_files(root: Path, url: str, largest: int) -> None:
     large = [p for p in sorted(root.rglob("*")) if p.is_file() and p.stat().st_size > largest]
     if not large:
         return
-    entries = [large_file_entry(path, root=root, url=url) for path in large]
+    # what MONAI's `download_large_files` reads
+    entries = [
+        {
+            "path": (name := path.relative_to(root).as_posix()),
+            "url": f"{url.rstrip('/')}/{name}",
+            "hash_val": sha256(path),
+            "hash_type": "sha256",
+        }
+        for path in large
+    ]
     text = yaml.safe_dump({"large_files": entries}, sort_keys=False)
     (root / "large_files.yml").write_text(text, encoding="utf-8")
     for path in large:

@@ -335,6 +335,18 @@ def test_command_publishes_with_an_overlay(runs, tmp_path, capsys):
     assert settled["channels"] == [16, 32, 64, 128]
 
 
+def test_overlays_folders_are_not_those_of_the_published_bundle(runs, tmp_path):
+    models = {"models": runs.root / "models", "overlays": ["attention_unet"]}
+    out = publish_bundle(tmp_path / "one", **models)
+    settled = yaml.safe_load((out / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+    assert settled["models_dir"] == "$@bundle_root + '/models'"
+    assert settled["output_dir"] == "$@bundle_root + '/eval'"
+    assert settled["backbone"]["_target_"] == "AttentionUnet"
+    out = publish_bundle(tmp_path / "two", **models, options={"output_dir": "/results"})
+    settled = yaml.safe_load((out / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+    assert settled["output_dir"] == "/results"
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
