@@ -225,6 +225,20 @@ def test_scans_of_one_patient_are_kept_together(tmp_path):
     assert "a" not in (one["patient"], three["patient"])
 
 
+def test_a_damaged_series_is_refused_and_the_others_are_read(tmp_path):
+    for name in ("torn", "two", "whole"):
+        write_series(tmp_path / "src" / name, organ()[0])
+    (tmp_path / "src" / "torn" / "003.dcm").write_bytes(b"")
+    write_series(tmp_path / "second", organ()[0])
+    for path in (tmp_path / "second").iterdir():
+        path.rename(tmp_path / "src" / "two" / f"second_{path.name}")
+    with pytest.raises(DatasetError, match=r"2 of 3 that are refused, torn: .*003\.dcm"):
+        quiet(tmp_path / "src", tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "imagesTs").iterdir()] == ["whole.nii.gz"]
+    reasons = {c["name"]: c.get("reason", "") for c in report(tmp_path / "out")["cases"]}
+    assert "must hold one DICOM series, got 2" in reasons["two"]
+
+
 def test_nnunet_and_its_channels(tmp_path):
     image, label = organ()
     root = tmp_path / "Dataset001_Two"
