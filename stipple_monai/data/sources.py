@@ -184,7 +184,7 @@ def _dicom(root: Path, labels: Path | None) -> Source:
             by_series.setdefault(referenced_series(path) or "", []).append(path)
     cases = []
     for name, folder in zip(names, folders, strict=True):
-        beside = _named(labels, name) if labels else _ground(folder)
+        beside = _named(labels, name) if labels else _ground(folder, root)
         if not beside and by_series:
             beside = by_series.get(_series_uid(folder), [])
         if len(beside) > 1:
@@ -278,13 +278,7 @@ def _require_own(case: Case, root: Path, labels: Path) -> None:
             require_inside(inner, where)
 
 
-_FINDERS: dict[Layout, Any] = {
-    "pancreas-ct": _pancreas_ct,
-    "dicom": _dicom,
-    "nifti": _nifti,
-    "nnunet": _nnunet,
-    "msd": _msd,
-}
+_FINDERS = dict(zip(LAYOUTS, (_pancreas_ct, _dicom, _nifti, _nnunet, _msd), strict=True))
 
 
 def _modality(content: Mapping[str, Any]) -> dict[str, str]:
@@ -322,14 +316,17 @@ def _named(labels: Path, name: str) -> list[Path]:
     return [
         path
         for path in listed(labels)
-        if (path.name.endswith(_VOLUMES) and name in (_stem(path), _key(path)))
+        if (
+            path.name.endswith(_VOLUMES) and name.casefold() in (_stem(path).casefold(), _key(path))
+        )
         or (path.is_dir() and path.name == name and _pictures(path))
     ]
 
 
-def _ground(folder: Path) -> list[Path]:
+def _ground(folder: Path, root: Path) -> list[Path]:
     """Folders of pictures beside a series; of several the one that CHAOS calls ``Ground``."""
-    found = [path for path in listed(folder.parent) if path != folder and _pictures(path)]
+    beside = [] if folder == root else listed(folder.parent)
+    found = [path for path in beside if path != folder and _pictures(path)]
     return [path for path in found if path.name == "Ground"] or found
 
 
