@@ -145,6 +145,10 @@ def _split(options: argparse.Namespace) -> None:
         raise ValueError(
             f"`split` must be given one of {', '.join(ways)}, got {sum(ways.values())}."
         )
+    if (options.proportions or options.stratify) and not ways["--folds"]:
+        raise ValueError("`--proportions` and `--stratify` must be given with --folds.")
+    if options.nnunet is not None and not (ways["--folds"] or ways["--from-nnunet"]):
+        raise ValueError("`--nnunet` must be given with --folds or --from-nnunet.")
     items = read_datalist(options.datalist, options.section)
     if options.fold is not None:
         free = read_datalist(options.datalist, "unlabelled", optional=True)
@@ -173,7 +177,7 @@ def _split(options: argparse.Namespace) -> None:
         if options.nnunet is not None:
             write_nnunet_splits(options.nnunet, items)
     content = read_content(options.datalist)
-    kept = {key: content[key] for key in ("labels", "modality") if key in content}
+    kept: dict[str, Any] = {k: content[k] for k in ("labels", "modality") if k in content}
     write_datalist(options.out, sections, metadata=kept)
     print(", ".join(f"{name}: {len(items)}" for name, items in sections.items()))
 

@@ -198,6 +198,8 @@ def test_the_command(datalist, tmp_path, capsys):
         ([], "one of --labelled and --test, --folds, --from-nnunet, --fold, got 0"),
         (["--folds", "2", "--fold", "1"], "got 2"),
         (["--labelled", "2"], "got 0"),
+        (["--fold", "0", "--stratify", "age"], "`--stratify` must be given with --folds"),
+        (["--fold", "0", "--nnunet", "x.json"], "with --folds or --from-nnunet"),
         (["--folds", "2", "--stratify", "age"], "`strata` must have every labelled image"),
         (["--folds", "2", "--stratify", "volume:x"], "labels from 0 to 255, got x"),
     ],
