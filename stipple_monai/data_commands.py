@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.data.checks import read_volume
-from stipple_monai.data.datalist import Item, read_datalist, split_datalist, write_datalist
+from stipple_monai.data.datalist import (
+    Item,
+    read_content,
+    read_datalist,
+    read_sections,
+    split_datalist,
+    write_datalist,
+)
 from stipple_monai.data.dataset_check import COLUMNS, check_dataset, table_text
 from stipple_monai.data.folds import (
     assign_folds,
@@ -138,8 +145,14 @@ def _split(options: argparse.Namespace) -> None:
         raise ValueError(
             f"`split` must be given one of {', '.join(ways)}, got {sum(ways.values())}."
         )
+    if (options.proportions or options.stratify) and not ways["--folds"]:
+        raise ValueError("`--proportions` and `--stratify` must be given with --folds.")
+    if options.nnunet is not None and not (ways["--folds"] or ways["--from-nnunet"]):
+        raise ValueError("`--nnunet` must be given with --folds or --from-nnunet.")
     items = read_datalist(options.datalist, options.section)
     if options.fold is not None:
+        free = read_datalist(options.datalist, "unlabelled", optional=True)
+        items += free if options.section != "unlabelled" else []
         sections = fold_sections(items, fold=options.fold, proportion=options.proportion)
     elif ways["--labelled and --test"]:
         sections = split_datalist(
@@ -160,10 +173,12 @@ def _split(options: argparse.Namespace) -> None:
                 proportions=options.proportions,
                 strata=_strata(items, options.stratify) if options.stratify else None,
             )
-        sections = {options.section: items}
+        sections = {**read_sections(options.datalist), options.section: items}
         if options.nnunet is not None:
             write_nnunet_splits(options.nnunet, items)
-    write_datalist(options.out, sections)
+    content = read_content(options.datalist)
+    kept: dict[str, Any] = {k: content[k] for k in ("labels", "modality") if k in content}
+    write_datalist(options.out, sections, metadata=kept)
     print(", ".join(f"{name}: {len(items)}" for name, items in sections.items()))
 
 

@@ -167,7 +167,9 @@ def datalist(tmp_path):
         for file in (item["image"], item["label"]):
             (tmp_path / file).touch()
         item["sex"] = "FM"[number % 2]
-    (tmp_path / "dataset.json").write_text(json.dumps({"training": items}), encoding="utf-8")
+    (tmp_path / "free.nii.gz").touch()
+    content = {"training": items, "unlabelled": [{"image": "free.nii.gz"}], "labels": {"1": "x"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return tmp_path / "dataset.json"
 
 
@@ -176,14 +178,15 @@ def test_the_command(datalist, tmp_path, capsys):
     arguments = ["split", str(datalist), str(out), "--folds", "3", "--seed", "7"]
     arguments += ["--proportions", "0.25", "1", "--stratify", "sex", "--nnunet", str(splits)]
     assert main(arguments) == 0
-    assert capsys.readouterr().out == "training: 12\n"
+    assert capsys.readouterr().out == "training: 12, unlabelled: 1\n"
+    assert json.loads(out.read_text(encoding="utf-8"))["labels"] == {"1": "x"}
     # MONAI reads it as it is
     items = load_decathlon_datalist(out, True, "training")
     for fold in range(3):
         assert sorted(i["sex"] for i in items if i["fold"] == fold) == ["F", "F", "M", "M"]
     one = tmp_path / "fold1.json"
     assert main(["split", str(out), str(one), "--fold", "1", "--proportion", "0.25"]) == 0
-    assert capsys.readouterr().out == "training: 2, unlabelled: 6, test: 4\n"
+    assert capsys.readouterr().out == "training: 2, unlabelled: 7, test: 4\n"
     again = tmp_path / "again.json"
     assert main(["split", str(datalist), str(again), "--from-nnunet", str(splits)]) == 0
     assert folds_of(read_datalist(again, "training")) == folds_of(items)
@@ -195,6 +198,8 @@ def test_the_command(datalist, tmp_path, capsys):
         ([], "one of --labelled and --test, --folds, --from-nnunet, --fold, got 0"),
         (["--folds", "2", "--fold", "1"], "got 2"),
         (["--labelled", "2"], "got 0"),
+        (["--fold", "0", "--stratify", "age"], "`--stratify` must be given with --folds"),
+        (["--fold", "0", "--nnunet", "x.json"], "with --folds or --from-nnunet"),
         (["--folds", "2", "--stratify", "age"], "`strata` must have every labelled image"),
         (["--folds", "2", "--stratify", "volume:x"], "labels from 0 to 255, got x"),
     ],

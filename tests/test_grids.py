@@ -1,5 +1,6 @@
 """Grids: which are provably the same, and what becomes of the label's voxels."""
 
+import gzip
 import itertools
 
 import itk
@@ -119,9 +120,26 @@ def saved(path, *, array=None, affine=None, unit="mm"):
     nib.save(image, path)
 
 
+def huge(path):
+    header = nib.Nifti1Header()
+    header.set_data_shape((32000, 32000, 30000))
+    header.set_data_dtype(np.int16)
+    start = header.binaryblock + bytes(104)
+    path.write_bytes(gzip.compress(start) if path.suffix == ".gz" else start)
+
+
+def cut_short(path):
+    saved(path, affine=np.diag([2.0, 2, 2, 1]))
+    path.write_bytes(path.read_bytes()[:-12])
+
+
 @pytest.mark.parametrize(
     ("name", "make", "match"),
     [
+        ("a.nii", huge, "whole NIfTI file"),
+        ("a.nii.gz", huge, "whole NIfTI file"),
+        ("a.nii", cut_short, "whole NIfTI file"),
+        ("a.nii.gz", cut_short, "whole NIfTI file"),
         ("a.nii", lambda p: None, "a file that exists, got"),
         ("a.txt", lambda p: p.write_text("x", encoding="utf-8"), "a file of .nii, .* convert it"),
         ("a.nii.gz", lambda p: p.write_bytes(b""), "a whole NIfTI file, got"),

@@ -225,6 +225,20 @@ def test_scans_of_one_patient_are_kept_together(tmp_path):
     assert "a" not in (one["patient"], three["patient"])
 
 
+def test_a_damaged_series_is_refused_and_the_others_are_read(tmp_path):
+    for name in ("torn", "two", "whole"):
+        write_series(tmp_path / "src" / name, organ()[0])
+    (tmp_path / "src" / "torn" / "003.dcm").write_bytes(b"")
+    write_series(tmp_path / "second", organ()[0])
+    for path in (tmp_path / "second").iterdir():
+        path.rename(tmp_path / "src" / "two" / f"second_{path.name}")
+    with pytest.raises(DatasetError, match=r"2 of 3 that are refused, torn: .*003\.dcm"):
+        quiet(tmp_path / "src", tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "imagesTs").iterdir()] == ["whole.nii.gz"]
+    reasons = {c["name"]: c.get("reason", "") for c in report(tmp_path / "out")["cases"]}
+    assert "must hold one DICOM series, got 2" in reasons["two"]
+
+
 def test_nnunet_and_its_channels(tmp_path):
     image, label = organ()
     root = tmp_path / "Dataset001_Two"
@@ -298,6 +312,30 @@ def test_a_scan_with_nan_is_refused(pairs, tmp_path):
         DatasetError, match=r"`image` must be finite, got NaN or infinity in .*img1"
     ):
         quiet(pairs, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [
+        np.array([[0, -1.8, 0.4, 9], [1.8, 0, 0, -70], [0, 0.5, 3, 1000], [0, 0, 0, 1.0]]),
+        np.array([[2.0, 0, 0, 0], [0, 2, 1.1, 0], [0, 0, 3, 0], [0, 0, 0, 1]]),
+        np.diag([2.0, -2, -3, 1]),
+    ],
+    ids=["oblique", "tilted gantry", "reversed"],
+)
+def test_any_grid_is_kept_as_it_is(tmp_path, affine):
+    image, label = organ()
+    save(tmp_path / "src" / "a_ct.nii.gz", image, affine)
+    # the label is stored with its slices the other way round
+    turn = np.diag([1.0, 1, -1, 1])
+    turn[2, 3] = SHAPE[2] - 1
+    save(tmp_path / "src" / "a_seg.nii.gz", label[..., ::-1], affine @ turn)
+    (item,) = read_sections(quiet(tmp_path / "src", tmp_path / "out"))["training"]
+    for key, expected in (("image", image), ("label", label)):
+        file = nib.load(item[key])
+        np.testing.assert_array_equal(np.asarray(file.dataobj), expected)
+        np.testing.assert_allclose(file.affine, affine, atol=1e-5)
+        assert file.header.get_xyzt_units()[0] == "mm"
 
 
 def test_a_second_run_changes_nothing(pairs, tmp_path):

@@ -303,7 +303,29 @@ def test_equal_names_are_told_apart(tmp_path):
     assert names == {f"{UID}.1", f"{UID}.2"}
 
 
+def test_names_that_would_be_written_over_each_other_are_refused(nnunet):
+    for channel in range(2):
+        path = nnunet / "imagesTs" / f"liver_3_{channel:04d}.nii.gz"
+        path.rename(path.with_name(f"Liver_1_{channel:04d}.nii.gz"))
+    with pytest.raises(DatasetError, match=r"names of their own, got .*liver_1_.* and .*Liver_1_"):
+        find_cases(nnunet)
+
+
+def test_names_have_no_ending(tmp_path):
+    (tmp_path / "a.b.nrrd").touch()
+    assert [case.name for case in find_cases(tmp_path).cases] == ["a.b"]
+
+
+def test_a_damaged_series_is_found_and_refused_later(tmp_path):
+    series(tmp_path / "whole")
+    series(tmp_path / "torn")
+    (tmp_path / "torn" / "001.dcm").write_bytes(b"")
+    assert {case.name for case in find_cases(tmp_path).cases} == {"whole", "torn"}
+
+
 def test_paths_are_given_as_they_are(tmp_path, monkeypatch):
     series(tmp_path / "ct")
     monkeypatch.chdir(tmp_path)
     assert find_cases(Path("ct")).cases[0].images == (Path("ct"),)
+    monkeypatch.chdir(tmp_path / "ct")
+    assert find_cases(".").cases[0].name == "ct"

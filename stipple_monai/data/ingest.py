@@ -121,8 +121,8 @@ def _begin(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
         for name in (_DATALIST, QA_JSON, QA_MARKDOWN, _SETTINGS):
             (out / name).unlink(missing_ok=True)
         for record in listed(out / _RECORDS):
-            for written in _read(record)["files"]:
-                (out / written).unlink(missing_ok=True)
+            for part in ("imagesTr", "labelsTr", "imagesTs"):
+                (out / part / f"{record.stem}.nii.gz").unlink(missing_ok=True)
             record.unlink()
     write_json(path, settings)
 
@@ -173,7 +173,7 @@ def _datalist(
     kinds = {record["image"]["modality"] for record in usable}
     modality = found.modality or {"0": (kinds.pop() if len(kinds) == 1 else None) or "unknown"}
     return {
-        "name": Path(found.root).name,
+        "name": found.root.resolve().name,
         "description": f"stipple_monai ingest of the layout {found.layout}",
         "tensorImageSize": "3D",
         "modality": modality,

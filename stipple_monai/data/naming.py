@@ -34,7 +34,7 @@ def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
         first, second = [str(paths[i]) for i in twice][:2]
         raise DatasetError(
             f"Scans must have names of their own, got {first} and {second}, whose results would "
-            "have the same: rename one, or segment them into folders of their own."
+            "have the same: rename one, or write them into folders of their own."
         )
     return names
 

@@ -8,7 +8,7 @@ is read: paths and links that lead out of it are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -116,8 +116,16 @@ def find_cases(
             f"`source` must hold scans in the layout {layout!r}, got none in {root}: choose "
             f"another with --layout, of {', '.join(LAYOUTS)}."
         )
+    names: dict[str, Case] = {}
     for case in found.cases:
         _require_own(case, root, beside or root)
+        # file systems that ignore case would write one over the other
+        first = names.setdefault(case.name.casefold(), case)
+        if first is not case:
+            raise DatasetError(
+                f"Cases must have names of their own, got {first.images[0]} and {case.images[0]}: "
+                "rename one."
+            )
     return found
 
 
@@ -128,7 +136,7 @@ def _detect(root: Path) -> Layout:
     if "dataset.json" in files:
         return "msd"
     folders = [path for path in root.iterdir() if path.is_dir()]
-    if any(_TCIA.fullmatch(path.name) for path in (root, *folders)):
+    if any(_TCIA.fullmatch(path.name) for path in (root.resolve(), *folders)):
         return "pancreas-ct"
     inner = [root, *(root / name for name in _IMAGE_FOLDERS if name in files)]
     if any(path.name.endswith(_VOLUMES) for folder in inner for path in listed(folder)):
@@ -142,7 +150,7 @@ def _pancreas_ct(root: Path, labels: Path | None) -> Source:
     for folder in folders_below(root):
         number = next((m[1] for p in folder.parts[::-1] if (m := _TCIA.fullmatch(p))), None)
         if number is not None:
-            series.setdefault(number, []).extend([folder] if image_files(folder) else [])
+            series.setdefault(number, []).extend([folder] if _holds_series(folder) else [])
     known = {
         m[1]: path
         for path in files_below(labels or root)
@@ -164,7 +172,7 @@ def _pancreas_ct(root: Path, labels: Path | None) -> Source:
 
 def _dicom(root: Path, labels: Path | None) -> Source:
     """Folders that hold one series each, and labels beside them or in a folder of their own."""
-    folders = [folder for folder in folders_below(root) if image_files(folder)]
+    folders = [folder for folder in folders_below(root) if _holds_series(folder)]
     names = _series_names(root, folders)
     if labels is not None and len(folders) == 1 and (labels.is_file() or _pictures(labels)):
         return Source(root, "dicom", [Case(names[0], (folders[0],), labels)])
@@ -176,9 +184,9 @@ def _dicom(root: Path, labels: Path | None) -> Source:
             by_series.setdefault(referenced_series(path) or "", []).append(path)
     cases = []
     for name, folder in zip(names, folders, strict=True):
-        beside = _named(labels, name) if labels else _ground(folder)
+        beside = _named(labels, name) if labels else _ground(folder, root)
         if not beside and by_series:
-            beside = by_series.get(open_series(folder).uid, [])
+            beside = by_series.get(_series_uid(folder), [])
         if len(beside) > 1:
             raise DatasetError(
                 f"A series must have one label, got {', '.join(map(str, beside[:3]))} for {folder}:"
@@ -206,7 +214,7 @@ def _nifti(root: Path, labels: Path | None) -> Source:
                 f"A scan must have one label, got {first} and {path}: rename one, or give a "
                 "dataset.json."
             )
-    names = unique_names(volumes)
+    names = unique_names([path.with_name(_stem(path)) for path in volumes])
     cases = [
         Case(name, (path,), by_key.pop(_key(path), None))
         for path, name in zip(volumes, names, strict=True)
@@ -233,11 +241,8 @@ def _nnunet(root: Path, labels: Path | None) -> Source:
                 cases.append(Case(name, images, test=True))
             else:
                 cases.append(Case(name, images, known.get(name)))
-    modality = content.get("channel_names") or content.get("modality") or {}
     named = label_names(root / "dataset.json") if content else {}
-    return Source(
-        root, "nnunet", cases, skipped, named, {str(k): str(v) for k, v in modality.items()}
-    )
+    return Source(root, "nnunet", cases, skipped, named, _modality(content))
 
 
 def _msd(root: Path, labels: Path | None) -> Source:
@@ -255,15 +260,12 @@ def _msd(root: Path, labels: Path | None) -> Source:
             files = [item["image"], *([item["label"]] if item.get("label") else [])]
             image, *label = (root / str(file) for file in files)
             cases.append((image, label[0] if label else None, section == "test"))
-    names = unique_names([image for image, _, _ in cases])
-    listed = [
+    names = unique_names([image.with_name(_stem(image)) for image, _, _ in cases])
+    named = [
         Case(name, (image,), label, test)
         for name, (image, label, test) in zip(names, cases, strict=True)
     ]
-    modality = content.get("modality") or {}
-    return Source(
-        root, "msd", listed, (), label_names(path), {str(k): str(v) for k, v in modality.items()}
-    )
+    return Source(root, "msd", named, (), label_names(path), _modality(content))
 
 
 def _require_own(case: Case, root: Path, labels: Path) -> None:
@@ -276,20 +278,34 @@ def _require_own(case: Case, root: Path, labels: Path) -> None:
             require_inside(inner, where)
 
 
-_FINDERS: dict[Layout, Any] = {
-    "pancreas-ct": _pancreas_ct,
-    "dicom": _dicom,
-    "nifti": _nifti,
-    "nnunet": _nnunet,
-    "msd": _msd,
-}
+_FINDERS = dict(zip(LAYOUTS, (_pancreas_ct, _dicom, _nifti, _nnunet, _msd), strict=True))
+
+
+def _modality(content: Mapping[str, Any]) -> dict[str, str]:
+    found = content.get("channel_names") or content.get("modality")
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
+def _holds_series(folder: Path) -> bool:
+    """Whether there are DICOM images; damaged ones are told of when the case is read."""
+    try:
+        return bool(image_files(folder))
+    except DatasetError:
+        return True
+
+
+def _series_uid(folder: Path) -> str:
+    try:
+        return open_series(folder).uid
+    except DatasetError:
+        return "damaged"
 
 
 def _series_names(root: Path, folders: Sequence[Path]) -> list[str]:
     """Names by the parts of the paths that are no UIDs and tell the series apart."""
     parts = [[p for p in f.relative_to(root).parts if not _UID.fullmatch(p)] for f in folders]
     shared = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
-    names = ["_".join(p for p in part if p not in shared) or root.name for part in parts]
+    names = ["_".join(p for p in part if p not in shared) or root.resolve().name for part in parts]
     if len({name.casefold() for name in names}) == len(names):
         return names
     return unique_names(folders)
@@ -300,14 +316,17 @@ def _named(labels: Path, name: str) -> list[Path]:
     return [
         path
         for path in listed(labels)
-        if (path.name.endswith(_VOLUMES) and name in (_stem(path), _key(path)))
+        if (
+            path.name.endswith(_VOLUMES) and name.casefold() in (_stem(path).casefold(), _key(path))
+        )
         or (path.is_dir() and path.name == name and _pictures(path))
     ]
 
 
-def _ground(folder: Path) -> list[Path]:
+def _ground(folder: Path, root: Path) -> list[Path]:
     """Folders of pictures beside a series; of several the one that CHAOS calls ``Ground``."""
-    found = [path for path in listed(folder.parent) if path != folder and _pictures(path)]
+    beside = [] if folder == root else listed(folder.parent)
+    found = [path for path in beside if path != folder and _pictures(path)]
     return [path for path in found if path.name == "Ground"] or found
 
 
