@@ -24,6 +24,8 @@ extensions = [
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 
+# Blocks without a language are commands.
+highlight_language = "text"
 # What docstrings put in single backquotes are names.
 default_role = "literal"
 autodoc_member_order = "bysource"

@@ -101,7 +101,9 @@ def scanned(scale, spacing, rotation=None, shape=None):
 
 def rotation(**degrees):
     axes = "".join(degrees)
-    return Rotation.from_euler(axes, list(degrees.values()), degrees=True).as_matrix()
+    turn = Rotation.from_euler(axes, list(degrees.values()), degrees=True)
+    # of one angle in a list, older SciPy makes a stack of one matrix
+    return turn.as_matrix().reshape(3, 3)
 
 
 SAME = [(4, 6, 5), (6, 4, 3), (2, 6, 5), (6, 2, 1)]
