@@ -3,12 +3,14 @@
 import csv
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
 from pathlib import Path
 
 import monai.bundle
+import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 from monai.inferers import SlidingWindowInferer
+from nbclient import NotebookClient
 
 from stipple_monai import PriorDrivenInferer, PriorDrivenNet, SpatialPrior, load_priors
 from stipple_monai.data import write_datalist, write_phantom
@@ -126,6 +129,24 @@ def test_mri(scans, monkeypatch):
     # a value means nothing by itself
     greatest = [image.max() for image in images]
     assert max(greatest) > 1.5 * min(greatest)
+
+
+def test_notebook(tmp_path, monkeypatch):
+    """Every cell runs in its order; there are pictures, and the fused prediction is better."""
+    notebook = nbformat.read(EXAMPLES / "stipple.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    path = [str(EXAMPLES.parent), str(EXAMPLES), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in code for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    printed = "".join(output.get("text", "") for output in outputs)
+    alone, fused = map(float, re.search(r"alone: ([\d.]+), fused: ([\d.]+)", printed).groups())
+    assert 0.3 < alone < fused
+    located = float(re.search(r"located: ([\d.]+) mm", printed)[1])
+    assert located < float(re.search(r"centre of the prediction: ([\d.]+) mm", printed)[1])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
