@@ -26,6 +26,7 @@ from stipple_monai.data import write_datalist, write_phantom
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = ("plain_pytorch", "supervised_trainer", "lightning_module", "several_organs", "mri")
 ZOO = EXAMPLES / "model_zoo"
+README = EXAMPLES / "README.md"
 TRAINING, INFERENCE = ZOO / "stipple.yaml", ZOO / "stipple_inference.yaml"
 BUNDLES = {"like_spleen_ct_segmentation": 1, "like_wholeBody_ct_segmentation": 11}
 TINY = "--spacing-mm 8 8 8 --patch 24 24 16 --epochs 8"
@@ -165,7 +166,7 @@ def test_commands_of_the_docstring_are_understood(name, monkeypatch):
 
 
 def test_every_example_is_in_the_table():
-    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    table = README.read_text(encoding="utf-8")
     linked = set(re.findall(r"\]\(([\w/.]+)\)", table))
     shown = {path.name for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]}
     assert shown <= linked
@@ -289,6 +290,29 @@ def test_weights_of_the_bare_bundle_load(bundle):
     network.load_state_dict(bundle.bare)
     for key, value in network.network.state_dict().items():
         assert torch.equal(value.cpu(), bundle.bare[key])
+
+
+def test_steps_in_one_list_are_taken_apart_as_the_readme_says(bundle, tmp_path):
+    """The same patches as with ``+``, by the README's lines, on the list as a whole."""
+    overlay = read(TRAINING)
+    measured = overlay.pop("+train#deterministic_transforms")
+    placed = overlay.pop("+train#random_transforms")
+    (lines,) = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    plain = bundle.parser("train").get_parsed_content("train#deterministic_transforms")
+    lines = yaml.safe_load(lines.replace(":6", f":{len(plain)}").replace("6:", f"{len(plain)}:"))
+    path = tmp_path / "overlay.yaml"
+    content = {**overlay, "measured": measured, "placed": placed, **lines}
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    patches = []
+    for file in (TRAINING, path):
+        dataset = bundle.parser("train", file).get_parsed_content("train#dataset")
+        dataset.transform.set_random_state(3)
+        drawn = dataset[0]
+        patches.append(drawn if isinstance(drawn, list) else [drawn])
+    for one, other in zip(*patches, strict=True):
+        assert one.keys() == other.keys()
+        assert one["image"].shape[0] == 1 + bundle.organs
+        torch.testing.assert_close(one["image"].as_tensor(), other["image"].as_tensor())
 
 
 def read(path):
