@@ -1,6 +1,6 @@
 """STIPPLE in PyTorch Lightning (``pip install lightning``).
 
-On generated scans (four minutes on two CPU cores), or on yours (a datalist, see scans.py):
+On generated scans (a quarter of a minute on a CPU core), or on yours (a datalist, see scans.py):
 
     python examples/lightning_module.py
     python examples/lightning_module.py --datalist split.json --organs 1 --patch 96 96 64 \

@@ -1,11 +1,11 @@
 """MRI: thick slices, a 2D network, and no Hounsfield units.
 
-On generated scans (six minutes on two CPU cores), or on real ones, such as CHAOS T2-SPIR:
+On generated scans (two minutes on a CPU core), or on real ones, such as CHAOS T2-SPIR:
 
     python examples/mri.py
     python -m stipple_monai split chaos/dataset.json split.json --labelled 4 --test 4
     python examples/mri.py --datalist split.json --organs 1 2 3 4 --spacing-mm 2 2 0 \
-        --patch 160 160 1 --epochs 300
+        --patch 160 160 1 --epochs 100
 
 What differs from CT: intensities are scaled by each scan's own percentiles, and axial slices keep
 their thickness, as in the paper. The prior does not care about the modality.

@@ -1,6 +1,6 @@
 """STIPPLE in a plain PyTorch loop with MONAI's transforms.
 
-On generated scans (four minutes on two CPU cores), or on yours (a datalist, see scans.py):
+On generated scans (a quarter of a minute on a CPU core), or on yours (a datalist, see scans.py):
 
     python examples/plain_pytorch.py
     python examples/plain_pytorch.py --datalist split.json --organs 1 --patch 96 96 64 \

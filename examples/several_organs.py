@@ -1,6 +1,6 @@
 """Several organs with one softmax, located together, written as label maps on the scans' grids.
 
-On generated scans (six minutes on two CPU cores: liver, spleen and both kidneys of the phantom),
+On generated scans (a minute on a CPU core: liver, spleen and both kidneys of the phantom),
 or on yours (a datalist, see scans.py):
 
     python examples/several_organs.py

@@ -1,6 +1,6 @@
 """STIPPLE with MONAI's engines: ``SupervisedTrainer``, ``SupervisedEvaluator`` and handlers.
 
-On generated scans (five minutes on two CPU cores), or on yours (a datalist, see scans.py):
+On generated scans (a minute on a CPU core), or on yours (a datalist, see scans.py):
 
     python examples/supervised_trainer.py
     python examples/supervised_trainer.py --datalist split.json --organs 1 --patch 96 96 64 \

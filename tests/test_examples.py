@@ -3,12 +3,14 @@
 import csv
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
 from pathlib import Path
 
 import monai.bundle
+import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 from monai.inferers import SlidingWindowInferer
+from nbclient import NotebookClient
 
 from stipple_monai import PriorDrivenInferer, PriorDrivenNet, SpatialPrior, load_priors
 from stipple_monai.data import write_datalist, write_phantom
@@ -23,6 +26,7 @@ from stipple_monai.data import write_datalist, write_phantom
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = ("plain_pytorch", "supervised_trainer", "lightning_module", "several_organs", "mri")
 ZOO = EXAMPLES / "model_zoo"
+README = EXAMPLES / "README.md"
 TRAINING, INFERENCE = ZOO / "stipple.yaml", ZOO / "stipple_inference.yaml"
 BUNDLES = {"like_spleen_ct_segmentation": 1, "like_wholeBody_ct_segmentation": 11}
 TINY = "--spacing-mm 8 8 8 --patch 24 24 16 --epochs 8"
@@ -128,6 +132,24 @@ def test_mri(scans, monkeypatch):
     assert max(greatest) > 1.5 * min(greatest)
 
 
+def test_notebook(tmp_path, monkeypatch):
+    """Every cell runs in its order; there are pictures, and the fused prediction is better."""
+    notebook = nbformat.read(EXAMPLES / "stipple.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    path = [str(EXAMPLES.parent), str(EXAMPLES), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in code for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    printed = "".join(output.get("text", "") for output in outputs)
+    alone, fused = map(float, re.search(r"alone: ([\d.]+), fused: ([\d.]+)", printed).groups())
+    assert 0.3 < alone < fused
+    located = float(re.search(r"located: ([\d.]+) mm", printed)[1])
+    assert located < float(re.search(r"centre of the prediction: ([\d.]+) mm", printed)[1])
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_commands_of_the_docstring_are_understood(name, monkeypatch):
     scans_module = load("scans", monkeypatch)
@@ -144,7 +166,7 @@ def test_commands_of_the_docstring_are_understood(name, monkeypatch):
 
 
 def test_every_example_is_in_the_table():
-    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    table = README.read_text(encoding="utf-8")
     linked = set(re.findall(r"\]\(([\w/.]+)\)", table))
     shown = {path.name for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]}
     assert shown <= linked
@@ -268,6 +290,29 @@ def test_weights_of_the_bare_bundle_load(bundle):
     network.load_state_dict(bundle.bare)
     for key, value in network.network.state_dict().items():
         assert torch.equal(value.cpu(), bundle.bare[key])
+
+
+def test_steps_in_one_list_are_taken_apart_as_the_readme_says(bundle, tmp_path):
+    """The same patches as with ``+``, by the README's lines, on the list as a whole."""
+    overlay = read(TRAINING)
+    measured = overlay.pop("+train#deterministic_transforms")
+    placed = overlay.pop("+train#random_transforms")
+    (lines,) = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    plain = bundle.parser("train").get_parsed_content("train#deterministic_transforms")
+    lines = yaml.safe_load(lines.replace(":6", f":{len(plain)}").replace("6:", f"{len(plain)}:"))
+    path = tmp_path / "overlay.yaml"
+    content = {**overlay, "measured": measured, "placed": placed, **lines}
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    patches = []
+    for file in (TRAINING, path):
+        dataset = bundle.parser("train", file).get_parsed_content("train#dataset")
+        dataset.transform.set_random_state(3)
+        drawn = dataset[0]
+        patches.append(drawn if isinstance(drawn, list) else [drawn])
+    for one, other in zip(*patches, strict=True):
+        assert one.keys() == other.keys()
+        assert one["image"].shape[0] == 1 + bundle.organs
+        torch.testing.assert_close(one["image"].as_tensor(), other["image"].as_tensor())
 
 
 def read(path):

@@ -321,7 +321,7 @@ def test_load_scan_is_monais_loader_with_its_aliases(tmp_path):
     np.testing.assert_array_equal(read["image"], expected["image"])
     np.testing.assert_array_equal(read["image"].affine, expected["image"].affine)
     twin = pickle.loads(pickle.dumps(transforms.LoadScand("image", ensure_channel_first=True)))
-    assert_same(twin(data), transforms.LoadScand("image", ensure_channel_first=True)(data))
+    np.testing.assert_array_equal(twin(data)["image"], read["image"])
     (tmp_path / "a.nii.gz").write_bytes(b"cut")
     with pytest.raises(DatasetError, match=r"`image` must be a scan .*a\.nii\.gz"):
         transforms.LoadScand("image")(data)
