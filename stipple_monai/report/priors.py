@@ -18,11 +18,11 @@ from stipple_monai.report.cases import Case, read_scan
 
 HEADER = [
     *("organ", "name", "file", "cases", "centre", "bins", "bin height (mm)", "size R × A × S (mm)"),
-    *("voxel R × A × S (mm)", "highest probability", "mean (ml)"),
+    *("voxel R × A × S (mm)", "highest probability (0–1)", "mean volume (ml)"),
     *("offset R (mm)", "offset A (mm)", "offset S (mm)"),
 ]
 NOTE = (
-    "Mean (ml): the sum of the probabilities, which is the organ's mean volume. Offset: of the "
+    "Mean volume: the sum of the probabilities, which is the organ's mean volume. Offset: of the "
     "organ's mean position from that of all organs that were estimated together, in RAS mm; "
     "empty where it was estimated by itself."
 )
