@@ -245,6 +245,8 @@ def test_a_training(made, tmp_path):
     (prior,) = table(page, "Priors")
     assert (prior["name"], prior["cases"], prior["bin height (mm)"]) == ("liver", "1", "6.00")
     assert "Reference: s2, at the organ&#39;s true position" in text
+    assert "<h3>s2 (reference)</h3>" in text
+    assert 'class="layer layer-prior"' in text
 
 
 def test_an_empty_training_says_what_is_not_there(tmp_path):
