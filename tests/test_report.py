@@ -196,7 +196,10 @@ def test_a_data_set_and_what_is_wrong_with_it(made, tmp_path):
     (data / "s2.nii.gz").write_bytes(b"torn")
     page = report(data, models=made["models"])
     text = text_of(page)
-    assert "5 scans: training: 2 (2 with label), test: 3 (3 with label), rest: 0" in text
+    assert (
+        "5 scans: training: 2 (2 with label or truth), test: 3 (3 with label or truth), rest: 0"
+        in text
+    )
     assert re.search("<li>s1: .*`label` must", text.replace("&#39;", "'"))
     assert re.search("<li>s2: .*must be a whole NIfTI file", text)
     scans = {row["case"]: row for row in table(page, "Scans")}
@@ -207,7 +210,7 @@ def test_a_data_set_and_what_is_wrong_with_it(made, tmp_path):
     organs = {row["case"]: row for row in table(page, "Organs")}
     voxels = (nib.load(data / "s3_label.nii.gz").get_fdata() == 1).sum()
     assert float(organs["s3"]["volume (ml)"]) == pytest.approx(voxels * 0.03, abs=0.06)
-    assert organs["s3"]["intensity, mean"] == "100.0"
+    assert organs["s3"]["intensity, mean (HU or a.u.)"] == "100.0"
     assert organs["s3"]["height (mm)"] == "20"
     assert organs["s3"]["at the edge"] == "no"
     assert "<h3>s4 (largest)</h3>" in text
@@ -242,6 +245,8 @@ def test_a_training(made, tmp_path):
     (prior,) = table(page, "Priors")
     assert (prior["name"], prior["cases"], prior["bin height (mm)"]) == ("liver", "1", "6.00")
     assert "Reference: s2, at the organ&#39;s true position" in text
+    assert "<h3>s2 (reference)</h3>" in text
+    assert 'class="layer layer-prior"' in text
 
 
 def test_an_empty_training_says_what_is_not_there(tmp_path):

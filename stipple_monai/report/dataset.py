@@ -34,16 +34,18 @@ from stipple_monai.volumes import organ_volumes
 
 SCAN_HEADER = [
     *("case", "section", "size (voxels)", "spacing (mm)", "field of view (mm)", "axes"),
-    *("intensity, 1st percentile", "median", "99th percentile"),
+    *("intensity, 1st percentile (HU or a.u.)", "median (HU or a.u.)"),
+    "99th percentile (HU or a.u.)",
 ]
 ORGAN_HEADER = [
-    *("case", "section", "organ", "volume (ml)", "height (mm)", "intensity, mean", "sd"),
+    *("case", "section", "organ", "volume (ml)", "height (mm)", "intensity, mean (HU or a.u.)"),
+    "sd (HU or a.u.)",
     "at the edge",
 ]
 ORGAN_NOTE = (
-    "Intensity in the scan's own units (CT: HU), over the organ's voxels: an outlier may be a "
-    "label that lies elsewhere than its organ. Height: along the axis nearest to S. At the edge: "
-    "the organ reaches the border of the scan and may be cut."
+    "Intensity as stored, over the organ's voxels: HU in CT, arbitrary units (a.u.) in MR. An "
+    "outlier may be a label that lies elsewhere than its organ. Height: along the axis nearest to "
+    "S. At the edge: the organ reaches the border of the scan and may be cut."
 )
 
 
@@ -91,7 +93,7 @@ def dataset_page(
     )
     faults = [f"{c.name}: {m.fault}" for (_, c), m in zip(cases, found, strict=True) if m.fault]
     counts = ", ".join(
-        f"{section}: {len(listed)} ({sum(c.truth is not None for c in listed)} with label)"
+        f"{section}: {len(listed)} ({sum(c.truth is not None for c in listed)} with label or truth)"
         for section, listed in sections.items()
     )
     lead = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,15 +15,15 @@ from stipple_monai.figures import MAX_PANELS, prior_figure
 from stipple_monai.page import Block, Picture, Table, Text
 from stipple_monai.positioning import measure_position
 from stipple_monai.prior import SpatialPrior
-from stipple_monai.report.cases import Case, read_scan
+from stipple_monai.report.cases import Case, case_viewers, read_scan
 
 HEADER = [
     *("organ", "name", "file", "cases", "centre", "bins", "bin height (mm)", "size R × A × S (mm)"),
-    *("voxel R × A × S (mm)", "highest probability", "mean (ml)"),
+    *("voxel R × A × S (mm)", "highest probability (0–1)", "mean volume (ml)"),
     *("offset R (mm)", "offset A (mm)", "offset S (mm)"),
 ]
 NOTE = (
-    "Mean (ml): the sum of the probabilities, which is the organ's mean volume. Offset: of the "
+    "Mean volume: the sum of the probabilities, which is the organ's mean volume. Offset: of the "
     "organ's mean position from that of all organs that were estimated together, in RAS mm; "
     "empty where it was estimated by itself."
 )
@@ -36,7 +37,7 @@ def prior_blocks(
     organs: Mapping[int, str],
     references: Sequence[Case],
 ) -> list[Block]:
-    """The table of priors, and each one's bins over a reference scan.
+    """The table of priors, each one's bins over a reference scan, and all of them in the first.
 
     Args:
         priors: by organ.
@@ -58,7 +59,15 @@ def prior_blocks(
         few = f"{MAX_PANELS} of its {prior.bins} bins" if prior.bins > MAX_PANELS else "every bin"
         caption = f"The slice through the middle of {few}, from inferior to superior. {where}"
         blocks.append(Picture(f"Prior of {name}", path, caption, alt))
-    return blocks
+    first = [replace(c, about="All priors at the organs' true positions.") for c in references[:1]]
+    return blocks + case_viewers(
+        first,
+        {case.name: "reference" for case in first},
+        folder,
+        organs={k: organs.get(k, f"organ {k}") for k in priors},
+        priors=priors,
+        prepare=lambda case, truth: with_true_positions(case, truth, priors),
+    )
 
 
 def with_true_positions(
@@ -73,7 +82,7 @@ def with_true_positions(
             found[k] = measure_position(truth, prior).tolist()
         except PositionError:
             continue
-    return Case(case.name, case.image, case.truth, case.prediction, found, case.about)
+    return replace(case, positions=found)
 
 
 def _row(prior: SpatialPrior, file: Path, name: str) -> list[str]:
