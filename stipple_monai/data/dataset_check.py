@@ -33,7 +33,7 @@ class Checked(NamedTuple):
     """What a check found.
 
     Args:
-        rows: of the table, by :data:`COLUMNS`, as text; intensities are mean ± sd in each label.
+        rows: of the table, by ``COLUMNS``, as text; intensities are mean ± sd in each label.
         problems: what must not be, a sentence each.
         notes: what a person should look at.
     """
@@ -58,7 +58,8 @@ def check_dataset(
         progress: show a progress bar.
 
     Raises:
-        DatasetError: the datalist cannot be used, see :func:`read_datalist`, or is empty.
+        DatasetError: the datalist is empty, or cannot be used, see
+            :func:`~stipple_monai.data.read_datalist`.
     """
     sections = read_sections(datalist, base_dir=base_dir)
     items = [(section, item) for section, found in sections.items() for item in found]

@@ -34,10 +34,10 @@ class Options(NamedTuple):
     """How labels are read and judged.
 
     Args:
-        choose: see :func:`read_label`.
+        choose: see `label_files.read_label`.
         flip: axes along which all labels are reversed before they are judged.
         repair: reverse a label that fits clearly better so; it is refused otherwise.
-        ignore_header: see :func:`read_label`.
+        ignore_header: see `label_files.read_label`.
         names: of the label values that the label's file does not name.
     """
 
