@@ -30,6 +30,7 @@ highlight_language = "text"
 default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80
 napoleon_use_ivar = True
 napoleon_numpy_docstring = False
 
