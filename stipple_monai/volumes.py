@@ -87,7 +87,7 @@ class ScanNames(Transform):
     """The names of scans, also as the ``output_name_formatter`` of ``SaveImaged``.
 
     Args:
-        items: of a datalist; a scan's ``name``, or else :func:`unique_names`.
+        items: of a datalist; a scan's ``name``, or else `unique_names`.
 
     Example:
         >>> names = ScanNames([{"image": "/a/ct.nii.gz"}, {"image": "/b/mr.nii", "name": "7"}])

@@ -24,6 +24,7 @@ MODULES = (
     "stipple_monai.atlas_loss",
     "stipple_monai.demo",
     "stipple_monai.errors",
+    "stipple_monai.figures",
     "stipple_monai.grid_writer",
     "stipple_monai.handlers",
     "stipple_monai.mean_teacher",
