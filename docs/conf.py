@@ -30,6 +30,7 @@ highlight_language = "text"
 default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80
 napoleon_use_ivar = True
 napoleon_numpy_docstring = False
 
@@ -42,8 +43,8 @@ nitpicky = True
 STANDARD = ("collections", "os", "pathlib", "typing")
 OTHERS = ("ignite", "matplotlib", "monai", "nibabel", "numpy", "torch")
 nitpick_ignore_regex = [(r"py:.*", rf"{name}(\..*)?") for name in (*STANDARD, *OTHERS)]
-# how annotations that were never evaluated spell two of them
-nitpick_ignore_regex += [("py:class", r"Tensor|tuple\[str")]
+# how annotations that were never evaluated spell three of them
+nitpick_ignore_regex += [("py:class", r"Tensor|Flip|tuple\[str")]
 
 html_theme = "pydata_sphinx_theme"
 html_title = project

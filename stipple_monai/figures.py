@@ -2,7 +2,7 @@
 
 Figures are PNG with their description inside (``Description``), and the same input gives the same
 bytes. Volumes may be of any orientation; those of one figure share one grid. See
-:mod:`stipple_monai.sections` for sections and windows.
+`stipple_monai.sections` for sections and windows.
 """
 
 from __future__ import annotations

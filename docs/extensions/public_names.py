@@ -28,6 +28,7 @@ MODULES = (
     "stipple_monai.data.ingest",
     "stipple_monai.demo",
     "stipple_monai.errors",
+    "stipple_monai.figures",
     "stipple_monai.grid_writer",
     "stipple_monai.handlers",
     "stipple_monai.mean_teacher",
