@@ -66,14 +66,14 @@ def test_evaluation_records_weights_and_scans(runs):
 
 
 def test_tensorboard_is_the_default(runs):
-    values = {}
+    values = {}  # of each training that wrote there, in any order
     for path in (runs.root / "eval").glob("events.out.*"):
         events = EventAccumulator(str(path))
         events.Reload()
         for name in events.Tags()["scalars"]:
-            values[name] = [event.value for event in events.Scalars(name)]
+            values.setdefault(name, []).append(len(events.Scalars(name)))
     assert values.keys() == {"train_loss", "train_mean_dice", "val_mean_dice"}
-    assert len(values["val_mean_dice"]) == 3
+    assert 3 in values["val_mean_dice"]
 
 
 # MLflow
