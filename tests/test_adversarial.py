@@ -20,7 +20,7 @@ from test_mean_teacher import (
 from torch import nn
 
 from stipple_monai import PartialDiceCELoss
-from stipple_monai.adversarial import (
+from stipple_monai.engines.adversarial import (
     AdversarialSegmentationTrainer,
     Discriminator,
     confidence_loss,

@@ -8,8 +8,8 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from stipple_monai.alignment import GRID_MM, CoarseMask, common_centers, mean_offsets
-from stipple_monai.organ import center_and_reach, open_label, organ_masks
+from stipple_monai.priors.alignment import GRID_MM, CoarseMask, common_centers, mean_offsets
+from stipple_monai.priors.organ import center_and_reach, open_label, organ_masks
 
 CHAOS = Path(__file__).parents[2] / "shared" / "data" / "chaos_mr_t2" / "labelsTr"
 needs_chaos = pytest.mark.skipif(not CHAOS.is_dir(), reason=f"real labels are not at {CHAOS}")

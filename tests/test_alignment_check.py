@@ -8,11 +8,11 @@ import pytest
 from monai.data import MetaTensor
 
 from stipple_monai import DatasetError
-from stipple_monai.data import simulate_ct
-from stipple_monai.data.alignment_check import FLIPS, check_alignment
 from stipple_monai.data.grids import Grid, spacing_mm
-from stipple_monai.data.label_files import read_label
-from stipple_monai.data.series import open_series, read_series
+from stipple_monai.ingest.alignment_check import FLIPS, check_alignment
+from stipple_monai.ingest.label_files import read_label
+from stipple_monai.ingest.series import open_series, read_series
+from stipple_monai.simulation import simulate_ct
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs = {

@@ -9,8 +9,8 @@ from monai.data import MetaTensor
 from monai.losses import FocalLoss
 
 from stipple_monai import PartialDiceCELoss
-from stipple_monai.atlas_loss import AtlasPriorLoss, class_probability
 from stipple_monai.errors import DatasetError, PriorError
+from stipple_monai.losses.atlas_prior import AtlasPriorLoss, class_probability
 
 
 def example(*, organs=2, batch=2, size=(3, 4), ignored=True, seed=0):

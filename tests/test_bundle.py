@@ -33,8 +33,9 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from stipple_monai import DatasetError, PositionError, PriorError, organ_position
-from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
-from stipple_monai.demo import read_dice
+from stipple_monai.data import read_datalist, split_datalist, write_datalist
+from stipple_monai.demo.run import read_dice
+from stipple_monai.simulation import write_phantom
 
 BASES = ("prior", "train", "inference")
 OTHERS = ("self_train",)

@@ -14,17 +14,12 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 from PIL import Image
 
-from stipple_monai import comparison, figures
-from stipple_monai.comparison import (
-    best_case_for,
-    comparison_figure,
-    dice_table,
-    overlay_figure,
-    prior_figure,
-)
 from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.prior import SpatialPrior
-from stipple_monai.sections import (
+from stipple_monai.priors.prior import SpatialPrior
+from stipple_monai.visualize import comparison, figures
+from stipple_monai.visualize.comparison import best_case_for, comparison_figure, dice_table
+from stipple_monai.visualize.figures import overlay_figure, prior_figure
+from stipple_monai.visualize.sections import (
     CT_WINDOW_HU,
     Section,
     box_around,

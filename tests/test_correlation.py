@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import signal
 
-from stipple_monai.correlation import (
+from stipple_monai.spatial.correlation import (
     Box,
     bounds,
     correlate,

@@ -10,7 +10,7 @@ import pytest
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.data import write_datalist
-from stipple_monai.data.dataset_check import COLUMNS, check_dataset
+from stipple_monai.ingest.dataset_check import DATASET_COLUMNS, check_dataset
 
 SHAPE = (40, 36, 20)
 AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
@@ -42,7 +42,7 @@ def test_a_sound_dataset_is_tabulated(tmp_path, capsys):
     items = [case(tmp_path, i, fold=i) for i in range(2)]
     found = check(tmp_path, {"training": items, "test": [case(tmp_path, 2)]})
     assert (found.problems, found.notes) == ([], [])
-    row = dict(zip(COLUMNS, found.rows[1], strict=True))
+    row = dict(zip(DATASET_COLUMNS, found.rows[1], strict=True))
     assert row.pop("digest") != found.rows[0][-1]
     assert row.pop("intensity").startswith("12")
     assert row == {
@@ -52,10 +52,10 @@ def test_a_sound_dataset_is_tabulated(tmp_path, capsys):
     }
     assert main(["check", str(tmp_path / "list.json"), "--csv", str(tmp_path / "t.csv")]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == list(COLUMNS)
+    assert header.split() == list(DATASET_COLUMNS)
     assert len(lines) == 3
     with (tmp_path / "t.csv").open(encoding="utf-8") as file:
-        assert list(csv.reader(file)) == [list(COLUMNS), *found.rows]
+        assert list(csv.reader(file)) == [list(DATASET_COLUMNS), *found.rows]
 
 
 def stored_otherwise(folder, item):

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from stipple_monai import demo
-from stipple_monai.data import read_datalist, write_phantom
+from stipple_monai.data import read_datalist
+from stipple_monai.demo import run as demo
 from stipple_monai.errors import DatasetError
+from stipple_monai.simulation import write_phantom
 
 STAGES = [
     "estimate the prior",

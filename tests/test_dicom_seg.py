@@ -12,8 +12,8 @@ from series import voxels_of_seg, write_series
 
 from stipple_monai import DatasetError
 from stipple_monai.data import write_datalist
-from stipple_monai.dicom_seg import DicomSegWriter, series_files, write_dicom_seg
-from stipple_monai.volumes import ScanNames
+from stipple_monai.results.dicom_seg import DicomSegWriter, series_files, write_dicom_seg
+from stipple_monai.results.volumes import ScanNames
 
 SHAPE = (12, 10, 6)
 

@@ -9,8 +9,8 @@ from pydicom.uid import CTImageStorage, generate_uid
 from series import write_series
 
 from stipple_monai import DatasetError
-from stipple_monai.data.dicom_header import image_files, is_image_class, sop_class
-from stipple_monai.data.series import open_series, read_series
+from stipple_monai.ingest.dicom_header import image_files, is_image_class, sop_class
+from stipple_monai.ingest.series import open_series, read_series
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "dicom"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real DICOM is not in ../shared/data")

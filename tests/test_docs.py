@@ -17,8 +17,8 @@ from monai.bundle import ConfigParser
 
 import stipple_monai
 from stipple_monai.__main__ import _parser
-from stipple_monai.data import write_phantom
-from stipple_monai.stages import BUNDLE
+from stipple_monai.bundle.stages import BUNDLE
+from stipple_monai.simulation import write_phantom
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -83,11 +83,11 @@ def test_public_names_without_place_or_docstring(public_names, monkeypatch):
     names = {name for name, _ in public_names.public_names()}
     assert names >= {f"stipple_monai.{name}" for name in stipple_monai.__all__}
     assert public_names.faults(names) == []
-    (fault,) = public_names.faults(names - {"stipple_monai.handlers.EpochSeed"})
-    assert fault.startswith("stipple_monai.handlers.EpochSeed is public and must appear")
-    monkeypatch.setattr(stipple_monai.handlers.EpochSeed, "__doc__", None)
+    (fault,) = public_names.faults(names - {"stipple_monai.handlers.training.EpochSeed"})
+    assert fault.startswith("stipple_monai.handlers.training.EpochSeed is public and must appear")
+    monkeypatch.setattr(stipple_monai.handlers.training.EpochSeed, "__doc__", None)
     (fault,) = public_names.faults(names)
-    assert fault == "stipple_monai.handlers.EpochSeed is public and must have a docstring"
+    assert fault == "stipple_monai.handlers.training.EpochSeed is public and must have a docstring"
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=named)

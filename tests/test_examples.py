@@ -21,7 +21,8 @@ from monai.inferers import SlidingWindowInferer
 from nbclient import NotebookClient
 
 from stipple_monai import PriorDrivenInferer, PriorDrivenNet, SpatialPrior, load_priors
-from stipple_monai.data import write_datalist, write_phantom
+from stipple_monai.data import write_datalist
+from stipple_monai.simulation import write_phantom
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = ("plain_pytorch", "supervised_trainer", "lightning_module", "several_organs", "mri")

@@ -246,8 +246,8 @@ def test_modules_are_short_and_say_what_they_are(module):
 def test_the_rules_see_what_breaks_them(tmp_path):
     """An import up, sideways or out of a package counts, in each way to write it."""
     for statement in (
-        "from stipple_monai.positioning import locate_organ",
-        "import stipple_monai.positioning as p",
+        "from stipple_monai.positioning.single import locate_organ",
+        "import stipple_monai.positioning.single as p",
         "from stipple_monai import positioning",
         "from stipple_monai import SpatialPrior",
         "from . import inferer",

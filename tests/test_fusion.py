@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stipple_monai.errors import PriorError
-from stipple_monai.fusion import (
+from stipple_monai.networks.fusion import (
     DEFAULT_FLOOR,
     prior_driven_sigmoid,
     prior_driven_softmax,

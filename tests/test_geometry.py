@@ -22,9 +22,9 @@ from scipy.spatial.transform import Rotation
 from threshold_model import same_grid, write_model, write_scan
 
 from stipple_monai import SpatialPrior, locate_organ, organ_position
-from stipple_monai.positioning import measure_position
-from stipple_monai.segment import segment
-from stipple_monai.volumes import organ_volumes, read_records
+from stipple_monai.positioning.single import measure_position
+from stipple_monai.results.volumes import organ_volumes, read_records
+from stipple_monai.segmentation.run import segment
 
 some = settings(
     derandomize=True,

@@ -9,7 +9,7 @@ from monai.transforms import LoadImage, SaveImage
 from threshold_model import same_grid, write_scan
 
 from stipple_monai import DatasetError
-from stipple_monai.grid_writer import GridWriter, on_grid_of
+from stipple_monai.results.grid_writer import GridWriter, on_grid_of
 
 TILTED = np.array([[0.7, 0, 0.2, -11], [0, -0.7, 1.3, 7], [0.1, 0, 5, 3], [0, 0, 0, 1.0]])
 
@@ -21,7 +21,7 @@ def saved(scan, folder, values, dtype=np.float32):
         output_postfix="seg",
         separate_folder=False,
         output_dtype=dtype,
-        writer="stipple_monai.grid_writer.GridWriter",
+        writer="stipple_monai.results.grid_writer.GridWriter",
         print_log=False,
     )
     # what rounding does to an affine on its way through transforms

@@ -12,12 +12,12 @@ import torch
 from monai.data import MetaTensor
 from nibabel.affines import apply_affine
 
-from stipple_monai.alignment import CoarseMask, common_centers
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.organ import organ_crop, organ_position
-from stipple_monai.positioning import locate_organ, measure_position
-from stipple_monai.prior import SpatialPrior
-from stipple_monai.prior_set import estimate_priors, load_priors
+from stipple_monai.positioning.single import locate_organ, measure_position
+from stipple_monai.priors.alignment import CoarseMask, common_centers
+from stipple_monai.priors.folder import estimate_priors, load_priors
+from stipple_monai.priors.organ import organ_crop, organ_position
+from stipple_monai.priors.prior import SpatialPrior
 from stipple_monai.transforms import OrganPosition, OrganPositiond
 
 CHAOS = Path(__file__).parents[2] / "shared" / "data" / "chaos_mr_t2" / "labelsTr"

@@ -9,13 +9,13 @@ from ignite.engine import Engine, Events
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import RandGaussianNoised
 
-from stipple_monai.handlers import (
+from stipple_monai.handlers.training import (
     EpochSeed,
     LearningCurve,
     PositionTable,
     WholeCheckpointSaver,
 )
-from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
+from stipple_monai.inferers.prior_driven import CONFIDENCE_META, POSITION_META
 
 
 def run(handler, batches):

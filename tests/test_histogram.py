@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stipple_monai.histogram import about_center, bin_weights, blur_in_plane
+from stipple_monai.priors.histogram import about_center, bin_weights, blur_in_plane
 
 
 def value_at(array, point):

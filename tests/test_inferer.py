@@ -22,17 +22,17 @@ from monai.transforms import (
 from torch import nn
 
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.inferer import (
+from stipple_monai.inferers.prior_driven import (
     CONFIDENCE_META,
     MINIMUM_CONFIDENCE_ALONE,
     MINIMUM_CONFIDENCE_TOGETHER,
     POSITION_META,
     PriorDrivenInferer,
 )
-from stipple_monai.joint import locate_organs
-from stipple_monai.network import PriorDrivenNet
-from stipple_monai.positioning import locate_organ
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.networks.prior_driven import PriorDrivenNet
+from stipple_monai.positioning.joint import locate_organs
+from stipple_monai.positioning.single import locate_organ
+from stipple_monai.priors.prior import SpatialPrior
 from stipple_monai.transforms.array import PriorAlign
 
 SHAPE = (20, 18, 12)

@@ -16,8 +16,8 @@ from series import write_series
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.data import read_sections
-from stipple_monai.data.ingest import ingest
-from stipple_monai.data.pairs import Options
+from stipple_monai.ingest.pairs import Options
+from stipple_monai.ingest.run import ingest
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 dicom = pytest.mark.skipif(
@@ -270,7 +270,7 @@ def test_a_value_with_two_names_is_refused(tmp_path):
     pytest.importorskip("highdicom")
     from monai.data import MetaTensor
 
-    from stipple_monai.dicom_seg import series_files, write_dicom_seg
+    from stipple_monai.results.dicom_seg import series_files, write_dicom_seg
 
     for number, name in enumerate(["liver", "spleen"]):
         image, label = organ(number)

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage, sparse
 from scipy.spatial.transform import Rotation
 
-from stipple_monai.interpolation import interpolate
+from stipple_monai.spatial.interpolation import interpolate
 
 
 def by_scipy(mask, transform, shape):

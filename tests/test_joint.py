@@ -10,7 +10,7 @@ from scipy import signal
 from scipy.spatial.transform import Rotation
 
 from stipple_monai.errors import PositionError
-from stipple_monai.joint import (
+from stipple_monai.positioning.joint import (
     APART_MM,
     DEFAULT_SPREAD_MM,
     coarse_affine,
@@ -20,8 +20,8 @@ from stipple_monai.joint import (
     locate_organs,
     score_maps,
 )
-from stipple_monai.positioning import DEFAULT_EPSILON, cells_of, locate_organ
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, locate_organ
+from stipple_monai.priors.prior import SpatialPrior
 
 OBLIQUE = Rotation.from_euler("xyz", [12, -20, 33], degrees=True).as_matrix()
 LINEAR = {

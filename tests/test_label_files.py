@@ -13,12 +13,12 @@ from series import write_series
 from structure_set import write_structure_set
 
 from stipple_monai import DatasetError
-from stipple_monai.data import dicom_labels
-from stipple_monai.data.dicom_labels import referenced_series, structure_names
 from stipple_monai.data.grids import Grid, read_grid
-from stipple_monai.data.label_files import read_label
-from stipple_monai.data.series import open_series, read_series
-from stipple_monai.dicom_seg import series_files, write_dicom_seg
+from stipple_monai.ingest import dicom_labels
+from stipple_monai.ingest.dicom_labels import referenced_series, structure_names
+from stipple_monai.ingest.label_files import read_label
+from stipple_monai.ingest.series import open_series, read_series
+from stipple_monai.results.dicom_seg import series_files, write_dicom_seg
 
 CT3 = Path(__file__).parents[2] / "shared" / "data" / "dicom" / "dcmqi_ct3"
 shared = pytest.mark.skipif(not CT3.is_dir(), reason="dcmqi_ct3 is not in ../shared/data")

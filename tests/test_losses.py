@@ -4,7 +4,7 @@ from monai.data import MetaTensor
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.losses import PartialDiceCELoss
+from stipple_monai.losses.partial import PartialDiceCELoss
 
 
 def masked_loss(

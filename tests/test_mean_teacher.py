@@ -14,8 +14,8 @@ from monai.transforms import Compose, RandAffined
 from torch import nn
 
 from stipple_monai import CheckPaird, PartialDiceCELoss
-from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
-from stipple_monai.mean_teacher import (
+from stipple_monai.data import read_datalist, split_datalist, write_datalist
+from stipple_monai.engines.mean_teacher import (
     MeanTeacherTrainer,
     clipped_noise,
     entropy_threshold,
@@ -25,6 +25,7 @@ from stipple_monai.mean_teacher import (
     ramp,
     teacher_decay,
 )
+from stipple_monai.simulation import write_phantom
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "pancreas_stipple" / "configs"
 NETWORK = {

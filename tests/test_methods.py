@@ -28,8 +28,9 @@ from stipple_monai import (
     measure_position,
     organ_position,
 )
-from stipple_monai.atlas_loss import AtlasPriorLoss
-from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
+from stipple_monai.data import read_datalist, split_datalist, write_datalist
+from stipple_monai.losses.atlas_prior import AtlasPriorLoss
+from stipple_monai.simulation import write_phantom
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "pancreas_stipple" / "configs"
 CPU = "$torch.device('cpu')"

@@ -18,9 +18,9 @@ from monai.networks.utils import convert_to_onnx, convert_to_torchscript
 from torch import Tensor, nn
 
 from stipple_monai.errors import PriorError
-from stipple_monai.fusion import sigmoid_logits, softmax_logits
-from stipple_monai.network import PriorDrivenNet
-from stipple_monai.unet import SliceUNet
+from stipple_monai.networks.fusion import sigmoid_logits, softmax_logits
+from stipple_monai.networks.prior_driven import PriorDrivenNet
+from stipple_monai.networks.unet import SliceUNet
 
 ORGANS = 2
 

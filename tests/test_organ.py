@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
 from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.organ import (
+from stipple_monai.priors.organ import (
     center_and_reach,
     open_label,
     organ_masks,
@@ -141,7 +141,7 @@ def scattered(values, dtype, seed=0, shape=(12, 14, 10)):
 @pytest.mark.parametrize("slab_voxels", [1, 150, 420, 10**6])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=["C", "F", "turned"])
 def test_masks_are_those_of_the_whole_map(monkeypatch, slab_voxels, order):
-    monkeypatch.setattr("stipple_monai.organ._SLAB_VOXELS", slab_voxels)
+    monkeypatch.setattr("stipple_monai.priors.organ._SLAB_VOXELS", slab_voxels)
     affine = affine_of((0.7, -0.8, 5), (20, 0, 10))
     for seed in range(5):
         array = scattered([1, 2, 3, 255], np.uint8, seed)
@@ -165,7 +165,7 @@ def test_masks_are_those_of_the_whole_map(monkeypatch, slab_voxels, order):
 )
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_masks_of_files_of_any_kind(tmp_path, monkeypatch, name, dtype, values):
-    monkeypatch.setattr("stipple_monai.organ._SLAB_VOXELS", 400)
+    monkeypatch.setattr("stipple_monai.priors.organ._SLAB_VOXELS", 400)
     array, affine = scattered(values, dtype), affine_of((-0.7, 0.7, 5))
     nib.save(nib.Nifti1Image(array, affine), tmp_path / name)
     label = open_label(tmp_path / name)
@@ -228,7 +228,7 @@ def test_a_file_is_never_whole_in_memory(tmp_path):
 
 def test_a_file_is_decompressed_once(tmp_path, monkeypatch):
     nib.save(nib.Nifti1Image(scattered([1], np.uint8), np.eye(4)), tmp_path / "a.nii.gz")
-    monkeypatch.setattr("stipple_monai.organ._SLAB_VOXELS", 1)
+    monkeypatch.setattr("stipple_monai.priors.organ._SLAB_VOXELS", 1)
     label = open_label(tmp_path / "a.nii.gz")
     opened, opener = [], nib.openers.ImageOpener
     monkeypatch.setattr(

@@ -14,8 +14,8 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
 from stipple_monai.errors import PositionError
-from stipple_monai.orientation import Orientation, check_orientation
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.positioning.orientation import Orientation, check_orientation
+from stipple_monai.priors.prior import SpatialPrior
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 REAL = {

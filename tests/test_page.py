@@ -7,7 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from stipple_monai.page import (
+from stipple_monai.report.page import (
     Lines,
     Mark,
     Page,

@@ -10,10 +10,10 @@ import pytest
 from scipy.ndimage import binary_erosion
 from scipy.ndimage import label as connected
 
-from stipple_monai.data import phantom
-from stipple_monai.data.anatomy import ORGANS, Canvas
-from stipple_monai.data.phantom import simulate_abdomen, write_phantom
 from stipple_monai.errors import DatasetError
+from stipple_monai.simulation import phantom
+from stipple_monai.simulation.anatomy import ORGANS, Canvas
+from stipple_monai.simulation.phantom import simulate_abdomen, write_phantom
 
 SMALL = {"size": 24, "slices": (32, 32), "progress": False}
 

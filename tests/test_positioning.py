@@ -12,16 +12,16 @@ from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 from scipy.special import rel_entr
 
-from stipple_monai import positioning
 from stipple_monai.errors import PositionError
-from stipple_monai.organ import organ_position
-from stipple_monai.positioning import (
+from stipple_monai.positioning import single as positioning
+from stipple_monai.positioning.single import (
     DEFAULT_EPSILON,
     cells_of,
     locate_organ,
     measure_position,
 )
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.priors.organ import organ_position
+from stipple_monai.priors.prior import SpatialPrior
 
 PANCREAS = Path(__file__).parents[2] / "shared" / "data" / "pancreas_ct_labels"
 needs_pancreas = pytest.mark.skipif(
@@ -363,7 +363,7 @@ def test_gradients_and_autocast_change_nothing():
 @pytest.mark.parametrize("cell_mm", [1.0, 4.0, 15.0])
 @pytest.mark.parametrize("affine", ["anisotropic LAI", "oblique"])
 def test_equals_the_plain_loop_whatever_the_cells(monkeypatch, affine, cell_mm):
-    monkeypatch.setattr("stipple_monai.positioning.CELL_MM", cell_mm)
+    monkeypatch.setattr("stipple_monai.positioning.single.CELL_MM", cell_mm)
     rng = np.random.default_rng(23)
     for kind in ("soft", "binary"):
         volume = random_scan(rng, (9, 8, 7), AFFINES[affine], kind)

@@ -17,8 +17,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.organ import open_label, organ_position
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.priors.organ import open_label, organ_position
+from stipple_monai.priors.prior import SpatialPrior
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CHAOS = DATA / "chaos_mr_t2" / "labelsTr"
@@ -487,7 +487,7 @@ def test_the_number_of_workers_does_not_change_a_bit(tmp_path, monkeypatch, kind
 
     late = iter(np.random.default_rng(0).permutation(300))
     monkeypatch.setattr(
-        "stipple_monai.histogram.open_label",
+        "stipple_monai.priors.histogram.open_label",
         lambda x: time.sleep(next(late) / 1e4) or open_label(x),
     )
     for num_workers in (0, 2, 3, 40):
@@ -505,7 +505,8 @@ def test_the_first_map_in_order_with_an_organ_gives_its_spacing(monkeypatch):
     labels = [volume(np.asarray(v)[0], (1 + i, 1, 1)) for i, v in enumerate(labels)]
     seconds = iter([0, 0.2, 0.1, 0, 0])
     monkeypatch.setattr(
-        "stipple_monai.histogram.open_label", lambda x: time.sleep(next(seconds)) or open_label(x)
+        "stipple_monai.priors.histogram.open_label",
+        lambda x: time.sleep(next(seconds)) or open_label(x),
     )
     with pytest.warns(UserWarning, match="does not contain"):
         _, prior = SpatialPrior.estimate_several([other[0], *labels], organs=[1, 2], num_workers=4)

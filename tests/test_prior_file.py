@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from nibabel.affines import apply_affine
 
 from stipple_monai.errors import PriorError
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.priors.prior import SpatialPrior
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from stipple_monai.errors import DatasetError, PriorError
-from stipple_monai.prior import SpatialPrior
-from stipple_monai.prior_set import estimate_priors, load_priors, prior_path
+from stipple_monai.priors.folder import estimate_priors, load_priors, prior_path
+from stipple_monai.priors.prior import SpatialPrior
 
 
 @pytest.fixture

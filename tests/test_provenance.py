@@ -13,9 +13,9 @@ from bundle_runs import QUIET, TRAINING, weights
 from ignite.engine import Engine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from stipple_monai import provenance
 from stipple_monai.files import sha256
-from stipple_monai.provenance import RunRecord, data_fingerprint, git_revision, versions
+from stipple_monai.handlers import provenance
+from stipple_monai.handlers.provenance import RunRecord, data_fingerprint, git_revision, versions
 
 pytestmark = QUIET
 
@@ -42,7 +42,7 @@ def test_training_records_what_it_was_made_with(runs):
     assert config["decay"] == 9
     assert config["slices_per_scan"] == 48
     assert config["models_dir"] == str(runs.root / "models")
-    assert config["network_def"] == "stipple_monai.network.PriorDrivenNet"
+    assert config["network_def"] == "stipple_monai.networks.prior_driven.PriorDrivenNet"
     assert "monai.transforms.spatial.dictionary.RandAffined" in config["train#slices"]
     assert "checkpoints" not in config
 
@@ -55,7 +55,7 @@ def test_a_record_names_no_scan(runs):
 
 def test_overlays_are_recorded(runs):
     config = read(runs.root / "models" / "baseline" / "provenance.json")["config"]
-    assert config["network_def"] == "stipple_monai.unet.SliceUNet"
+    assert config["network_def"] == "stipple_monai.networks.unet.SliceUNet"
     assert config["prior_placement"] == []
 
 

@@ -23,15 +23,10 @@ from monai.data import MetaTensor
 from torch.utils.data import DataLoader
 
 from stipple_monai import DatasetError, SpatialPrior
-from stipple_monai.data import (
-    read_datalist,
-    read_sections,
-    split_datalist,
-    write_datalist,
-    write_phantom,
-)
-from stipple_monai.inferer import POSITION_META
-from stipple_monai.pool import PseudoLabelPool
+from stipple_monai.data import read_datalist, read_sections, split_datalist, write_datalist
+from stipple_monai.inferers.prior_driven import POSITION_META
+from stipple_monai.self_training.pool import PseudoLabelPool
+from stipple_monai.simulation import write_phantom
 
 REPOSITORY = Path(__file__).parents[1]
 BUNDLE = REPOSITORY / "bundles" / "pancreas_stipple"
@@ -304,7 +299,7 @@ def test_a_scan_done_between_the_look_and_the_lock_is_left(bench, monkeypatch):
             assert bench.run() == "bcd"
             return super().acquire(*args, **options)
 
-    monkeypatch.setattr("stipple_monai.pool.FileLock", Late)
+    monkeypatch.setattr("stipple_monai.self_training.pool.FileLock", Late)
     assert list(bench.pool()) == []
     assert bench.path.is_file()
     assert not list(bench.out.glob("*.lock"))

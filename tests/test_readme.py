@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from stipple_monai.data import write_phantom
+from stipple_monai.simulation import write_phantom
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from monai.data import MetaTensor
 
 from stipple_monai import SpatialPrior, locate_organ, measure_position, organ_position
 from stipple_monai.errors import DatasetError
-from stipple_monai.references import random_references
+from stipple_monai.positioning.references import random_references
 
 AFFINE = np.diag([-2.0, 2.0, 4.0, 1.0])
 AFFINE[:3, 3] = 50, -30, 100

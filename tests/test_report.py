@@ -15,11 +15,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stipple_monai import DatasetError, PriorError, SpatialPrior
 from stipple_monai.__main__ import main
-from stipple_monai.data import write_datalist, write_phantom
+from stipple_monai.data import write_datalist
 from stipple_monai.files import write_csv
 from stipple_monai.report.cases import choose
 from stipple_monai.report.run import detect, report
-from stipple_monai.segment import segment
+from stipple_monai.segmentation.run import segment
+from stipple_monai.simulation import write_phantom
 
 SHAPE = (14, 12, 8)
 AFFINE = np.diag([-3.0, 2.0, 5.0, 1.0])

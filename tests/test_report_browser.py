@@ -9,9 +9,9 @@ from threshold_model import write_scan
 
 from stipple_monai import SpatialPrior
 from stipple_monai.files import write_csv
-from stipple_monai.page import Page, Section, Table, write_page
+from stipple_monai.report.page import Page, Section, Table, write_page
 from stipple_monai.report.run import report
-from stipple_monai.study_report import write_report
+from stipple_monai.study.report import write_report
 
 SHAPE = (16, 14, 9)
 AFFINE = np.diag([3.0, 2.0, 5.0, 1.0])

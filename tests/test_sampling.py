@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stipple_monai.sampling import sample_on_grid
+from stipple_monai.spatial.sampling import sample_on_grid
 
 
 def along(axis, values, *, spacing=1.0, center=0.0, start=0.0, step=1.0, count=8, nearest=False):

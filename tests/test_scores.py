@@ -12,8 +12,8 @@ from scipy.spatial.distance import cdist
 
 from stipple_monai import SpatialPrior
 from stipple_monai.files import read_csv
-from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
-from stipple_monai.scores import COLUMNS, ScoreTable, score
+from stipple_monai.inferers.prior_driven import CONFIDENCE_META, POSITION_META
+from stipple_monai.results.scores import SCORE_COLUMNS, ScoreTable, score
 
 
 def surface(mask):
@@ -101,7 +101,7 @@ def test_table_has_a_row_a_scan_and_organ(tmp_path):
     path = tmp_path / "scores.csv"
     run(ScoreTable(path, [1, 2], priors=priors), [item, absent])
     rows = read_csv(path)
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == SCORE_COLUMNS
     assert [(row["scan"], row["organ"]) for row in rows] == [
         ("a.nii.gz", str(k)) for k in (1, 2)
     ] * 2

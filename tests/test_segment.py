@@ -19,11 +19,11 @@ from series import voxels_of_seg, write_series
 from threshold_model import same_grid, write_model, write_scan
 
 from stipple_monai import DatasetError
-from stipple_monai import segment as module
 from stipple_monai.__main__ import main
+from stipple_monai.bundle.stages import run_bundle
 from stipple_monai.data import write_datalist
-from stipple_monai.segment import find_scans, segment
-from stipple_monai.stages import run_bundle
+from stipple_monai.segmentation import run as module
+from stipple_monai.segmentation.run import find_scans, segment
 
 CHAOS = Path(__file__).parents[2] / "shared" / "data" / "dicom" / "chaos_ct" / "DICOM_anon"
 SHAPE = (12, 10, 6)

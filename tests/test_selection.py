@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from stipple_monai.selection import select_top_k
+from stipple_monai.pseudo_labels.selection import select_top_k
 
 
 def oracle(probability, *, share=None, count=None, minimum=0.0, background_minimum=0.0, ignore=255):

@@ -21,11 +21,11 @@ from scipy import ndimage
 
 from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
+from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
-from stipple_monai.pseudo_quality import measure_quality, write_quality
-from stipple_monai.self_training import GIVEN, self_train
-from stipple_monai.stages import BUNDLE
+from stipple_monai.self_training.quality import measure_quality, write_quality
+from stipple_monai.self_training.rounds import GIVEN, self_train
 
 SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -405,7 +405,7 @@ def test_the_truth_is_only_read_to_score(datalist, tmp_path, monkeypatch):
     other.write_text(json.dumps(content))
     scored = []
     monkeypatch.setattr(
-        "stipple_monai.self_training.write_quality",
+        "stipple_monai.self_training.rounds.write_quality",
         lambda path, items, organs: scored.extend(items) or [["", 1, 0, "", "", ""]],
     )
     again(other, tmp_path / "out", options={**KNOBS, "max_epochs": 1})

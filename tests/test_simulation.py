@@ -11,10 +11,11 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from stipple_monai.__main__ import main
-from stipple_monai.data import BTCV_TISSUES, Tissue, simulate_ct, write_simulated
-from stipple_monai.data.body import BOWEL, FIRST, INVENTED, invent_body, open_grid
-from stipple_monai.data.phantom import ORGANS, simulate_abdomen
 from stipple_monai.errors import DatasetError
+from stipple_monai.simulation import BTCV_TISSUES, Tissue, simulate_ct, write_simulated
+from stipple_monai.simulation.anatomy import ORGANS
+from stipple_monai.simulation.body import BOWEL, FIRST, INVENTED, invent_body, open_grid
+from stipple_monai.simulation.phantom import simulate_abdomen
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 NAMES = {tissue.name: tissue for tissue in BTCV_TISSUES.values()}

@@ -11,8 +11,8 @@ from monai.data import MetaTensor
 from series import write_series
 
 from stipple_monai import DatasetError
-from stipple_monai.data.sources import find_cases
-from stipple_monai.dicom_seg import series_files, write_dicom_seg
+from stipple_monai.ingest.sources import find_cases
+from stipple_monai.results.dicom_seg import series_files, write_dicom_seg
 
 UID = "1.2.826.0.1.3680043.2.1125.1"
 

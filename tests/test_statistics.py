@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stipple_monai.statistics import between_folds, compare_paired
+from stipple_monai.results.statistics import between_folds, compare_paired
 
 
 def test_a_paired_comparison_by_hand():

@@ -13,14 +13,15 @@ import pytest
 import yaml
 from bright_scans import KNOBS, bright_scan
 
-from stipple_monai import DatasetError, study
+from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
+from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import StudyError
 from stipple_monai.files import read_csv
-from stipple_monai.stages import BUNDLE
-from stipple_monai.study import run_study
-from stipple_monai.study_plan import Study
+from stipple_monai.study import run as study
+from stipple_monai.study.plan import Study
+from stipple_monai.study.run import run_study
 
 METHODS = ["baseline", "stipple_single", "stipple", "relabelling", "stipple_true_position"]
 ENTRIES = {
@@ -140,10 +141,10 @@ def test_no_test_scan_or_withheld_label_reaches_the_training(done, tmp_path, mon
 
     # what comes after training and may read them: scoring pseudo-labels and the test itself
     monkeypatch.setattr(
-        "stipple_monai.self_training.write_quality",
+        "stipple_monai.self_training.rounds.write_quality",
         lambda path, items, organs: [["", 1, 0, "", "", ""]],
     )
-    monkeypatch.setattr("stipple_monai.self_training.gather_quality", lambda path, tables: None)
+    monkeypatch.setattr("stipple_monai.study.run.gather_quality", lambda path, tables: None)
     monkeypatch.setattr(
         study, "run_bundle", lambda *a, **k: (Path(k["output_dir"]) / "scores.csv").touch()
     )

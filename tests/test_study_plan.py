@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from stipple_monai import DatasetError
-from stipple_monai.stages import BUNDLE, config_path
-from stipple_monai.study_plan import Job, Study, divide, plan_jobs, read_methods, read_study
+from stipple_monai.bundle.stages import BUNDLE, config_path
+from stipple_monai.study.plan import Job, Study, divide, plan_jobs, read_methods, read_study
 
 STUDIES = BUNDLE / "studies"
 METHODS = STUDIES / "methods.yaml"

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stipple_monai import DatasetError, paper
-from stipple_monai.statistics import compare_paired
-from stipple_monai.study_report import DOI, Picture, write_report
-from stipple_monai.study_tables import (
+from stipple_monai import DatasetError
+from stipple_monai.report.page import Picture
+from stipple_monai.results.statistics import compare_paired
+from stipple_monai.study import paper
+from stipple_monai.study.report import DOI, write_report
+from stipple_monai.study.tables import (
     TITLES,
     Results,
     comparison_table,

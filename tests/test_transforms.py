@@ -33,9 +33,9 @@ from monai.utils import TransformBackends, set_determinism
 import stipple_monai.transforms as transforms
 from stipple_monai.data.checks import check_pair
 from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.organ import organ_position
-from stipple_monai.prior import SpatialPrior
-from stipple_monai.selection import select_top_k
+from stipple_monai.priors.organ import organ_position
+from stipple_monai.priors.prior import SpatialPrior
+from stipple_monai.pseudo_labels.selection import select_top_k
 from stipple_monai.transforms import (
     POSITION_KEY,
     CheckPaird,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stipple_monai.unet import SliceUNet
+from stipple_monai.networks.unet import SliceUNet
 
 SMALL = (4, 6, 8)
 

@@ -15,8 +15,8 @@ from stipple_monai import DatasetError
 from stipple_monai.data import write_datalist
 from stipple_monai.data.datalist import label_names
 from stipple_monai.data.naming import unique_names
-from stipple_monai.inferer import CONFIDENCE_META, POSITION_META
-from stipple_monai.volumes import (
+from stipple_monai.inferers.prior_driven import CONFIDENCE_META, POSITION_META
+from stipple_monai.results.volumes import (
     ScanNames,
     VolumeTable,
     organ_volumes,

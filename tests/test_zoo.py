@@ -30,8 +30,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 import stipple_monai
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
+from stipple_monai.bundle.publish import LARGEST_FILE_BYTES, publish_bundle
 from stipple_monai.files import sha256
-from stipple_monai.publishing import LARGEST_FILE_BYTES, publish_bundle
 
 PROJECT = Path(stipple_monai.__file__).parents[1]
 pytestmark = QUIET
