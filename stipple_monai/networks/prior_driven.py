@@ -25,8 +25,8 @@ class PriorDrivenNet(nn.Module):
     """Run a segmentation network on the image and add the prior's bias to its logits.
 
     The output are adjusted logits (`stipple_monai.networks.fusion`), so losses and activations
-    stay those of the bare network. The weights are the backbone's alone: a checkpoint of the bare network loads
-    as it is, one that was saved through DDP likewise, and so does one of the wrapper.
+    stay those of the bare network. The weights are the backbone's alone: a checkpoint of the bare
+    network loads as it is, one that was saved through DDP likewise, and so does one of the wrapper.
 
     Args:
         network: any module that maps ``(B, image_channels, *spatial)`` to logits of that spatial

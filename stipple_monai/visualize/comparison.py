@@ -1,8 +1,8 @@
 """What a prior changes: predictions side by side, and tables of scores.
 
 :func:`prior_figure` and :func:`overlay_figure` come from `stipple_monai.visualize.figures`, where
-the rules that all figures follow are written. A slice's index counts from inferior, from 0, whatever
-the volume's orientation.
+the rules that all figures follow are written. A slice's index counts from inferior, from 0,
+whatever the volume's orientation.
 """
 
 from __future__ import annotations
