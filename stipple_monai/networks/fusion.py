@@ -32,7 +32,7 @@ from torch import Tensor
 from stipple_monai.errors import PriorError
 
 DEFAULT_FLOOR = 1e-3
-_SILENT = 0.05
+SILENT = 0.05
 """A prior whose log-odds stay below this everywhere says nothing; rounding in half precision is."""
 
 
@@ -157,7 +157,7 @@ def _log_odds(p: Tensor, floor: float) -> Tensor:
 
 
 def _calibration_change(
-    evidence: Tensor, odds: Tensor, calibration: Tensor, silence: float = _SILENT
+    evidence: Tensor, odds: Tensor, calibration: Tensor, silence: float = SILENT
 ) -> Tensor:
     """``(a − 1) d + (b − 1) r + c``, or ``(a' − 1) d + c'`` where the prior is silent."""
     spatial = [1] * (evidence.ndim - 2)

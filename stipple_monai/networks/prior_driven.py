@@ -5,7 +5,8 @@ Words used here:
     head: one map of logits. Networks with deep supervision return several in training, at the
         image's resolution or below it.
 
-    calibration: how much network and prior count for each organ (`stipple_monai.networks.calibration`).
+    calibration: how much network and prior count for each organ
+        (`stipple_monai.networks.calibration`).
 
 The prior travels in the channels behind the image's. It is the one form that the default
 ``prepare_batch``, sliding-window and slice inferers, TorchScript, ONNX, ``torch.compile`` and DDP
@@ -19,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from stipple_monai.networks.calibration import COLUMNS, Calibration
 from stipple_monai.errors import PriorError
+from stipple_monai.networks.calibration import COLUMNS, Calibration
 from stipple_monai.networks.fusion import DEFAULT_FLOOR, sigmoid_logits, softmax_logits
 
 
@@ -209,7 +210,7 @@ def _check_heads(heads: object, ndim: int) -> None:
 
 
 def _leave_out_no_calibration(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
+    module: PriorDrivenNet, state_dict: dict[str, Any], prefix: str, *_: object
 ) -> None:
     """Without a calibration the weights are the network's alone."""
     if module.calibration.shape[0] == 0:
@@ -217,7 +218,7 @@ def _leave_out_no_calibration(
 
 
 def _accept_bare_keys(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
+    module: PriorDrivenNet, state_dict: dict[str, Any], prefix: str, *_: object
 ) -> None:
     """Rename the keys of a bare network's state dict, or of a DDP one, to the wrapper's.
 
