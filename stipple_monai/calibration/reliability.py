@@ -23,13 +23,13 @@ class Reliability(NamedTuple):
     Attributes:
         confidence: ``(K, bins)`` float64, NaN for an empty bin.
         frequency: ``(K, bins)`` float64, NaN for an empty bin.
-        count: ``(K, bins)`` int64, voxels of the bin.
+        voxels: ``(K, bins)`` int64, voxels of the bin.
         error: ``(K,)`` float64, expected calibration error; NaN where no voxel counts.
     """
 
     confidence: Tensor
     frequency: Tensor
-    count: Tensor
+    voxels: Tensor
     error: Tensor
 
 

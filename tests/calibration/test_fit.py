@@ -139,9 +139,10 @@ def few_of_the_second(seed):
     """Two organs with the same numbers, the prior of the second near in 60 voxels only."""
     (part,) = simulated(np.repeat(TRUE[:1], 2, axis=0), scans=1, voxels=20_000, seed=seed)
     far = np.arange(20_000) >= 60
-    odds, label = part.odds.copy(), part.label.copy()
-    odds[far, 1], label[far & (label == 2)] = -30, 0
-    return part._replace(odds=odds, label=label)
+    odds = part.odds.copy()
+    odds[far, 1] = -30
+    kept = ~(far & (part.label == 2))
+    return Samples(*(column[kept] for column in part._replace(odds=odds)))
 
 
 def test_an_organ_with_little_evidence_is_drawn_to_the_shared_numbers():

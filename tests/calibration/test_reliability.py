@@ -23,7 +23,7 @@ def test_equals_counting():
         total = sum(map(len, bins))
         error = 0.0
         for i, found in enumerate(bins):
-            assert got.count[k, i] == len(found)
+            assert got.voxels[k, i] == len(found)
             if not found:
                 assert got.confidence[k, i].isnan()
                 assert got.frequency[k, i].isnan()
