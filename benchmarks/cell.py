@@ -32,7 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stipple_monai.data import read_datalist, write_datalist, write_phantom
+from stipple_monai.data import read_datalist, write_datalist
+from stipple_monai.simulation import write_phantom
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "pancreas_stipple" / "configs"
 FOLDS, LABELLED, ORGAN = 4, 3, 11

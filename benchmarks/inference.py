@@ -234,7 +234,7 @@ def main() -> None:
     start = time.perf_counter()
     batch, rounds = arguments.batch, arguments.rounds
     if arguments.tiny:
-        run_whole((48, 48, 12), "cpu", batch=batch, rounds=1, amp=False)
+        run_whole((32, 32, 8), "cpu", batch=batch, rounds=1, amp=False)
     elif arguments.device != "cuda":
         run_whole((96, 96, 24), "cpu", batch=batch, rounds=rounds, amp=False)
         parts = (512, 512, 240) if arguments.full else (256, 256, 120)

@@ -55,7 +55,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = arguments.root or Path(folder)
-        knobs = prepare(root, factor=1 if arguments.tiny else 4) | {"slices_per_scan": 100_000, "num_workers": 1}
+        knobs = prepare(root, factor=1 if arguments.tiny else 4)
+        knobs |= {"slices_per_scan": 100_000, "num_workers": 1}
         dataset = training(OVERLAYS[WITH], **knobs).get_parsed_content("train#dataset")
         batch = knobs["batch_size"]
         for count in workers:

@@ -5,8 +5,8 @@ Compared, for a prior of a pancreas' size:
     SpatialResample: MONAI's transform onto the whole grid, of the prior as a volume whose affine
         moves it to the same point.
 
-Sizes: a slice of 512 × 512, as in training, and a volume of 512 × 512 × 240, as in inference, on the
-CPU and on a GPU where there is one.
+Sizes: a slice of 512 × 512, as in training, and a volume of 512 × 512 × 240, as in inference, on
+the CPU and on a GPU where there is one.
 
 Read: ratios above 1 are what placing by the obvious way takes more.
 """

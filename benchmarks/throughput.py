@@ -7,8 +7,8 @@ Compared, with the bundle's own transforms, network, loss and optimizer (`traini
 
 Sizes: batches of 6 of 512 × 512, four processes that load for each that trains.
 
-With ``--preload``, batches are loaded once and stay on the GPU, so that loading cannot set the pace:
-what the network takes, which `loading.py` compares with what is loaded.
+With ``--preload``, batches are loaded once and stay on the GPU, so that loading cannot set the
+pace: what the network takes, which `loading.py` compares with what is loaded.
 
 Read: with prior is to be no slower than without, at each setting; the ratio is that of slices per
 second, so more is better, unlike in the other benchmarks. Without a GPU nothing is measured:
