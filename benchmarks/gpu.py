@@ -23,7 +23,8 @@ anew whenever there is a new line of them, so that a cut-off loses no table:
 ``--tiny`` runs all of it on the CPU with tiny networks, to see that the scripts work; its figures
 mean nothing. With ``--minutes`` below ten, parts that come last are given what is left.
 
-Scripts run in forks of this process, which has imported what they need: so they start at once.
+Scripts run in forks of this process, which has imported what they need, so that they start at
+once; where CUDA takes no forks, in processes of their own.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ BENCHMARKS: dict[str, tuple[float, list[str]]] = {
     "loading.py": (75, []),
 }
 TESTS_LIMIT, PREPARE_LIMIT, PAPER_LIMIT = 120.0, 120.0, 75.0
+# whether scripts run in forks, see `find_gpu`
+FORKS = True
+# all that was started, to be ended with this process
+ALL: list[Running] = []
 # seconds that are kept for writing and for ending what still runs
 RESERVE = 8.0
 
@@ -159,6 +164,7 @@ class Running:
         self.code: int | None = None
         self.timed_out = False
         self._read = 0
+        ALL.append(self)
 
     def poll(self) -> bool:
         """Whether it has ended; it is made to, past its limit."""
@@ -223,7 +229,12 @@ def command(words: Sequence[str], environment: dict[str, str] | None = None) -> 
 
 
 def script(name: str, arguments: Sequence[str], threads: int | None = None) -> Callable[..., Any]:
-    """For `Running`: a script beside this one, in a fork of this process."""
+    """For `Running`: a script beside this one, in a fork of this process if it may be."""
+    if not FORKS:
+        environment = {"PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1"}
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        return command([sys.executable, str(HERE / name), *arguments], environment)
 
     def start(output: IO[bytes]) -> tuple[int, Callable[[], int | None]]:
         process = multiprocessing.get_context("fork").Process(
@@ -239,6 +250,7 @@ def script(name: str, arguments: Sequence[str], threads: int | None = None) -> C
 
 
 def _run_script(name: str, arguments: list[str], output: int, threads: int | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
     os.dup2(output, 1)
@@ -252,6 +264,31 @@ def _run_script(name: str, arguments: list[str], output: int, threads: int | Non
 
         torch.set_num_threads(threads)
     runpy.run_path(str(HERE / name), run_name="__main__")
+
+
+def _python_path() -> str:
+    """What is imported from here is imported there, too."""
+    return os.pathsep.join([str(ROOT), *(path for path in sys.path if path)])
+
+
+def find_gpu() -> bool:
+    """Whether a GPU computes, in a fork or else in a process of its own."""
+    global FORKS
+    process = multiprocessing.get_context("fork").Process(target=_compute)
+    process.start()
+    process.join(60)
+    FORKS = process.exitcode == 0
+    if FORKS:
+        return True
+    process.kill()
+    words = [sys.executable, "-c", "import torch; torch.ones(1, device='cuda').sum().item()"]
+    return subprocess.run(words, check=False, timeout=60, capture_output=True).returncode == 0
+
+
+def _compute() -> None:
+    import torch
+
+    torch.ones(1, device="cuda").sum().item()
 
 
 def wait(running: Running, report: Report, show: Callable[[Running], None] | None = None) -> None:
@@ -358,8 +395,7 @@ class Run:
         if _has_module("xdist") and not self.tiny:
             words += ["-n", str(min(8, max(2, (os.cpu_count() or 2) // 2)))]
         seconds = self.left(TESTS_LIMIT)
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path[1:])}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment["PYTHONPATH"]])
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
         running = Running("pytest -m cuda", command(words, environment), seconds)
 
         def show(running: Running) -> None:
@@ -483,6 +519,8 @@ def main() -> int:
     unknown = [p for p in parts if p not in PARTS]
     if unknown:
         parser.error(f"--parts must be among {', '.join(PARTS)}, got {', '.join(unknown)}")
+    # an end from outside ends what runs, too, by the `finally` below
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments.out.mkdir(parents=True, exist_ok=True)
     # a fork must find CUDA untouched: torch then asks the driver's library, not the driver
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
@@ -493,6 +531,10 @@ def main() -> int:
     import stipple_monai.simulation  # noqa: F401
 
     report.add_log("Imported\n")
+    if not arguments.tiny and not find_gpu():
+        print("There is no CUDA device that computes; --tiny tries the scripts on a CPU.")
+        return 1
+    report.add_log(f"Scripts run in {'forks' if FORKS else 'processes of their own'}.\n")
     scratch = Path(tempfile.mkdtemp(prefix="stipple_gpu_"))
     run = Run(
         report,
@@ -505,6 +547,9 @@ def main() -> int:
     try:
         run.go([p for p in PARTS if p in parts])
     finally:
+        for running in ALL:
+            if not running.poll():
+                running.kill()
         shutil.rmtree(scratch, ignore_errors=True)
     report.add_log(f"Done in {60 * arguments.minutes - (deadline - time.monotonic()):.0f} s.\n")
     report.write()
