@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from stipple_monai.commands import (
+    calibrate,
     check,
     demo,
     ingest,
@@ -28,6 +29,7 @@ COMMANDS = (
     ingest,
     check,
     split,
+    calibrate,
     self_train,
     segment,
     publish,

@@ -5,6 +5,7 @@ Words: a *command* is a module with `add_parser`, which adds its parser to that 
 """
 
 from stipple_monai.commands import (
+    calibrate,
     check,
     demo,
     ingest,
@@ -19,6 +20,7 @@ from stipple_monai.commands import (
 )
 
 __all__ = [
+    "calibrate",
     "check",
     "demo",
     "ingest",

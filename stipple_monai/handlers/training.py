@@ -18,6 +18,7 @@ from monai.handlers import CheckpointLoader, CheckpointSaver
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
+from stipple_monai.networks import PriorDrivenNet
 
 
 class WholeCheckpointSaver(CheckpointSaver):
@@ -54,8 +55,13 @@ class WeightsLoader(CheckpointLoader):
 
     Args:
         *args: as for ``monai.handlers.CheckpointLoader``.
+        calibrated: False takes away the calibration that came with the weights.
         **kwargs: likewise.
     """
+
+    def __init__(self, *args: Any, calibrated: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.calibrated = calibrated
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights, or raise :class:`DatasetError`."""
@@ -67,6 +73,11 @@ class WeightsLoader(CheckpointLoader):
                 f"{self.load_path} must hold weights of this network, as this bundle saves them: "
                 f"give the file and the knobs it was trained with. {said[:200]}"
             ) from error
+        if not self.calibrated:
+            for loaded in self.load_dict.values():
+                for module in loaded.modules():
+                    if isinstance(module, PriorDrivenNet):
+                        module.calibrate(None)
 
 
 class EpochSeed:

@@ -18,7 +18,12 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.inferers.located import calibration_tensor, fuse_logits, least_confidence
+from stipple_monai.inferers.located import (
+    Fused,
+    calibration_tensor,
+    fuse_logits,
+    least_confidence,
+)
 from stipple_monai.networks import (
     DEFAULT_FLOOR,
     Calibration,
@@ -162,10 +167,51 @@ class PriorDrivenInferer(Inferer):
             PositionError: ``inputs`` have no affine.
         """
         net = self._network(network, channels=inputs.shape[1])
+        if inputs.shape[1] > net.image_channels and net.calibration is None:
+            return self.inferer(inputs, network, *args, **kwargs).to(device=self.device)
         if inputs.shape[1] > net.image_channels:
-            if net.calibration is None:
-                return self.inferer(inputs, network, *args, **kwargs).to(device=self.device)
-            return self._fuse_known(inputs, net, *args, **kwargs)
+            logits, prior = self.parts(inputs, network, *args, **kwargs)
+            fuse = softmax_logits if net.activation == "softmax" else sigmoid_logits
+            numbers = torch.as_tensor(net.calibration).to(logits.device)
+            adjusted = fuse(logits, prior, net.strength, net.floor, numbers)
+        else:
+            adjusted = self._located(inputs, net, *args, **kwargs)[1].logits
+        if not isinstance(inputs, MetaTensor):
+            return adjusted
+        result = MetaTensor(adjusted, meta=dict(inputs.meta))
+        result.is_batch = inputs.is_batch
+        result.applied_operations = inputs.applied_operations
+        return result
+
+    def parts(
+        self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What is fused: the logits without prior, and the priors as they are placed.
+
+        Args:
+            inputs: as for a call.
+            network: likewise.
+            *args: likewise.
+            **kwargs: likewise.
+
+        Returns:
+            Plain tensors ``(B, K + 1, W, H, D)`` (softmax) or ``(B, K, W, H, D)`` (sigmoid), and
+            ``(B, K, W, H, D)``.
+
+        Raises:
+            PriorError, PositionError: as in a call.
+        """
+        net = self._network(network, channels=inputs.shape[1])
+        if inputs.shape[1] > net.image_channels:
+            image, prior = inputs[:, : net.image_channels], inputs[:, net.image_channels :]
+            logits = self._logits(image, net.backbone, *args, **kwargs)
+            return logits, torch.as_tensor(prior).as_subclass(Tensor).to(logits.device)
+        logits, fused = self._located(inputs, net, *args, **kwargs)
+        return logits, fused.prior
+
+    def _located(
+        self, inputs: Tensor, net: _Network, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Fused]:
         if not isinstance(inputs, MetaTensor):
             raise PositionError(
                 "`inputs` must be a MetaTensor, whose affine says where the scan lies, got "
@@ -176,7 +222,7 @@ class PriorDrivenInferer(Inferer):
         coarse = None
         if self.locator is not None:
             # A sliding window may run on another device than the one that holds the scan.
-            device = next((p.device for p in network.parameters()), inputs.device)
+            device = next((p.device for p in net.backbone.parameters()), inputs.device)
             coarse = self._locator_logits(inputs, device, *args, **kwargs)
         fused = fuse_logits(
             logits,
@@ -193,10 +239,7 @@ class PriorDrivenInferer(Inferer):
         )
         inputs.meta[POSITION_META] = fused.position_mm
         inputs.meta[CONFIDENCE_META] = fused.confidence
-        result = MetaTensor(fused.logits, meta=dict(inputs.meta))
-        result.is_batch = inputs.is_batch
-        result.applied_operations = inputs.applied_operations
-        return result
+        return logits, fused
 
     def _network(self, network: nn.Module, *, channels: int) -> _Network:
         inner = _unwrap(network)
@@ -224,19 +267,6 @@ class PriorDrivenInferer(Inferer):
         if isinstance(calibration, str):
             calibration = Calibration.identity(len(self.priors), activation=activation)
         return calibration_tensor(calibration, activation=activation)
-
-    def _fuse_known(self, inputs: Tensor, net: _Network, *args: Any, **kwargs: Any) -> Tensor:
-        image, prior = inputs[:, : net.image_channels], inputs[:, net.image_channels :]
-        logits = self._logits(image, net.backbone, *args, **kwargs)
-        assert net.calibration is not None
-        fuse = softmax_logits if net.activation == "softmax" else sigmoid_logits
-        prior = torch.as_tensor(prior).as_subclass(Tensor).to(logits.device)
-        adjusted = fuse(logits, prior, net.strength, net.floor, net.calibration.to(logits.device))
-        if not isinstance(inputs, MetaTensor):
-            return adjusted
-        result = MetaTensor(adjusted, meta=dict(inputs.meta))
-        result.is_batch, result.applied_operations = inputs.is_batch, inputs.applied_operations
-        return result
 
     def _locator_logits(
         self, inputs: torch.Tensor, device: torch.device, *args: Any, **kwargs: Any

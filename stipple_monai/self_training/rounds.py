@@ -331,6 +331,7 @@ def _locator(out: Path, position_with: str, number: int) -> Path | None:
         source = first if position_with == "first" else position_with
         state = torch.load(source, map_location="cpu", weights_only=True)
         # The locator is the backbone alone, whose weights are inside those of a network with prior.
+        state.pop("calibration", None)
         if all(key.startswith("network.") for key in state):
             state = {key.removeprefix("network."): value for key, value in state.items()}
         with whole_file(path) as part:

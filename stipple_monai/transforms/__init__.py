@@ -20,6 +20,12 @@ from stipple_monai.transforms.array import (
     PriorAugment,
     SelectPseudoLabels,
 )
+from stipple_monai.transforms.decision import (
+    DecideLabel,
+    DecideLabelD,
+    DecideLabeld,
+    DecideLabelDict,
+)
 from stipple_monai.transforms.dictionary import (
     POSITION_KEY,
     CheckPairD,
@@ -56,6 +62,10 @@ __all__ = [
     "CheckScanD",
     "CheckScanDict",
     "CheckScand",
+    "DecideLabel",
+    "DecideLabelD",
+    "DecideLabelDict",
+    "DecideLabeld",
     "LoadScanD",
     "LoadScanDict",
     "LoadScand",

@@ -38,12 +38,13 @@ from stipple_monai.demo.run import read_dice
 from stipple_monai.simulation import write_phantom
 
 BASES = ("prior", "train", "inference")
-OTHERS = ("self_train",)
+OTHERS = ("calibrate", "self_train")
 OVERLAYS = {
     "adversarial": ("train", "baseline", "unlabelled"),
     "atlas_prior": ("train",),
     "attention_unet": ("train", "inference"),
     "baseline": ("train", "inference"),
+    "calibration_samples": ("inference",),
     "chaos_mr": BASES,
     "coord_conv": ("train", "inference"),
     "evaluate": ("inference",),

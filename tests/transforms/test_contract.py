@@ -41,6 +41,8 @@ from stipple_monai.transforms import (
     POSITION_KEY,
     CheckPaird,
     CheckScand,
+    DecideLabel,
+    DecideLabeld,
     LoadScand,
     OrganPosition,
     OrganPositiond,
@@ -95,6 +97,12 @@ CASES = {
     "SelectPseudoLabels": Case(
         lambda **k: SelectPseudoLabelsd("probability", share=0.3, **k),
         lambda: SelectPseudoLabels(share=0.3),
+        "probability",
+        "probability",
+    ),
+    "DecideLabel": Case(
+        lambda **k: DecideLabeld("probability", "dice", **k),
+        lambda: DecideLabel("dice"),
         "probability",
         "probability",
     ),
