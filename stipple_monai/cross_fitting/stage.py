@@ -10,7 +10,7 @@ The folder tells how far it is::
     settings.json                       what it was started with
     fold_1/datalist.json                training, held_out and validation scans
     fold_1/models/                      prior_*.nii.gz, curve.csv, model.pt
-    fold_1/samples.npz                  voxels of the held-out scans
+    fold_1/samples_located.npz          voxels of the held-out scans
     fold_2/…
     logs/                               TensorBoard, and a lock while a process works here
 
@@ -24,6 +24,7 @@ With one labelled scan nothing can be held out: the numbers are constants
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -56,7 +57,10 @@ CALIBRATION = "calibration.json"
 """In the folder of the models."""
 
 CONFIGS = ("prior", "train", "inference", "calibration_samples")
-GIVEN = ("bundle_root", "datalist", "models_dir", "output_dir", "section", "seed", "resume")
+GIVEN = (
+    *("bundle_root", "datalist", "models_dir", "output_dir"),
+    *("section", "samples_file", "seed", "resume"),
+)
 """Knobs of the configs that follow from the arguments of :func:`calibrate`."""
 
 MOST_FOLDS = 3
@@ -92,7 +96,7 @@ def calibrate(
         infer_overlays: further ones on inference.
         folds: K, at least 2; None: 3, or as many as there are labelled scans.
         position: where priors are in the held-out scans: ``"located"``, as in inference, or
-            ``"true"``, as the label tells.
+            ``"true"``, as the label tells; so also if none could be located.
         shrinkage: see :func:`~stipple_monai.calibration.fit_calibration`.
         seed: of the folds and of every training.
         options: other knobs of the configs, such as ``{"max_epochs": 5}``.
@@ -121,7 +125,6 @@ def calibrate(
         "labels": [str(item["label"]) for item in labelled + pseudo],
         "overlays": [list(map(str, x)) for x in (overlays, train_overlays, infer_overlays)],
         "folds": number,
-        "position": position,
         "seed": seed,
         "options": knobs,
     }
@@ -129,16 +132,17 @@ def calibrate(
         _remember(out / "settings.json", settings)
         sections = {"training": labelled + pseudo, "validation": validation}
         write_datalist(out / "datalist.json", sections)
-        drawn = []
+        names: list[str] = []
         for name, held in _folds(len(labelled), number, seed):
             rest = [item for i, item in enumerate(labelled) if i not in held]
             parts = {"training": rest + pseudo, "held_out": [labelled[i] for i in held]}
             write_datalist(out / name / "datalist.json", {**sections, **parts})
-            stage.train(name, out / name / "datalist.json", out / name / "models")
-            drawn.append(stage.draw(name, true_position=position == "true"))
-        calibration = Calibration.unfitted(len(stage.organs))
-        if drawn:
-            calibration = fit_samples(drawn, shrinkage=shrinkage)
+            # as many steps as the final network, or the fold's would be less sure of itself
+            more = (len(labelled) + len(pseudo)) / (len(rest) + len(pseudo))
+            slices = {"slices_per_scan": math.ceil(stage.slices_per_scan * more)}
+            stage.train(name, out / name / "datalist.json", out / name / "models", knobs=slices)
+            names.append(name)
+        calibration = stage.fit(names, position=position, shrinkage=shrinkage)
         stage.say(_summary(calibration, stage.organs))
         if not (models / "model.pt").exists():
             stage.train("final", out / "datalist.json", models, calibration=calibration)
@@ -177,12 +181,32 @@ class _Stage:
         check_knobs(configs, [*CONFIGS, *chain.from_iterable(files)], knobs)
         self.started = time.monotonic()
         parser = ConfigParser()
-        parser.read_config([config_path(configs, "train"), *self.always])
+        parser.read_config([config_path(configs, "train"), *self.always, *self.training])
         parser.update(knobs)
         self.organs: list[int] = parser.get_parsed_content("organs")
+        self.slices_per_scan: int = parser.get_parsed_content("slices_per_scan")
+
+    def fit(
+        self, names: Sequence[str], *, position: Literal["located", "true"], shrinkage: float
+    ) -> Calibration:
+        """The calibration of the folds; constants where there are none."""
+        if not names:
+            return Calibration.unfitted(len(self.organs))
+        drawn = [self.draw(name, position) for name in names]
+        if position == "located" and not any(part.known[part.label > 0].any() for part in drawn):
+            # Networks of a few scans may locate nothing where the final one will.
+            self.say("no prior was located in the held-out scans: placed where the labels tell")
+            drawn = [self.draw(name, "true") for name in names]
+        return fit_samples(drawn, shrinkage=shrinkage)
 
     def train(
-        self, name: str, datalist: Path, models: Path, *, calibration: Calibration | None = None
+        self,
+        name: str,
+        datalist: Path,
+        models: Path,
+        *,
+        knobs: Mapping[str, Any] | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         """Estimate priors and train, unless ``models`` is there."""
         if models.exists():
@@ -197,24 +221,25 @@ class _Stage:
                     # validation chooses the weights by what they will be used with
                     calibration.save(part / CALIBRATION)
                 logs = str(self.out / "logs" / name)
-                knobs = {**places, "output_dir": logs, "seed": self.seed, "resume": True}
-                self._run(["train", *self.always, *self.training], knobs)
+                given = {**places, "output_dir": logs, "seed": self.seed, "resume": True}
+                self._run(["train", *self.always, *self.training], {**given, **(knobs or {})})
         for checkpoint in models.glob("checkpoint_*.pt"):
             checkpoint.unlink()
 
-    def draw(self, name: str, *, true_position: bool) -> Samples:
+    def draw(self, name: str, position: Literal["located", "true"]) -> Samples:
         """Voxels of a fold's held-out scans, predicted unless that was done."""
         folder = self.out / name
-        path = folder / "samples.npz"
+        path = folder / f"samples_{position}.npz"
         if not path.exists():
             self.say(f"{name}: predict the held-out scans")
             places = {
                 "datalist": str(folder / "datalist.json"),
                 "models_dir": str(folder / "models"),
                 "output_dir": str(folder),
+                "samples_file": str(path),
             }
             names: list[str | Path] = ["inference", "calibration_samples"]
-            names += ["true_position"] if true_position else []
+            names += ["true_position"] if position == "true" else []
             self._run([*names, *self.always, *self.inference], places)
         return read_samples(path)
 

@@ -190,7 +190,7 @@ def _certain(found: Located, priors: Sequence[SpatialPrior], least: float, name:
         else:
             continue
         warnings.warn(
-            f"Organ {priors[k].organ} {reason} in {name}: its prior stays neutral.", stacklevel=4
+            f"Organ {priors[k].organ} {reason} in {name}: its prior stays neutral.", stacklevel=5
         )
     return found
 

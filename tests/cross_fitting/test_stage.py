@@ -17,7 +17,7 @@ from stipple_monai.networks import Calibration
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
+    pytest.mark.filterwarnings("ignore:Organ . (is predicted nowhere|has no certain)"),
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
@@ -66,7 +66,7 @@ def test_every_labelled_scan_is_held_out_once(done, datalist):
 def test_the_calibration_is_fitted_to_all_folds_and_in_the_weights(done):
     calibration = Calibration.load(done / "models" / "calibration.json")
     assert calibration.record["fitted"]
-    samples = [read_samples(p) for p in sorted((done / "eval").glob("fold_*/samples.npz"))]
+    samples = [read_samples(p) for p in sorted((done / "eval").glob("fold_*/samples_located.npz"))]
     assert sum(part.scan.max() + 1 for part in samples) == 3
     assert calibration.record["voxels"] == sum(len(part.label) for part in samples)
     state = weights(done / "models" / "model.pt")
@@ -96,14 +96,14 @@ def test_what_is_done_is_not_done_again(done, datalist, tmp_path, capsys):
     shutil.copytree(done, root)
     model = root / "eval" / "fold_2" / "models"
     shutil.rmtree(model)
-    (root / "eval" / "fold_2" / "samples.npz").unlink()
+    (root / "eval" / "fold_2" / "samples_located.npz").unlink()
     (root / "models" / "calibration.json").unlink()
     again(datalist, root)
     said = capsys.readouterr().out
     assert "fold_1: trained before" in said
     assert "fold_2: train on" in said
     assert "final: train" not in said
-    one, two = (read_samples(r / "eval" / "fold_2" / "samples.npz") for r in (done, root))
+    one, two = (read_samples(r / "eval" / "fold_2" / "samples_located.npz") for r in (done, root))
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
     files = [(r / "models" / "calibration.json").read_text() for r in (done, root)]
     assert files[0] == files[1]
@@ -116,7 +116,25 @@ def test_true_positions(done, datalist, tmp_path):
         shutil.copytree(source, root / "eval" / f"fold_{fold}" / "models")
     shutil.copytree(done / "models", root / "models")
     again(datalist, root, position="true")
-    assert read_samples(root / "eval" / "fold_1" / "samples.npz").known.all()
+    assert read_samples(root / "eval" / "fold_1" / "samples_true.npz").known.all()
+
+
+def test_priors_that_cannot_be_located_are_placed_by_the_labels(done, datalist, tmp_path, capsys):
+    root = tmp_path / "run"
+    for fold in (1, 2):
+        source = done / "eval" / f"fold_{fold}" / "models"
+        shutil.copytree(source, root / "eval" / f"fold_{fold}" / "models")
+    shutil.copytree(done / "models", root / "models")
+    again(datalist, root, options={**KNOBS, "minimum_confidence": 1.0})
+    assert "no prior was located in the held-out scans" in capsys.readouterr().out
+    assert not read_samples(root / "eval" / "fold_1" / "samples_located.npz").known.any()
+    assert Calibration.load(root / "models" / "calibration.json").record["fitted"]
+
+
+def test_networks_of_folds_take_as_many_steps(done):
+    for fold, scans in (("eval/fold_1/", 1), ("eval/fold_2/", 2), ("", 3)):
+        record = json.loads((done / f"{fold}models/provenance.json").read_text())
+        assert record["config"]["slices_per_scan"] * scans == 36
 
 
 def test_one_labelled_scan_gets_constants(datalist, tmp_path):
@@ -137,8 +155,8 @@ def test_errors(done, datalist, tmp_path):
             again(datalist, tmp_path, options={name: 1})
     with pytest.raises(ValueError, match="did you mean max_epochs"):
         again(datalist, tmp_path, options={"max_epoch": 1})
-    with pytest.raises(DatasetError, match="was begun with other position, seed, see settings"):
-        again(datalist, done, position="true", seed=1)
+    with pytest.raises(DatasetError, match="was begun with other seed, see settings"):
+        again(datalist, done, seed=1)
     path = tmp_path / "none.json"
     image = read_datalist(datalist, "training")[0]["image"]
     path.write_text(json.dumps({"training": [{"image": image}]}))
