@@ -132,7 +132,7 @@ def fit_samples(
         "scans": len(samples),
         "voxels": len(joined.label),
         "organ_voxels": volume.tolist(),
-        "nats_per_organ_voxel": {n: v / volume.sum() for n, v in values.items()},
+        "nats_per_organ_voxel": {n: float(v / volume.sum()) for n, v in values.items()},
     }
     return Calibration(
         scale=theta[:, 0].tolist(),
