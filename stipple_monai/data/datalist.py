@@ -156,7 +156,7 @@ def read_datalist(
     if not named[section]:
         raise DatasetError(f"`section` must have items, got {section!r} of {path}, an empty list.")
     items = [
-        _with_paths(entry, base, path_keys, place=f"item {index} of {section!r} in {path}")
+        _with_paths(entry, base, path_keys, place=f"{index} of {section!r} in {path}")
         for index, entry in enumerate(named[section])
     ]
     _refuse_shared_images(named, base, path)
@@ -167,18 +167,18 @@ def _with_paths(entry: Any, base: str, path_keys: Sequence[str], *, place: str) 
     """An item with absolute paths to files that exist."""
     item = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(item, dict) or not item.get("image"):
-        raise DatasetError(f'Items must have an "image", got {entry} as {place}.')
+        raise DatasetError(f'Items must have an "image", got {entry} as item {place}.')
     for key in path_keys:
         if not all(isinstance(file, str) for file in _listed(item.get(key, ""))):
             raise DatasetError(
-                f"`{key}` must be a path or a list of paths, got {item[key]!r} in {place}."
+                f"`{key}` must be a path or a list of paths, got {item[key]!r} in item {place}."
             )
     item = {**item, **{k: _absolute(item[k], base) for k in path_keys if k in item}}
     for key in path_keys:
         for file in _listed(item.get(key, [])):
             if not os.path.exists(file):
                 raise DatasetError(
-                    f"`{key}` must be a file that exists, got {file} in {place}. Paths are "
+                    f"`{key}` must be a file that exists, got {file} in item {place}. Paths are "
                     f"relative to {base}."
                 )
     return item
