@@ -109,7 +109,6 @@ def fit_samples(
     if not 0 <= shrinkage < np.inf:
         raise ValueError(f"`shrinkage` must be finite and at least 0, got {shrinkage}.")
     joined = join_samples(samples)
-    organs = joined.evidence.shape[1]
     volume = _volumes(joined)
     present = np.flatnonzero(volume)
     if not len(present):
@@ -118,22 +117,15 @@ def fit_samples(
             f"{len(samples)} without: give other scans, or check positions and labels."
         )
     kept = _with_organs(joined, present)
-    observation = volume.sum() / (len(present) * len(samples)) / OBSERVATIONS
-    fused = Likelihood(kept, activation=activation)
-    both, shared, values = _fit_fused(fused, shrinkage * observation)
+    observation = shrinkage * volume.sum() / (len(present) * (joined.scan.max() + 1)) / OBSERVATIONS
+    fused, shared, values = _fit_fused(Likelihood(kept, activation=activation), observation)
     silent = Likelihood(kept, activation=activation, silent=True)
-    alone, shared_alone = _shrunk(silent, (True, False, True), shrinkage * observation)
-    theta, theta_alone = np.tile(shared, (organs, 1)), np.tile(shared_alone, (organs, 1))
-    theta[present], theta_alone[present] = both, alone
-    thresholds = np.full(organs, 0.5)
-    thresholds[present] = best_thresholds(kept, both, activation=activation)
-    record: dict[str, Any] = {
-        "fitted": True,
-        "scans": len(samples),
-        "voxels": len(joined.label),
-        "organ_voxels": volume.tolist(),
-        "nats_per_organ_voxel": {n: float(v / volume.sum()) for n, v in values.items()},
-    }
+    alone, shared_alone = _shrunk(silent, (True, False, True), observation)
+    theta = _everywhere(fused, shared, present, len(volume))
+    theta_alone = _everywhere(alone, shared_alone, present, len(volume))
+    thresholds = np.full(len(volume), 0.5)
+    thresholds[present] = best_thresholds(kept, fused, activation=activation)
+    record = _record(joined, volume, values)
     return Calibration(
         scale=theta[:, 0].tolist(),
         strength=theta[:, 1].tolist(),
@@ -144,6 +136,23 @@ def fit_samples(
         thresholds=thresholds.tolist(),
         record=record,
     )
+
+
+def _record(samples: Samples, volume: Array, values: dict[str, float]) -> dict[str, Any]:
+    return {
+        "fitted": True,
+        "scans": int(samples.scan.max()) + 1,
+        "voxels": len(samples.label),
+        "organ_voxels": volume.tolist(),
+        "nats_per_organ_voxel": {n: float(v / volume.sum()) for n, v in values.items()},
+    }
+
+
+def _everywhere(theta: Array, shared: Array, present: NDArray[np.int64], organs: int) -> Array:
+    """Numbers of all organs, the shared ones where an organ is not present."""
+    result = np.tile(shared, (organs, 1))
+    result[present] = theta
+    return result
 
 
 def _fit_fused(likelihood: Likelihood, observation: float) -> tuple[Array, Array, dict[str, float]]:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stipple_monai.errors import DatasetError, PriorError
-from stipple_monai.networks import DEFAULT_FLOOR, prior_odds
-from stipple_monai.networks.fusion import SILENT
+from stipple_monai.networks import DEFAULT_FLOOR, SILENT, prior_odds
 
 __all__ = ["Samples", "draw_samples", "join_samples"]
 

@@ -110,44 +110,24 @@ def calibrate(
         ValueError: a knob is out of its range.
     """
     out, models, configs = Path(out).resolve(), Path(models).resolve(), configs_of(bundle)
-    knobs = dict(options or {})
-    stage = _Stage(out, configs, [overlays, train_overlays, infer_overlays], knobs, seed)
-    labelled, pseudo, validation = _items(datalist)
-    number = min(MOST_FOLDS, len(labelled)) if folds is None else folds
-    if folds is not None and not 2 <= folds <= len(labelled):
+    knobs, files = dict(options or {}), (overlays, train_overlays, infer_overlays)
+    stage = _Stage(out, configs, files, knobs, seed)
+    scans = _items(datalist)
+    labelled = len(scans["labelled"])
+    if folds is not None and not 2 <= folds <= labelled:
         raise ValueError(
-            f"`folds` must lie in 2 to the number of labelled scans, {len(labelled)}, got {folds}."
+            f"`folds` must lie in 2 to the number of labelled scans, {labelled}, got {folds}."
         )
     if position not in ("located", "true"):
         raise ValueError(f"`position` must be 'located' or 'true', got {position!r}.")
-    settings = {
-        "scans": [[str(item["image"]) for item in items] for items in (labelled, pseudo)],
-        "labels": [str(item["label"]) for item in labelled + pseudo],
-        "overlays": [list(map(str, x)) for x in (overlays, train_overlays, infer_overlays)],
-        "folds": number,
-        "seed": seed,
-        "options": knobs,
-    }
+    number = min(MOST_FOLDS, labelled) if folds is None else folds
+    settings = {**_written(scans, files), "folds": number, "seed": seed, "options": knobs}
     with only_process(out, unfinished=UNFINISHED):
         _remember(out / "settings.json", settings)
-        sections = {"training": labelled + pseudo, "validation": validation}
-        write_datalist(out / "datalist.json", sections)
-        names: list[str] = []
-        for name, held in _folds(len(labelled), number, seed):
-            rest = [item for i, item in enumerate(labelled) if i not in held]
-            parts = {"training": rest + pseudo, "held_out": [labelled[i] for i in held]}
-            write_datalist(out / name / "datalist.json", {**sections, **parts})
-            # as many steps as the final network, or the fold's would be less sure of itself
-            more = (len(labelled) + len(pseudo)) / (len(rest) + len(pseudo))
-            slices = {"slices_per_scan": math.ceil(stage.slices_per_scan * more)}
-            stage.train(name, out / name / "datalist.json", out / name / "models", knobs=slices)
-            names.append(name)
+        names = stage.train_folds(scans, number)
         calibration = stage.fit(names, position=position, shrinkage=shrinkage)
         stage.say(_summary(calibration, stage.organs))
-        if not (models / "model.pt").exists():
-            stage.train("final", out / "datalist.json", models, calibration=calibration)
-        calibration.save(models / CALIBRATION)
-        _put_into_weights(calibration, models / "model.pt")
+        stage.finish(scans, models, calibration)
     return models / CALIBRATION
 
 
@@ -185,6 +165,39 @@ class _Stage:
         parser.update(knobs)
         self.organs: list[int] = parser.get_parsed_content("organs")
         self.slices_per_scan: int = parser.get_parsed_content("slices_per_scan")
+
+    def train_folds(self, scans: Mapping[str, list[dict[str, Any]]], number: int) -> list[str]:
+        """The network of every fold; the folds' names."""
+        folds = _folds(len(scans["labelled"]), number, self.seed)
+        for name, held in folds:
+            rest = [item for i, item in enumerate(scans["labelled"]) if i not in held]
+            sections = {
+                "training": rest + scans["pseudo"],
+                "held_out": [scans["labelled"][i] for i in held],
+                "validation": scans["validation"],
+            }
+            folder = self.out / name
+            write_datalist(folder / "datalist.json", sections)
+            # as many steps as the final network, or the fold's would be less sure of itself
+            more = 1 + len(held) / len(sections["training"])
+            slices = {"slices_per_scan": math.ceil(self.slices_per_scan * more)}
+            self.train(name, folder / "datalist.json", folder / "models", knobs=slices)
+        return [name for name, _ in folds]
+
+    def finish(
+        self,
+        scans: Mapping[str, list[dict[str, Any]]],
+        models: Path,
+        calibration: Calibration,
+    ) -> None:
+        """The final network, unless it is there, with its calibration."""
+        path = self.out / "datalist.json"
+        training = scans["labelled"] + scans["pseudo"]
+        write_datalist(path, {"training": training, "validation": scans["validation"]})
+        if not (models / "model.pt").exists():
+            self.train("final", path, models, calibration=calibration)
+        calibration.save(models / CALIBRATION)
+        _put_into_weights(calibration, models / "model.pt")
 
     def fit(
         self, names: Sequence[str], *, position: Literal["located", "true"], shrinkage: float
@@ -252,7 +265,7 @@ class _Stage:
         run_bundle(self.configs, names, **{**self.knobs, "bundle_root": str(self.out), **knobs})
 
 
-def _items(datalist: str | Path) -> tuple[list[dict[str, Any]], ...]:
+def _items(datalist: str | Path) -> dict[str, list[dict[str, Any]]]:
     """Labelled, pseudo-labelled and validation items."""
     found = read_sections(datalist)
     training = [item for item in found.get("training", []) if "label" in item]
@@ -260,7 +273,18 @@ def _items(datalist: str | Path) -> tuple[list[dict[str, Any]], ...]:
     if not labelled:
         raise DatasetError(f"`datalist` must have labelled scans in training, {datalist} has none.")
     pseudo = [item for item in training if "pseudo_label" in item]
-    return labelled, pseudo, found.get("validation", [])
+    return {"labelled": labelled, "pseudo": pseudo, "validation": found.get("validation", [])}
+
+
+def _written(
+    scans: Mapping[str, list[dict[str, Any]]], overlays: Sequence[Sequence[str | Path]]
+) -> dict[str, Any]:
+    """What a folder was begun with, as JSON."""
+    return {
+        "scans": {name: [str(item["image"]) for item in items] for name, items in scans.items()},
+        "labels": [str(item["label"]) for item in scans["labelled"] + scans["pseudo"]],
+        "overlays": [list(map(str, names)) for names in overlays],
+    }
 
 
 def _remember(path: Path, settings: dict[str, Any]) -> None:

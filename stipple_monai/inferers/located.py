@@ -115,60 +115,82 @@ def fuse_logits(
     logits = logits.as_subclass(Tensor)
     coarse = logits if coarse is None else coarse.as_subclass(Tensor)
     references = priors if references is None else references
-    channels = len(priors) + (activation == "softmax")
-    if coarse.shape[1] != channels:
-        raise PriorError(
-            "`priors` must be one per organ of the network, "
-            f"{coarse.shape[1] - channels + len(priors)}, got {len(priors)}."
-        )
-    numbers = calibration_tensor(calibration, activation=activation)
-    numbers = None if numbers is None else numbers.to(logits.device)
-    fuse = softmax_logits if activation == "softmax" else sigmoid_logits
-    seen = coarse.float()
-    if locate_with == "calibrated":
-        # Strength 0 makes any prior silent.
-        seen = fuse(seen, torch.zeros_like(seen[:, -len(priors) :]), 0.0, floor, numbers)
-    elif locate_with != "raw":
-        raise PositionError(f"`locate_with` must be 'raw' or 'calibrated', got {locate_with!r}.")
-    probability = seen.softmax(1)[:, 1:] if activation == "softmax" else seen.sigmoid()
+    numbers = calibration_tensor(calibration, activation=activation, device=logits.device)
+    given: dict[str, Any] = {
+        "activation": activation,
+        "organs": len(priors),
+        "locate_with": locate_with,
+    }
+    probability = _without_prior(coarse, numbers, **given)
+    search: dict[str, Any] = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
+    search["spread_mm"] = None if position == "prediction_center" else spread_mm
+    affines = torch.as_tensor(affine).reshape(-1, 4, 4).expand(len(logits), 4, 4)
+    scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
+    found = [_locate(scan, priors, references, **search) for scan in scans]
     if minimum_confidence is None:
         minimum_confidence = least_confidence(references, max_shift_mm=max_shift_mm)
-    search: dict[str, Any] = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
-    align = PriorAlign(priors, mode=mode, activation=activation)
-    affines = torch.as_tensor(affine).reshape(-1, 4, 4).expand(len(logits), 4, 4)
-    found, placed = [], []
-    for number, organs in enumerate(probability):
-        scan = MetaTensor(organs, affine=affines[number])
-        if position == "prediction_center":
-            located = _prediction_centers(scan, priors, **search)
-        else:
-            located = locate_organs(scan, references, spread_mm=spread_mm, **search)
-        name = "a scan" if names is None else names[number]
-        found.append(_certain(located, priors, minimum_confidence, name))
-        grid = MetaTensor(organs[:1], affine=affines[number])
-        placed.append(torch.as_tensor(align(grid, located.position_mm)).as_subclass(Tensor))
-    prior = torch.stack(placed)
-    adjusted = fuse(logits, prior, strength, floor, numbers)
+    _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
+    prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
+    fuse = softmax_logits if activation == "softmax" else sigmoid_logits
     positions, confidences = (torch.stack(column) for column in zip(*found, strict=True))
-    return Fused(adjusted, prior, positions, confidences)
+    return Fused(fuse(logits, prior, strength, floor, numbers), prior, positions, confidences)
+
+
+def _place(scans: Sequence[MetaTensor], found: Sequence[Located], align: PriorAlign) -> Tensor:
+    placed = [align(s[:1], f.position_mm) for s, f in zip(scans, found, strict=True)]
+    return torch.stack([torch.as_tensor(prior).as_subclass(Tensor) for prior in placed])
+
+
+def _without_prior(
+    coarse: Tensor, numbers: Tensor | None, *, activation: str, organs: int, locate_with: str
+) -> Tensor:
+    """Probabilities of the organs, ``(B, K, W, H, D)``."""
+    found = coarse.shape[1] - (activation == "softmax")
+    if found != organs:
+        raise PriorError(f"`priors` must be one per organ of the network, {found}, got {organs}.")
+    if locate_with not in ("raw", "calibrated"):
+        raise PositionError(f"`locate_with` must be 'raw' or 'calibrated', got {locate_with!r}.")
+    seen = coarse.float()
+    if locate_with == "calibrated":
+        fuse = softmax_logits if activation == "softmax" else sigmoid_logits
+        # Strength 0 makes any prior silent.
+        seen = fuse(seen, torch.zeros_like(seen[:, -organs:]), 0.0, DEFAULT_FLOOR, numbers)
+    return seen.softmax(1)[:, 1:] if activation == "softmax" else seen.sigmoid()
+
+
+def _locate(
+    probability: MetaTensor,
+    priors: Sequence[SpatialPrior],
+    references: Sequence[SpatialPrior],
+    *,
+    spread_mm: float | None,
+    **search: Any,
+) -> Located:
+    """By correlation, or without a spread at the centre of the prediction."""
+    if spread_mm is None:
+        return _prediction_centers(probability, priors, **search)
+    return locate_organs(probability, references, spread_mm=spread_mm, **search)
 
 
 def calibration_tensor(
-    calibration: Calibration | Tensor | None, *, activation: str
+    calibration: Calibration | Tensor | None,
+    *,
+    activation: str,
+    device: torch.device | None = None,
 ) -> Tensor | None:
     """Numbers as the fusion takes them.
 
     Raises:
         PriorError: they were fitted for another activation.
     """
-    if not isinstance(calibration, Calibration):
-        return calibration
+    if calibration is None or isinstance(calibration, Tensor):
+        return calibration if calibration is None else calibration.to(device)
     if calibration.activation != activation:
         raise PriorError(
             f"`calibration` must be for {activation}, got one for {calibration.activation}: fit it "
             "for this network."
         )
-    return calibration.tensor()
+    return calibration.tensor().to(device)
 
 
 def least_confidence(
@@ -179,20 +201,23 @@ def least_confidence(
     return MINIMUM_CONFIDENCE_TOGETHER if together else MINIMUM_CONFIDENCE_ALONE
 
 
-def _certain(found: Located, priors: Sequence[SpatialPrior], least: float, name: str) -> Located:
-    """Take uncertain positions away, with a warning for each organ that has none."""
-    for k, confidence in enumerate(found.confidence.tolist()):
-        if found.position_mm[k].isnan().any():
-            reason = "is predicted nowhere"
-        elif confidence < least:
-            found.position_mm[k] = torch.nan
-            reason = f"has no certain position ({confidence:.2f})"
-        else:
-            continue
-        warnings.warn(
-            f"Organ {priors[k].organ} {reason} in {name}: its prior stays neutral.", stacklevel=5
-        )
-    return found
+def _silence(
+    found: Sequence[Located], priors: Sequence[SpatialPrior], least: float, names: Sequence[str]
+) -> None:
+    """Take uncertain positions away, in place, with a warning for each organ that has none."""
+    for located, name in zip(found, names, strict=True):
+        for k, confidence in enumerate(located.confidence.tolist()):
+            if located.position_mm[k].isnan().any():
+                reason = "is predicted nowhere"
+            elif confidence < least:
+                located.position_mm[k] = torch.nan
+                reason = f"has no certain position ({confidence:.2f})"
+            else:
+                continue
+            warnings.warn(
+                f"Organ {priors[k].organ} {reason} in {name}: its prior stays neutral.",
+                stacklevel=5,
+            )
 
 
 def _prediction_centers(

@@ -10,6 +10,7 @@ from stipple_monai.networks.calibration import (
 )
 from stipple_monai.networks.fusion import (
     DEFAULT_FLOOR,
+    SILENT,
     prior_driven_sigmoid,
     prior_driven_softmax,
     prior_odds,
@@ -25,6 +26,7 @@ from stipple_monai.networks.unet import (
 
 __all__ = [
     "DEFAULT_FLOOR",
+    "SILENT",
     "Calibration",
     "PriorDrivenNet",
     "SliceUNet",

@@ -79,6 +79,7 @@ class Calibration:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Check and freeze the numbers."""
         for name in (*COLUMNS, "thresholds"):
             values = getattr(self, name)
             if values is None and name == "thresholds":
