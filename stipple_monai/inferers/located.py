@@ -116,12 +116,7 @@ def fuse_logits(
     coarse = logits if coarse is None else coarse.as_subclass(Tensor)
     references = priors if references is None else references
     numbers = calibration_tensor(calibration, activation=activation, device=logits.device)
-    given: dict[str, Any] = {
-        "activation": activation,
-        "organs": len(priors),
-        "locate_with": locate_with,
-    }
-    probability = _without_prior(coarse, numbers, **given)
+    probability = _without_prior(coarse, numbers, locate_with, activation, len(priors))
     search: dict[str, Any] = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
     search["spread_mm"] = None if position == "prediction_center" else spread_mm
     affines = torch.as_tensor(affine).reshape(-1, 4, 4).expand(len(logits), 4, 4)
@@ -142,7 +137,7 @@ def _place(scans: Sequence[MetaTensor], found: Sequence[Located], align: PriorAl
 
 
 def _without_prior(
-    coarse: Tensor, numbers: Tensor | None, *, activation: str, organs: int, locate_with: str
+    coarse: Tensor, numbers: Tensor | None, locate_with: str, activation: str, organs: int
 ) -> Tensor:
     """Probabilities of the organs, ``(B, K, W, H, D)``."""
     found = coarse.shape[1] - (activation == "softmax")
