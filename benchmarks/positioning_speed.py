@@ -73,7 +73,7 @@ class Ways:
         self.prior = prior
         self.affine = probability.affine.double().cpu()
         self.evidence = evidence_for(probability.as_tensor()[0], DEFAULT_EPSILON)
-        self.kernel = around_center(prior, self.affine).to(self.evidence)
+        self.kernel = around_center(prior, self.affine, device=probability.device).to(self.evidence)
         # where a GPU correlates, SciPy has the same on the CPU
         self.host = (self.evidence.cpu().numpy(), self.kernel.cpu().numpy())
         self.half = torch.tensor([(n - 1) // 2 for n in self.kernel.shape])
