@@ -8,11 +8,15 @@ from stipple_monai.handlers.provenance import (
     RunRecord,
     versions,
 )
+from stipple_monai.handlers.slice_dice import (
+    SliceDice,
+)
 from stipple_monai.handlers.training import (
     EpochSeed,
     LearningCurve,
     PositionTable,
     WeightsLoader,
+    WholeBatch,
     WholeCheckpointSaver,
 )
 
@@ -21,7 +25,9 @@ __all__ = [
     "LearningCurve",
     "PositionTable",
     "RunRecord",
+    "SliceDice",
     "WeightsLoader",
+    "WholeBatch",
     "WholeCheckpointSaver",
     "versions",
 ]
