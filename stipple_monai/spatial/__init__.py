@@ -1,9 +1,15 @@
 """Arrays and grids, without organs: correlation, interpolation, sampling.
 
 Words: a *grid* is a shape and an affine, a *box* a part of one; a *score* is what a correlation
-gives for a translation. Imports from `errors` alone.
+gives for a translation; *votes* are an array and the index of its first cell. Imports from `errors`
+alone.
 """
 
+from stipple_monai.spatial.common_center import (
+    CommonCenter,
+    Votes,
+    common_center,
+)
 from stipple_monai.spatial.correlation import (
     Box,
     correlate,
@@ -20,6 +26,9 @@ from stipple_monai.spatial.sampling import (
 
 __all__ = [
     "Box",
+    "CommonCenter",
+    "Votes",
+    "common_center",
     "correlate",
     "in_blocks",
     "interpolate",
