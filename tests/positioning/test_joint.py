@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.joint_scores import joint_marginals, joint_score_maps, score_maps
 from monai.data import MetaTensor
 from nibabel.affines import apply_affine
 from scipy import signal
@@ -15,10 +16,7 @@ from stipple_monai.positioning.joint import (
     DEFAULT_SPREAD_MM,
     coarse_affine,
     coarse_evidence,
-    joint_marginals,
-    joint_score_maps,
     locate_organs,
-    score_maps,
 )
 from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, locate_organ
 from stipple_monai.priors.prior import SpatialPrior
