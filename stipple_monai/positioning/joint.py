@@ -13,7 +13,7 @@ possible value, in [0, 1]), divided by its maximum, or by 0.3 if that is greater
 is found over and over does not count for more than another one, and a faint trace for less. A
 term is never negative: an organ that would have to deviate by more than ``σ √2`` is outvoted, and
 its own evidence is no longer heard. (The organs are a star of "Pictorial structures", Felzenszwalb
-and Huttenlocher, IJCV 2005.) The maximum is exact, see :mod:`stipple_monai.spatial.common_center`,
+and Huttenlocher, IJCV 2005.) The maximum is exact, see :mod:`stipple_monai.spatial.votes`,
 over cells of some millimetres; each organ is then moved to the best voxel near its place.
 """
 
@@ -202,9 +202,11 @@ def supported_shares(
 
 def _seen_part(block: Tensor) -> tuple[Tensor, list[int]]:
     """The box of a block that holds all evidence, or its first cell, and where that begins."""
+    # Two passes over the block; the second axis and the third are looked at in one.
+    plane = block.amax(0)
     inside = []
-    for axis in range(3):
-        seen = block.amax([a for a in range(3) if a != axis]).nonzero().flatten().tolist()
+    for line in (block.amax((1, 2)), plane.amax(1), plane.amax(0)):
+        seen = line.nonzero().flatten().tolist()
         inside.append(slice(seen[0], seen[-1] + 1) if seen else slice(0, 1))
     return block[inside[0], inside[1], inside[2]], [s.start for s in inside]
 

@@ -5,11 +5,6 @@ gives for a translation; *votes* are an array and the index of its first cell. I
 alone.
 """
 
-from stipple_monai.spatial.common_center import (
-    CommonCenter,
-    Votes,
-    common_center,
-)
 from stipple_monai.spatial.correlation import (
     Box,
     correlate,
@@ -22,6 +17,11 @@ from stipple_monai.spatial.interpolation import (
 )
 from stipple_monai.spatial.sampling import (
     sample_on_grid,
+)
+from stipple_monai.spatial.votes import (
+    CommonCenter,
+    Votes,
+    common_center,
 )
 
 __all__ = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stipple_monai.spatial import Votes, common_center
-from stipple_monai.spatial.common_center import _AT_ONCE, _extent, _levels, _worth
+from stipple_monai.spatial.votes import _AT_ONCE, _extent, _levels, _worth
 
 
 def worth_by_loop(votes, weight, center):
