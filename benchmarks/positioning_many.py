@@ -48,6 +48,9 @@ from stipple_monai.positioning.joint import (
 from stipple_monai.positioning.single import cells_of
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+from helpers.joint_scores import joint_score_maps, score_maps  # noqa: E402
+
 ORGANS = {1: [11], 4: [1, 2, 3, 6], 7: [1, 2, 3, 6, 7, 8, 11], 13: list(range(1, 14))}
 SMALL = (16, 32, 64, 128)
 BATCH = 14
@@ -92,9 +95,6 @@ def network_seconds(
 
 def every_cell(maps: MetaTensor, priors: list[SpatialPrior]) -> Callable[[], float]:
     """The greatest joint score by the tests' oracle, checked against that of our places."""
-    sys.path.append(str(ROOT / "tests"))
-    from helpers.joint_scores import joint_score_maps, score_maps
-
     cells = cells_of(maps.affine)
     coarse = coarse_affine(maps.affine.double().cpu(), cells)
     blocks = coarse_evidence(maps.as_tensor(), cells, epsilon=DEFAULT_EPSILON)
