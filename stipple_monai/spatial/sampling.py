@@ -60,8 +60,22 @@ def sample_on_grid(
         return out
     if int((linear != 0).sum()) == 3:
         steps = _steps(image.shape, linear, offset, box, nearest_along_z=nearest_along_z)
-        out[box[0], box[1], box[2]] = _along_axes(image, steps)
-        return out
+        values = _along_axes(image, steps)
+    else:
+        values = _all_at_once(image, linear, offset, box, nearest_along_z=nearest_along_z)
+    out[box[0], box[1], box[2]] = values
+    return out
+
+
+def _all_at_once(
+    image: torch.Tensor,
+    linear: torch.Tensor,
+    offset: torch.Tensor,
+    box: Sequence[slice],
+    *,
+    nearest_along_z: bool,
+) -> torch.Tensor:
+    """Sample the part of a grid that lies in any way."""
     x, y, z = (torch.arange(b.start, b.stop, dtype=torch.float64, device=image.device) for b in box)
     start = torch.zeros(1, 1, 1, dtype=torch.float64, device=image.device)
     inside = torch.ones(1, 1, 1, dtype=torch.bool, device=image.device)
@@ -82,8 +96,7 @@ def sample_on_grid(
         padding_mode="border",
         align_corners=False,
     )
-    out[box[0], box[1], box[2]] = value[0, 0] * inside
-    return out
+    return value[0, 0] * inside
 
 
 def _box_under(
