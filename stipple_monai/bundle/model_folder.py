@@ -125,7 +125,8 @@ def write_model(
     copies = []
     for number, name in enumerate(overlays):
         source = config_path(configs, name)
-        copies.append(folder / "overlays" / f"{number}_{re.sub(r'^\d+_', '', source.name)}")
+        plain = re.sub(r"^\d+_", "", source.name)
+        copies.append(folder / "overlays" / f"{number}_{plain}")
         if source != copies[-1].resolve():
             with whole_file(copies[-1]) as part:
                 shutil.copyfile(source, part)

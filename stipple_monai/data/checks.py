@@ -132,7 +132,8 @@ def check_pair(
     if not right.all():
         also = "" if ignore is None else f" or {ignore}"
         wrong = found[~right].unique()[:5].tolist()
-        told = f"0 to {classes - 1}" if values is None else ", ".join(map(str, [0, *values]))
+        plain = list(known) == list(range(1, classes))
+        told = f"0 to {classes - 1}" if plain else ", ".join(map(str, [0, *known]))
         raise DatasetError(
             f"`label` must have values {told}{also}, got "
             f"{', '.join(f'{value:g}' for value in wrong)} in {_name(label)}."

@@ -75,10 +75,10 @@ def write_dicom_seg(
 ) -> None:
     """Write a label map as a binary DICOM SEG of the series that it was made of, whole or not.
 
-    Patient, study and frame of reference are those of the series. Segments are
-    numbered from 1 in the order of the label values; a segment's code is that of SNOMED CT where
-    pydicom knows the organ's name, and "Organ" otherwise. An organ that was not found has its segment, but no frames; where none was,
-    the frames are there and empty.
+    Patient, study and frame of reference are those of the series. Segments are numbered from 1 in
+    the order of the label values; a segment's code is that of SNOMED CT where pydicom knows the
+    organ's name, and "Organ" otherwise. An organ that was not found has its segment, but no frames;
+    where none was, the frames are there and empty.
 
     Args:
         path: ``….dcm``.
@@ -131,6 +131,22 @@ def write_dicom_seg(
         ) from error
     with whole_file(path) as part:
         segmentation.save_as(part)
+
+
+def rename_segments(path: str | os.PathLike[str], organs: Mapping[int, str]) -> None:
+    """Give the segments of a file of :func:`write_dicom_seg` other names.
+
+    Args:
+        path: of the DICOM SEG, replaced whole.
+        organs: names by label value.
+    """
+    file = pydicom.dcmread(path)
+    told = [_description(n, organs[k]) for n, k in enumerate(sorted(organs), 1)]
+    for segment, description in zip(file.SegmentSequence, told, strict=True):
+        segment.SegmentLabel = description.SegmentLabel
+        segment.SegmentedPropertyTypeCodeSequence = description.SegmentedPropertyTypeCodeSequence
+    with whole_file(path) as part:
+        file.save_as(part)
 
 
 class DicomSegWriter:

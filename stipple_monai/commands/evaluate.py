@@ -1,0 +1,35 @@
+"""``evaluate``: scores of a trained model."""
+
+import argparse
+from pathlib import Path
+
+from stipple_monai.bundle import progress_only, read_model
+from stipple_monai.commands.options import Commands, add_bundle
+from stipple_monai.ingest import table_text
+from stipple_monai.training import SCORE_HEADER, evaluate, mean_scores
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("evaluate", help="score a trained model on labelled scans")
+    parser.add_argument("models", type=Path, help="folder of the run")
+    parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
+    parser.add_argument("--out", type=Path, help="folder of the scores; else in that of the run")
+    parser.add_argument("--section", default="test", help="of the datalist")
+    add_bundle(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the scores' means, and the path of the whole table."""
+    with progress_only():
+        scores = evaluate(
+            options.models,
+            options.datalist,
+            options.out,
+            bundle=options.bundle,
+            section=options.section,
+        )
+        organs = dict(read_model(options.models).organs)
+        print(table_text(SCORE_HEADER, mean_scores(scores, organs)))
+        print(f"{scores}\nnext: stipple report {scores.parent} --datalist {options.datalist}")
