@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
+from stipple_monai.bundle.model_folder import MODEL, read_model
 from stipple_monai.bundle.stages import BUNDLE, check_knobs, config_path, configs_of, whole_folder
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
@@ -50,7 +51,8 @@ def publish_bundle(
         models: folder with ``model.pt`` and the priors. Nothing else of it is handed on:
             ``provenance.json`` has paths of the place where it was trained.
         bundle: the bundle that is handed on.
-        overlays: those that the network was trained with, names in its configs or paths. They and
+        overlays: those that the network was trained with, names in its configs or paths, where
+            ``models`` does not know them itself. They and
             ``options`` are merged into train.yaml, inference.yaml and prior.yaml.
         options: knobs that it was trained with, such as ``{"channels": [16, 32, 64]}``.
         url: where the files above ``largest_file_bytes`` will be found, each under its path in the
@@ -74,6 +76,10 @@ def publish_bundle(
             "folder of a trained network."
         )
     options = dict(options or {})
+    if (models / MODEL).is_file():
+        model = read_model(models)
+        model.agree(configs, overlays=overlays, options=options)
+        overlays, options = model.overlays, {**model.knobs, **options}
     check_knobs(configs, [*SETTLED, *overlays], options)
     with whole_folder(out) as part:
         for folder in ("configs", "docs"):

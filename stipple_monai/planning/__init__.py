@@ -16,6 +16,7 @@ from stipple_monai.planning.fingerprint import (
 from stipple_monai.planning.plan import (
     Plan,
     make_plan,
+    plan_once,
 )
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "contradictions",
     "example_fingerprint",
     "make_plan",
+    "plan_once",
     "read_settings",
     "take_fingerprint",
 ]

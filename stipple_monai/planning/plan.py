@@ -131,6 +131,34 @@ def make_plan(
     return Plan({**_ordered(picked), **rest}, found, flat.value, source)
 
 
+def plan_once(
+    datalist: str | Path,
+    path: str | Path,
+    *,
+    bundle: str | Path = BUNDLE,
+    options: Mapping[str, Any] | None = None,
+    paper: bool = False,
+) -> Fingerprint | None:
+    """Write a plan, unless it is there.
+
+    Args:
+        datalist: as for `make_plan`.
+        path: of the plan.
+        bundle: as for `make_plan`.
+        options: likewise.
+        paper: likewise.
+
+    Returns:
+        The figures it was made of, or None where it is there.
+    """
+    if Path(path).is_file():
+        return None
+    print(f"plan: {path}", flush=True)
+    made = make_plan(datalist, bundle=bundle, options=options, paper=paper)
+    made.write(path, bundle)
+    return made.fingerprint
+
+
 class _Picked(dict[str, Choice]):
     """Choices so far; a value that is given wins, and what follows is told of it."""
 

@@ -3,6 +3,9 @@
 Words: a *run* is a training and its folder. Imports from `planning`, `handlers` and below.
 """
 
+from stipple_monai.training.description import (
+    describe,
+)
 from stipple_monai.training.evaluation import (
     SCORE_HEADER,
     evaluate,
@@ -19,6 +22,7 @@ __all__ = [
     "PLAN",
     "SCORE_HEADER",
     "adopt",
+    "describe",
     "evaluate",
     "mean_scores",
     "next_command",

@@ -27,6 +27,7 @@ from stipple_monai.bundle import (
     BUNDLE,
     MODEL,
     WEIGHTS,
+    Model,
     config_path,
     configs_of,
     only_process,
@@ -37,15 +38,15 @@ from stipple_monai.bundle import (
 from stipple_monai.data import label_names, read_datalist, read_sections
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, whole_file
-from stipple_monai.handlers import versions
 from stipple_monai.planning import (
     Fingerprint,
     contradictions,
-    make_plan,
+    plan_once,
     read_settings,
     take_fingerprint,
 )
 from stipple_monai.priors import prior_path
+from stipple_monai.training.description import describe
 
 PLAN = "plan.yaml"
 SETTINGS = "settings.json"
@@ -112,27 +113,38 @@ def train(
         found: Fingerprint | None = None
         if not files:
             files = [out / PLAN]
-            if not files[0].is_file():
-                print(f"plan: {files[0]}", flush=True)
-                made = make_plan(datalist, bundle=bundle, options=knobs, paper=paper)
-                made.write(files[0], bundle)
-                found = made.fingerprint
-        before = ["baseline"] if baseline else []
+            found = plan_once(datalist, files[0], bundle=bundle, options=knobs, paper=paper)
         if not (out / MODEL).is_file():
+            used: list[str | Path] = [*(["baseline"] if baseline else []), *files]
             found = found or take_fingerprint(datalist)
-            _describe(found, out, configs, [*before, *files], knobs)
-        places = {"bundle_root": str(out), "datalist": str(datalist), "models_dir": str(out)}
-        model = read_model(out)
-        if not baseline and not all(prior_path(out, k).is_file() for k in model.organs):
-            run_bundle(configs, ["prior", *model.overlays], **{**knobs, **places})
+            for note in contradictions(found, read_settings(configs, used, knobs)):
+                print(f"warning: {note}", flush=True)
+            describe(out, datalist, configs=configs, overlays=used, knobs=knobs, found=found)
+        places = {"bundle_root": str(out), "datalist": str(Path(datalist).resolve())}
         if not _is_trained(out, bool(sections.get("validation"))):
-            names = ["train", *model.overlays, *train_overlays]
-            logs = {"output_dir": str(out / LOGS), "seed": seed, "resume": True}
-            shown = {"lines": True, "progress": sys.stderr.isatty()}
-            run_bundle(configs, names, **{**shown, **knobs, **places, **logs})
+            model = read_model(out)
+            _run(model, configs, train_overlays, {**places, "seed": seed}, prior=not baseline)
         for checkpoint in out.glob("checkpoint_*.pt"):
             checkpoint.unlink()
     return out / WEIGHTS
+
+
+def _run(
+    model: Model,
+    configs: Path,
+    train_overlays: Sequence[str | Path],
+    places: Mapping[str, Any],
+    *,
+    prior: bool,
+) -> None:
+    """Estimate the priors that are missing, and train, from the last whole epoch on."""
+    out, knobs = model.folder, {**model.knobs, **places, "models_dir": str(model.folder)}
+    if prior and not all(prior_path(out, organ).is_file() for organ in model.organs):
+        run_bundle(configs, ["prior", *model.overlays], **knobs)
+    shown = {"lines": True, "progress": sys.stderr.isatty()}
+    logs = {"output_dir": str(out / LOGS), "resume": True}
+    names: list[str | Path] = ["train", *model.overlays, *train_overlays]
+    run_bundle(configs, names, **{**shown, **knobs, **logs})
 
 
 def adopt(
@@ -187,29 +199,6 @@ def next_command(datalist: str | Path, out: str | Path) -> str:
     if tested and all("label" in item for item in tested):
         return f"stipple evaluate {out} {datalist}"
     return f"stipple segment SCANS --models {out} --out results"
-
-
-def _describe(
-    found: Fingerprint,
-    out: Path,
-    configs: Path,
-    overlays: Sequence[str | Path],
-    knobs: Mapping[str, Any],
-) -> None:
-    """Write what the model will know, and warn where settings contradict the data."""
-    settings = read_settings(configs, overlays, knobs)
-    for note in contradictions(found, settings):
-        print(f"warning: {note}", flush=True)
-    names = {**found.without, **found.organs}
-    write_model(
-        out,
-        configs,
-        organs={value: names.get(value, f"organ {value}") for value in settings["organs"]},
-        overlays=overlays,
-        knobs=knobs,
-        versions=versions(),
-        training=found.facts(),
-    )
 
 
 def _is_trained(out: Path, validated: bool) -> bool:
