@@ -102,7 +102,9 @@ def take_fingerprint(
     chosen = {int(i) for i in np.linspace(0, len(labelled) - 1, min(len(labelled), MOST_SCANS))}
     todo = [(item, i in chosen) for i, item in enumerate(labelled)]
     read = map_in_order(lambda pair: _look(*pair), todo, num_workers=num_workers)
-    found = list(tqdm(read, desc="plan", unit="label", total=len(todo), disable=not progress))
+    # None: no bar where there is no terminal
+    bar = {"desc": "plan", "unit": "label", "disable": None if progress else True}
+    found = list(tqdm(read, total=len(todo), **bar))
     names = label_names(datalist)
     values = sorted({value for volumes, _, _ in found for value in volumes})
     if not values:

@@ -310,9 +310,9 @@ def _sha256(path: Path) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first of the errors that led to this one, in a line."""
-    while error.__cause__ is not None:
+    """The first of our errors that led to this one, or else the first of all, in a line."""
+    while error.__cause__ is not None and not isinstance(error, DatasetError):
         error = error.__cause__
     # A worker of the data loader and MONAI's writer hand on an error as the text of a traceback.
     found = re.search(r"^(?:\w+\.)*\w*Error: (.+)", str(error), re.MULTILINE)
-    return textwrap.shorten(found[1] if found else str(error), 300)
+    return textwrap.shorten(found[1] if found else str(error), 400)
