@@ -174,7 +174,8 @@ def test_scores_and_a_report(trained, datalist, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0].split()[:3] == ["organ", "scans", "Dice"]
     assert said[1].split()[:2] == ["spleen", "1"]
-    assert said[-1].startswith("next: stipple report")
+    assert said[-2:] == [str(tmp_path / "eval" / name) for name in ("scores.csv", "report.html")]
+    assert list((tmp_path / "eval").glob("*_seg.nii.gz"))
     (row,) = read_csv(tmp_path / "eval" / "scores.csv")
     assert row["organ"] == str(VALUE)
     assert float(row["dice"]) > 0
