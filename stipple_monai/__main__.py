@@ -37,6 +37,7 @@ GROUPS = {
     "try": (demo, phantom, simulate),
 }
 """The commands by what a person does, in the order of ``--help``."""
+COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,9 +87,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     if has_shtab:
         shtab.add_argument_to(parser, "--print-completion", help="of a shell, to be evaluated")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=prog)
-    for group in GROUPS.values():
-        for command in group:
-            command.add_parser(commands)
+    for command in COMMANDS:
+        command.add_parser(commands)
     parser.epilog = _grouped({action.dest: action.help for action in commands._choices_actions})
     # they are told in groups instead
     commands._choices_actions.clear()

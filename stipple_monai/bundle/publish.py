@@ -76,10 +76,7 @@ def publish_bundle(
             "folder of a trained network."
         )
     options = dict(options or {})
-    if (models / MODEL).is_file():
-        model = read_model(models)
-        model.agree(configs, overlays=overlays, options=options)
-        overlays, options = model.overlays, {**model.knobs, **options}
+    overlays, options = _known(models, configs, overlays, options)
     check_knobs(configs, [*SETTLED, *overlays], options)
     with whole_folder(out) as part:
         for folder in ("configs", "docs"):
@@ -100,6 +97,17 @@ def publish_bundle(
         if url is not None:
             _leave_out_large_files(part, url, largest_file_bytes)
     return out
+
+
+def _known(
+    models: Path, configs: Path, overlays: Sequence[str | Path], options: Mapping[str, Any]
+) -> tuple[Sequence[str | Path], dict[str, Any]]:
+    """Overlays and knobs as the folder of the weights knows them, or else as they are given."""
+    if not (models / MODEL).is_file():
+        return overlays, dict(options)
+    model = read_model(models)
+    model.agree(configs, overlays=overlays, options=options)
+    return model.overlays, {**model.knobs, **options}
 
 
 def _settled(

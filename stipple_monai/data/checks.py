@@ -124,16 +124,19 @@ def check_pair(
             f"{distance_mm:.4g} mm apart in {_name(label)} for {_name(image)}. "
             "Resample one onto the other."
         )
+    _require_values(label, range(1, classes) if values is None else values, ignore)
+
+
+def _require_values(label: MetaTensor, values: Sequence[int], ignore: int | None) -> None:
     found = label.as_tensor()
-    known = range(1, classes) if values is None else values
-    allowed = [0, *known, *([] if ignore is None else [ignore])]
+    allowed = [0, *values, *([] if ignore is None else [ignore])]
     # a tenth of the time that torch.unique takes to sort a whole volume
     right = torch.isin(found, torch.tensor(allowed, dtype=found.dtype, device=found.device))
     if not right.all():
         also = "" if ignore is None else f" or {ignore}"
         wrong = found[~right].unique()[:5].tolist()
-        plain = list(known) == list(range(1, classes))
-        told = f"0 to {classes - 1}" if plain else ", ".join(map(str, [0, *known]))
+        plain = list(values) == list(range(1, len(values) + 1))
+        told = f"0 to {len(values)}" if plain else ", ".join(map(str, [0, *values]))
         raise DatasetError(
             f"`label` must have values {told}{also}, got "
             f"{', '.join(f'{value:g}' for value in wrong)} in {_name(label)}."

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -29,6 +29,9 @@ MOST_SCANS = 40
 """Scans whose voxels are read."""
 VOXELS = 20_000
 """Of organs, and as many of the whole, in each of these scans."""
+
+
+Looked: TypeAlias = tuple[dict[int, float], NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -99,22 +102,15 @@ def take_fingerprint(
     channels = sorted({grid[2] for grid in grids})
     if len(channels) > 1:
         raise DatasetError(f"Scans must have the same channels, got {channels} in {datalist}.")
-    chosen = {int(i) for i in np.linspace(0, len(labelled) - 1, min(len(labelled), MOST_SCANS))}
-    todo = [(item, i in chosen) for i, item in enumerate(labelled)]
-    read = map_in_order(lambda pair: _look(*pair), todo, num_workers=num_workers)
-    # None: no bar where there is no terminal
-    bar = {"desc": "plan", "unit": "label", "disable": None if progress else True}
-    found = list(tqdm(read, total=len(todo), **bar))
+    found, sampled = _look_at(labelled, num_workers=num_workers, progress=progress)
     names = label_names(datalist)
     values = sorted({value for volumes, _, _ in found for value in volumes})
     if not values:
         raise DatasetError(f"Labels must have organs, got empty ones alone in {datalist}.")
     by_value = {v: [volumes[v] for volumes, _, _ in found if v in volumes] for v in values}
-    inside = [voxels for _, voxels, _ in found if voxels.size]
-    whole = [voxels for _, _, voxels in found if voxels.size]
-    scan_intensity = _statistics(np.concatenate(whole))
+    whole = _statistics([voxels for _, _, voxels in found])
     return Fingerprint(
-        modality=_modality(read_content(Path(datalist)), scan_intensity),
+        modality=_modality(read_content(Path(datalist)), whole),
         channels=channels[0],
         scans=len(items),
         labelled=len(labelled),
@@ -124,10 +120,22 @@ def take_fingerprint(
         cases={value: len(volumes) for value, volumes in by_value.items()},
         volumes_ml={value: _spread(volumes) for value, volumes in by_value.items()},
         without={v: name for v, name in names.items() if v not in (0, IGNORED, *values)},
-        intensity=_statistics(np.concatenate(inside)) if inside else scan_intensity,
-        scan_intensity=scan_intensity,
-        sampled=len(chosen),
+        intensity=_statistics([voxels for _, voxels, _ in found]) or whole,
+        scan_intensity=whole,
+        sampled=sampled,
     )
+
+
+def _look_at(
+    labelled: Sequence[Item], *, num_workers: int, progress: bool
+) -> tuple[list[Looked], int]:
+    """What `_look` tells of each item, and of how many it read the scan."""
+    chosen = {int(i) for i in np.linspace(0, len(labelled) - 1, min(len(labelled), MOST_SCANS))}
+    todo = [(item, i in chosen) for i, item in enumerate(labelled)]
+    read = map_in_order(lambda pair: _look(pair[0], sample=pair[1]), todo, num_workers=num_workers)
+    # None: no bar where there is no terminal
+    bar = {"desc": "plan", "unit": "label", "disable": None if progress else True}
+    return list(tqdm(read, total=len(todo), **bar)), len(chosen)
 
 
 def _open(path: str) -> Any:
@@ -161,7 +169,7 @@ def _grid(item: Item) -> tuple[NDArray[Any], NDArray[Any], int]:
     return spacing_along_ras(file.affine), shape, channels
 
 
-def _look(item: Item, sample: bool) -> tuple[dict[int, float], NDArray[Any], NDArray[Any]]:
+def _look(item: Item, *, sample: bool) -> Looked:
     """An item's volumes in ml, and voxels of its organs and of the whole scan."""
     label = _open(item["label"])
     values = _voxels(label).reshape(label.shape[:3])
@@ -196,7 +204,10 @@ def _evenly(indices: NDArray[np.intp]) -> NDArray[np.intp]:
     return indices[:: max(1, len(indices) // VOXELS)]
 
 
-def _statistics(values: NDArray[Any]) -> dict[str, float]:
+def _statistics(parts: Sequence[NDArray[Any]]) -> dict[str, float]:
+    values = np.concatenate(parts)
+    if not values.size:
+        return {}
     values = values[np.isfinite(values)].astype(np.float64)
     names = {"p00_5": 0.5, "p50": 50, "p99_5": 99.5}
     numbers = dict(zip(names, np.percentile(values, list(names.values())).tolist(), strict=True))

@@ -16,7 +16,6 @@ Killed at any moment, the same command goes on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,7 +36,7 @@ from stipple_monai.bundle import (
 )
 from stipple_monai.data import label_names, read_datalist, read_sections
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_csv, whole_file
+from stipple_monai.files import read_csv, sha256, whole_file
 from stipple_monai.planning import (
     Fingerprint,
     contradictions,
@@ -94,17 +93,10 @@ def train(
         raise ValueError("`paper` must be given without plan or overlays: they say it all.")
     out, configs, knobs = Path(out).resolve(), configs_of(bundle), dict(options or {})
     sections = read_sections(datalist)
-    labelled = [item for item in sections.get("training", []) if "label" in item]
-    if not labelled:
-        raise DatasetError(
-            f"`datalist` must have labelled scans in training, got none in {datalist}: run "
-            "`ingest` on a folder of scans and labels first."
-        )
     files = [config_path(configs, name) for name in [*overlays, *([plan] if plan else [])]]
     settings = {
-        "scans": {name: [str(i["image"]) for i in items] for name, items in sections.items()},
-        "labels": [str(item["label"]) for item in labelled],
-        "overlays": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
+        **_data(sections, datalist),
+        "overlays": [sha256(path) for path in files],
         "train_overlays": [str(name) for name in train_overlays],
         **{"options": knobs, "baseline": baseline, "paper": paper, "seed": seed},
     }
@@ -116,17 +108,37 @@ def train(
             found = plan_once(datalist, files[0], bundle=bundle, options=knobs, paper=paper)
         if not (out / MODEL).is_file():
             used: list[str | Path] = [*(["baseline"] if baseline else []), *files]
-            found = found or take_fingerprint(datalist)
-            for note in contradictions(found, read_settings(configs, used, knobs)):
-                print(f"warning: {note}", flush=True)
-            describe(out, datalist, configs=configs, overlays=used, knobs=knobs, found=found)
+            _begin(out, datalist, found, configs=configs, overlays=used, knobs=knobs)
         places = {"bundle_root": str(out), "datalist": str(Path(datalist).resolve())}
-        if not _is_trained(out, bool(sections.get("validation"))):
+        if not _is_trained(out, validated=bool(sections.get("validation"))):
             model = read_model(out)
             _run(model, configs, train_overlays, {**places, "seed": seed}, prior=not baseline)
         for checkpoint in out.glob("checkpoint_*.pt"):
             checkpoint.unlink()
     return out / WEIGHTS
+
+
+def _data(
+    sections: Mapping[str, Sequence[Mapping[str, Any]]], datalist: str | Path
+) -> dict[str, Any]:
+    """Scans and labels of a run, or an error where there are none to train on."""
+    labels = [str(i["label"]) for i in sections.get("training", []) if "label" in i]
+    if not labels:
+        raise DatasetError(
+            f"`datalist` must have labelled scans in training, got none in {datalist}: run "
+            "`ingest` on a folder of scans and labels first."
+        )
+    scans = {name: [str(i["image"]) for i in items] for name, items in sections.items()}
+    return {"scans": scans, "labels": labels}
+
+
+def _begin(out: Path, datalist: str | Path, found: Fingerprint | None, **told: Any) -> None:
+    """Write what the model will know, and warn where settings contradict the data."""
+    found = found or take_fingerprint(datalist)
+    settings = read_settings(told["configs"], told["overlays"], told["knobs"])
+    for note in contradictions(found, settings):
+        print(f"warning: {note}", flush=True)
+    describe(out, datalist, found=found, **told)
 
 
 def _run(
@@ -201,7 +213,7 @@ def next_command(datalist: str | Path, out: str | Path) -> str:
     return f"stipple segment SCANS --models {out} --out results"
 
 
-def _is_trained(out: Path, validated: bool) -> bool:
+def _is_trained(out: Path, *, validated: bool) -> bool:
     final = out / ("last.pt" if validated else WEIGHTS)
     rows = read_csv(out / CURVE) if (out / CURVE).is_file() else []
     return bool(rows) and final.is_file() and not any(out.glob("checkpoint_*.pt"))

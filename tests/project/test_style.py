@@ -58,7 +58,7 @@ LONG = {
     "visualize/figures.py:overlay_figure",
 }
 OPTIONAL = {"ingest": {"pydicom", "highdicom"}, "results": {"pydicom", "highdicom"}}
-OPTIONAL |= {"study": {"submitit"}}
+OPTIONAL |= {"study": {"submitit"}, "__main__": {"shtab"}}
 # what the packages of the mathematics take from MONAI
 MATHEMATICS = {"losses", "networks", "positioning", "priors", "pseudo_labels", "spatial"}
 FROM_MONAI = {
