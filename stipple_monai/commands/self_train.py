@@ -42,9 +42,11 @@ def run(options: argparse.Namespace) -> None:
     with progress_only():
         if options.plan is not None:
             overlays.append(options.plan)
-        if not overlays:
-            overlays = [options.out / "plan.yaml"]
-            plan_once(options.datalist, overlays[0], bundle=options.bundle, options=knobs)
+        plan, begun = options.out / "plan.yaml", (options.out / "settings.json").is_file()
+        # rounds that were begun without a plan go on without
+        if not overlays and (plan.is_file() or not begun):
+            overlays.append(plan)
+            plan_once(options.datalist, plan, bundle=options.bundle, options=knobs)
         folder = self_train(
             options.datalist,
             options.out,

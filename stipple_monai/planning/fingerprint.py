@@ -101,7 +101,11 @@ def take_fingerprint(
     grids = [_grid(item) for item in items]
     channels = sorted({grid[2] for grid in grids})
     if len(channels) > 1:
-        raise DatasetError(f"Scans must have the same channels, got {channels} in {datalist}.")
+        other = next(i for i, grid in zip(items, grids, strict=True) if grid[2] != channels[0])
+        raise DatasetError(
+            f"Scans must have the same channels, got {channels} in {datalist}; "
+            f"{_files(other)[0]} has {channels[-1]}: of a series over time, give one volume."
+        )
     found, sampled = _look_at(labelled, num_workers=num_workers, progress=progress)
     names = label_names(datalist)
     values = sorted({value for volumes, _, _ in found for value in volumes})
@@ -163,6 +167,8 @@ def _grid(item: Item) -> tuple[NDArray[Any], NDArray[Any], int]:
     """Spacing and shape along R, A and S, and channels."""
     files = _files(item)
     file = _open(files[0])
+    if len(file.shape) not in (3, 4):
+        raise DatasetError(f"A scan must be 3D, got the shape {file.shape} in {files[0]}.")
     shape = np.empty(3)
     shape[nib.io_orientation(file.affine)[:, 0].astype(int)] = file.shape[:3]
     channels = len(files) if len(files) > 1 else (file.shape[3] if len(file.shape) > 3 else 1)
@@ -171,8 +177,15 @@ def _grid(item: Item) -> tuple[NDArray[Any], NDArray[Any], int]:
 
 def _look(item: Item, *, sample: bool) -> Looked:
     """An item's volumes in ml, and voxels of its organs and of the whole scan."""
-    label = _open(item["label"])
+    label, image = _open(item["label"]), _open(_files(item)[0])
+    if label.shape[:3] != image.shape[:3] or int(np.prod(label.shape[3:])) != 1:
+        raise DatasetError(
+            f"`label` must have the image's shape {image.shape[:3]}, got {label.shape} in "
+            f"{item['label']}: `check` says more."
+        )
     values = _voxels(label).reshape(label.shape[:3])
+    if not np.isfinite(values).all():
+        raise DatasetError(f"A label must be finite, got NaN in {item['label']}: export it anew.")
     whole = np.rint(values).astype(np.int64)
     if not np.array_equal(whole, values) or whole.min() < 0 or whole.max() > IGNORED:
         raise DatasetError(
@@ -185,16 +198,15 @@ def _look(item: Item, *, sample: bool) -> Looked:
     nothing = np.empty(0, np.float32)
     if not sample:
         return volumes, nothing, nothing
-    image = np.asarray(_voxels(_open(_files(item)[0])), np.float32).reshape(*whole.shape, -1)
-    image = image[..., 0]
+    scan = np.asarray(_voxels(image), np.float32).reshape(*whole.shape, -1)[..., 0]
     organs = np.flatnonzero((whole > 0) & (whole < IGNORED))
-    return volumes, image.flat[_evenly(organs)], image.flat[_evenly(np.arange(image.size))]
+    return volumes, scan.flat[_evenly(organs)], scan.flat[_evenly(np.arange(scan.size))]
 
 
 def _voxels(file: Any) -> NDArray[Any]:
     try:
         return np.asanyarray(file.dataobj)
-    except UNREADABLE as error:
+    except (*UNREADABLE, MemoryError) as error:
         raise DatasetError(
             f"{file.get_filename()} must be a whole NIfTI file, got one that is cut short."
         ) from error

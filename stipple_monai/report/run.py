@@ -164,7 +164,9 @@ def _known_names(*folders: Path | None) -> dict[int, str]:
     """Names of the organs as the first of these folders that is a model's knows them."""
     for folder in folders:
         if folder is not None and (folder / MODEL).is_file():
-            return dict(read_model(folder).organs)
+            organs = read_model(folder).organs
+            # numbers are no names: a datalist may know better
+            return {k: name for k, name in organs.items() if name != f"organ {k}"}
     return {}
 
 
