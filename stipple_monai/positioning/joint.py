@@ -55,6 +55,7 @@ APART_MM = 30.0
 """Positions this far apart are different answers to where an organ is."""
 _DOUBT = 0.01
 _FULL_VOTE = 0.3
+_AT_ONCE, _AT_ONCE_ON_GPU = 1 << 18, 1 << 28
 
 
 class Located(NamedTuple):
@@ -163,7 +164,13 @@ def positioned_together(references: Sequence[SpatialPrior]) -> bool:
 def coarse_evidence(maps: Tensor, cells: Sequence[int], *, epsilon: float) -> Tensor:
     """Mean evidence in cells, ``(K, W, H, D)``, as a share of the greatest possible, in [0, 1]."""
     greatest = -2 * math.log(epsilon / (1 - epsilon)) * math.prod(cells)
-    blocks = [in_blocks(evidence_for(q, epsilon), cells).float() for q in maps]
+    # In slabs that stay in a processor's cache, where a CT's map takes a quarter of a gigabyte.
+    at_once = _AT_ONCE_ON_GPU if maps.is_cuda else _AT_ONCE
+    rows = cells[0] * max(1, at_once // max(1, cells[0] * math.prod(maps.shape[2:])))
+    blocks = [
+        torch.cat([in_blocks(evidence_for(slab, epsilon), cells).float() for slab in q.split(rows)])
+        for q in maps
+    ]
     return torch.stack(blocks).div_(greatest)
 
 

@@ -54,20 +54,28 @@ def sample_on_grid(
     # Voxel (i, j, k) of the grid lies at the continuous index linear @ (i, j, k) + offset.
     linear = affine[:3, :3] / spacing[:, None]
     offset = (affine[:3, 3] - center_mm) / spacing + (size - 1) / 2
-
-    out = torch.zeros(tuple(shape), dtype=image.dtype, device=image.device)
-    signs = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5], dtype=torch.float64)] * 3)
-    corners = torch.linalg.solve(linear, (signs * size + (size - 1) / 2 - offset).T)
-    first = corners.amin(1).sub(_EDGE).ceil().clamp(min=0).long().tolist()
-    last = corners.amax(1).add(_EDGE).floor().long().tolist()
-    box = [slice(a, min(b + 1, n)) for a, b, n in zip(first, last, shape, strict=True)]
+    out = image.new_zeros(tuple(shape))
+    box = _box_under(size, linear, offset, shape)
     if any(b.start >= b.stop for b in box):
         return out
-
     if int((linear != 0).sum()) == 3:
         steps = _steps(image.shape, linear, offset, box, nearest_along_z=nearest_along_z)
-        out[box[0], box[1], box[2]] = _along_axes(image, steps)
-        return out
+        values = _along_axes(image, steps)
+    else:
+        values = _all_at_once(image, linear, offset, box, nearest_along_z=nearest_along_z)
+    out[box[0], box[1], box[2]] = values
+    return out
+
+
+def _all_at_once(
+    image: torch.Tensor,
+    linear: torch.Tensor,
+    offset: torch.Tensor,
+    box: Sequence[slice],
+    *,
+    nearest_along_z: bool,
+) -> torch.Tensor:
+    """Sample the part of a grid that lies in any way."""
     x, y, z = (torch.arange(b.start, b.stop, dtype=torch.float64, device=image.device) for b in box)
     start = torch.zeros(1, 1, 1, dtype=torch.float64, device=image.device)
     inside = torch.ones(1, 1, 1, dtype=torch.bool, device=image.device)
@@ -88,8 +96,18 @@ def sample_on_grid(
         padding_mode="border",
         align_corners=False,
     )
-    out[box[0], box[1], box[2]] = value[0, 0] * inside
-    return out
+    return value[0, 0] * inside
+
+
+def _box_under(
+    size: torch.Tensor, linear: torch.Tensor, offset: torch.Tensor, shape: Sequence[int]
+) -> list[slice]:
+    """The part of the grid that the image may cover, empty where it covers none."""
+    signs = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5], dtype=torch.float64)] * 3)
+    corners = torch.linalg.solve(linear, (signs * size + (size - 1) / 2 - offset).T)
+    first = corners.amin(1).sub(_EDGE).ceil().clamp(min=0).long().tolist()
+    last = corners.amax(1).add(_EDGE).floor().long().tolist()
+    return [slice(a, min(b + 1, n)) for a, b, n in zip(first, last, shape, strict=True)]
 
 
 class _Step(NamedTuple):
@@ -129,8 +147,8 @@ def _along_axes(image: torch.Tensor, steps: Sequence[_Step]) -> torch.Tensor:
     """Sample an image axis by axis, which reads two voxels where all at once reads eight."""
     for axis, (_, low, share, inside) in enumerate(steps):
         size = [-1 if a == axis else 1 for a in range(3)]
-        low, high = low.to(image.device), (low + 1).clamp(max=image.shape[axis] - 1)
-        lower = image.index_select(axis, low)
+        high = (low + 1).clamp(max=image.shape[axis] - 1)
+        lower = image.index_select(axis, low.to(image.device))
         if bool((share > 0).any()):
             upper = image.index_select(axis, high.to(image.device))
             lower = lower.lerp(upper, share.to(image).reshape(size))
