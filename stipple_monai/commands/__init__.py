@@ -5,11 +5,15 @@ Words: a *command* is a module with `add_parser`, which adds its parser to that 
 """
 
 from stipple_monai.commands import (
+    adopt,
     calibrate,
     check,
     demo,
+    evaluate,
     ingest,
     phantom,
+    plan,
+    prior,
     publish,
     report,
     segment,
@@ -17,14 +21,19 @@ from stipple_monai.commands import (
     simulate,
     split,
     study,
+    train,
 )
 
 __all__ = [
+    "adopt",
     "calibrate",
     "check",
     "demo",
+    "evaluate",
     "ingest",
     "phantom",
+    "plan",
+    "prior",
     "publish",
     "report",
     "segment",
@@ -32,4 +41,5 @@ __all__ = [
     "simulate",
     "split",
     "study",
+    "train",
 ]

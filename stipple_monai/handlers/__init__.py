@@ -4,24 +4,36 @@ Words: a *record* says what a file was made with: settings, versions, data. Impo
 `inferers` and below.
 """
 
+from stipple_monai.handlers.progress import (
+    EpochLines,
+    ProgressPicture,
+)
 from stipple_monai.handlers.provenance import (
     RunRecord,
     versions,
+)
+from stipple_monai.handlers.slice_dice import (
+    SliceDice,
 )
 from stipple_monai.handlers.training import (
     EpochSeed,
     LearningCurve,
     PositionTable,
     WeightsLoader,
+    WholeBatch,
     WholeCheckpointSaver,
 )
 
 __all__ = [
+    "EpochLines",
     "EpochSeed",
     "LearningCurve",
     "PositionTable",
+    "ProgressPicture",
     "RunRecord",
+    "SliceDice",
     "WeightsLoader",
+    "WholeBatch",
     "WholeCheckpointSaver",
     "versions",
 ]
