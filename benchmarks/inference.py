@@ -74,15 +74,16 @@ class Trained(nn.Module):
 def simulated_volume(shape: tuple[int, int, int], device: str) -> MetaTensor:
     """Image ``(1, 1, W, H, D)`` with the organ, look-alikes and noise, as `Trained` takes it."""
     spacing = [length / n for length, n in zip(FIELD_MM, shape, strict=True)]
-    axes = [torch.arange(n) * s for n, s in zip(shape, spacing, strict=True)]
-    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    axes = [torch.arange(n, device=device) * s for n, s in zip(shape, spacing, strict=True)]
+    x, y, z = axes[0][:, None, None], axes[1][:, None], axes[2]
 
     def inside(center: tuple[int, ...], semi_axes: tuple[int, ...]) -> Tensor:
         offsets = ((p - c) / a for p, c, a in zip((x, y, z), center, semi_axes, strict=True))
-        return sum((o**2 for o in offsets), torch.zeros(())) < 1
+        return sum((o**2 for o in offsets), torch.zeros((), device=device)) < 1
 
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    logit = torch.full(shape, AIR_LOGIT)
+    generator = torch.Generator(device).manual_seed(0)
+    noise = torch.randn(shape, generator=generator, device=device)
+    logit = torch.full(shape, AIR_LOGIT, device=device)
     body = inside((205, 205, 120), (190, 150, 400))
     logit[body] = BODY_LOGIT
     for bodies, value in ((LOOK_ALIKES, LOOK_ALIKE_LOGIT), (ORGAN, ORGAN_LOGIT)):
@@ -90,7 +91,7 @@ def simulated_volume(shape: tuple[int, int, int], device: str) -> MetaTensor:
             logit[inside(center, semi_axes)] = value
     logit += noise * body
     affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
-    return MetaTensor(logit[None, None].to(device), affine=affine[None])
+    return MetaTensor(logit[None, None], affine=affine[None])
 
 
 def simulated_prior() -> SpatialPrior:
@@ -240,7 +241,7 @@ def main() -> None:
         parts = (512, 512, 240) if arguments.full else (256, 256, 120)
         run_in_parts(parts, batch=batch, rounds=rounds)
     if arguments.device != "cpu" and torch.cuda.is_available():
-        run_whole((512, 512, 240), "cuda", batch=batch, rounds=max(rounds, 5), amp=True)
+        run_whole((512, 512, 240), "cuda", batch=batch, rounds=rounds, amp=True)
     elif not arguments.tiny:
         print("The GPU table is left out.")
     print(f"Done in {time.perf_counter() - start:.0f} s.")

@@ -12,11 +12,15 @@ from stipple_monai.handlers.provenance import (
     RunRecord,
     versions,
 )
+from stipple_monai.handlers.slice_dice import (
+    SliceDice,
+)
 from stipple_monai.handlers.training import (
     EpochSeed,
     LearningCurve,
     PositionTable,
     WeightsLoader,
+    WholeBatch,
     WholeCheckpointSaver,
 )
 
@@ -27,7 +31,9 @@ __all__ = [
     "PositionTable",
     "ProgressPicture",
     "RunRecord",
+    "SliceDice",
     "WeightsLoader",
+    "WholeBatch",
     "WholeCheckpointSaver",
     "versions",
 ]

@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
@@ -23,6 +22,7 @@ from stipple_monai.files import whole_file
 from stipple_monai.ingest import open_series
 from stipple_monai.results.volumes import ScanNames
 
+itk, _ = optional_import("itk")
 pydicom, _ = optional_import("pydicom")
 hd, has_highdicom = optional_import("highdicom")
 codes, _ = optional_import("pydicom.sr.codedict", name="codes")

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import DATA, real
 from helpers.series import voxels_of_seg, write_series
 from helpers.threshold_model import same_grid, write_model, write_model_file, write_scan
 
@@ -25,7 +26,7 @@ from stipple_monai.data import write_datalist
 from stipple_monai.segmentation import run as module
 from stipple_monai.segmentation.run import find_scans, segment
 
-CHAOS = Path(__file__).parents[3] / "shared" / "data" / "dicom" / "chaos_ct" / "DICOM_anon"
+CHAOS = DATA / "dicom" / "chaos_ct" / "DICOM_anon"
 SHAPE = (12, 10, 6)
 AFFINE = np.diag([-3.0, 2.0, 5.0, 1.0])
 
@@ -306,7 +307,7 @@ def test_dicom_seg_and_nifti_agree(tmp_path, model, turned):
     assert file["confidence"] == pytest.approx(series["confidence"], abs=1e-4)
 
 
-@pytest.mark.skipif(not CHAOS.is_dir(), reason="needs the CHAOS CT series in ../shared/data/dicom")
+@real("dicom/chaos_ct")
 def test_a_real_series_and_back(tmp_path, model):
     hd = pytest.importorskip("highdicom")
     files = module.series_files(CHAOS)[30:38]
