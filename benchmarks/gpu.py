@@ -22,7 +22,8 @@ anew whenever there is a new line of them, so that a cut-off loses no table:
     log.txt: what the parts printed else, its last 400 kB.
 
 ``--tiny`` runs all of it on the CPU with tiny networks, to see that the scripts work; its figures
-mean nothing. With ``--minutes`` below ten, parts that come last are given what is left.
+mean nothing. With ``--minutes`` below ten, parts that come last are given what is left; with
+``--short``, scripts have fewer rounds, compile nothing and are given half a minute each.
 
 Scripts run in forks of this process, which has imported what they need, so that they start at
 once; where CUDA takes no forks, in processes of their own.
@@ -63,8 +64,16 @@ BENCHMARKS: dict[str, tuple[float, list[str]]] = {
     "positioning_speed.py": (25, ["--device", "cuda", "--no-host"]),
     "throughput.py": (75, ["--preload", "--count", "5"]),
     "loading.py": (40, ["--workers", "1", "4", "8", "16", "--seconds", "2"]),
-    "fusion.py": (40, ["--device", "cuda", "--rounds", "6"]),
+    "fusion.py": (60, ["--device", "cuda", "--rounds", "6"]),
     "placing.py": (20, ["--device", "cuda"]),
+}
+SHORT_LIMIT = 30.0
+# what `--short` adds to a script's arguments
+SHORT = {
+    "inference.py": ["--once", "--rounds", "3"],
+    "throughput.py": ["--no-compile"],
+    "loading.py": ["--workers", "4", "8", "16", "--seconds", "1.5"],
+    "fusion.py": ["--rounds", "3"],
 }
 # those that need no scan
 SCANLESS = {"inference.py", "positioning_speed.py", "fusion.py", "placing.py"}
@@ -322,6 +331,7 @@ class Run:
         scratch: folder for what is made on the way.
         data: of the cells; without it they have a simulated set in a trial, else are left out.
         parallel: cells at a time.
+        short: see the module.
     """
 
     report: Report
@@ -330,6 +340,7 @@ class Run:
     scratch: Path
     data: Path | None
     parallel: int
+    short: bool = False
 
     def left(self, limit: float) -> float:
         """Seconds that something with a limit has; a trial may run on a busy machine."""
@@ -420,7 +431,8 @@ class Run:
     def benchmark(self, name: str) -> None:
         """One script of part 3."""
         limit, arguments = BENCHMARKS[name]
-        words = [*arguments]
+        limit = min(limit, SHORT_LIMIT) if self.short else limit
+        words = [*arguments, *(SHORT.get(name, []) if self.short else [])]
         if self.tiny:
             words = [w for w in words if w not in ("--device", "cuda")] + ["--tiny"]
         if name not in SCANLESS:
@@ -429,7 +441,7 @@ class Run:
 
     def paper(self) -> None:
         """Part 4."""
-        words = ["--root", str(self.root), "--steps", "120"]
+        words = ["--root", str(self.root), "--steps", "60" if self.short else "120"]
         words += ["--tiny"] if self.tiny else []
         self.one_script("paper", "paper_settings.py", words, PAPER_LIMIT)
 
@@ -520,6 +532,7 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="names or numbers, by commas")
     parser.add_argument("--data", type=Path, help="scans of the cells: a zip file or a folder")
     parser.add_argument("--parallel", type=int, default=2, help="cells at a time")
+    parser.add_argument("--short", action="store_true", help="fewer rounds, nothing compiled")
     parser.add_argument("--tiny", action="store_true", help="try the scripts on a CPU")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
@@ -549,6 +562,7 @@ def main() -> int:
         scratch,
         arguments.data.resolve() if arguments.data else None,
         arguments.parallel,
+        arguments.short,
     )
     try:
         run.go(parts if set(parts) & set(BENCHMARKS) else [p for p in PARTS if p in parts])
