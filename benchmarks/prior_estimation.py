@@ -165,7 +165,7 @@ def main() -> None:
         for name, estimate in (
             ("prior of one organ", one),
             ("one organ, 2 workers", partial(one, num_workers=2)),
-            ("one organ, every slice kept", partial(one, bins=None)),
+            ("one organ, every slice kept", partial(one, smoothing_mm=None)),
             ("priors of four organs", four),
         ):
             peaks = [peak_memory(partial(estimate, (files * 6)[:n])) for n in counts]

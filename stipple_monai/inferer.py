@@ -47,7 +47,7 @@ class PriorDrivenInferer(Inferer):
             a pass of its own. ``None`` takes the backbone's own prediction without prior.
         references: what the prediction is compared with, one per organ; the priors where
             ``None``. The paper's is one labelled volume,
-            ``SpatialPrior.estimate([label], bins=None)``.
+            ``SpatialPrior.estimate([label], smoothing_mm=None)``.
         position: how organs are located: ``"kl"`` by :func:`~stipple_monai.joint.locate_organs`,
             or ``"prediction_center"``, the naive way, at the centre of the voxels that reach
             ``minimum``. It is the centre that the prior has, of mass or of the bounding box; the
