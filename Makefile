@@ -31,7 +31,7 @@ test: $(VENV)/installed ## the whole test suite, doctests included
 test-lowest: $(VENV)/installed ## the same with the oldest dependencies that setup.cfg admits
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet $(LOWEST_TORCH)
-	$(BIN)/python tests/lowest.py > $(LOWEST)/constraints.txt
+	$(BIN)/python tests/helpers/lowest.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' -c $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pytest $(TESTS)
 

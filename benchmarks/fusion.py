@@ -27,7 +27,7 @@ from timing import compare, peak_gpu_memory, peak_memory, print_table, readable_
 from torch import Tensor, nn
 
 from stipple_monai import PriorDrivenNet, SliceUNet, softmax_logits
-from stipple_monai.fusion import DEFAULT_FLOOR
+from stipple_monai.networks import DEFAULT_FLOOR
 
 Fusion = Callable[[Tensor, Tensor], Tensor]
 

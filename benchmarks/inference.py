@@ -44,13 +44,7 @@ from timing import (
 )
 from torch import Tensor, nn
 
-from stipple_monai import (
-    PriorDrivenInferer,
-    PriorDrivenNet,
-    SliceUNet,
-    SpatialPrior,
-    locate_organ,
-)
+from stipple_monai import PriorDrivenInferer, PriorDrivenNet, SliceUNet, SpatialPrior, locate_organ
 
 FIELD_MM = (410.0, 410.0, 240.0)
 ORGAN_MM = (170.0, 190.0, 130.0)

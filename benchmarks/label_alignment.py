@@ -22,11 +22,9 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from stipple_monai.data import write_simulated
-from stipple_monai.data.alignment_check import FLIPS, check_alignment
-from stipple_monai.data.grids import Grid, spacing_mm
-from stipple_monai.data.label_files import read_label
-from stipple_monai.data.series import open_series, read_series
+from stipple_monai.data import Grid, spacing_mm
+from stipple_monai.ingest import FLIPS, check_alignment, open_series, read_label, read_series
+from stipple_monai.simulation import write_simulated
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SHIFTS_MM = (5, 10, 20, 40)

@@ -34,7 +34,8 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from timing import print_table, row_from
 
-from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
+from stipple_monai.data import read_datalist, split_datalist, write_datalist
+from stipple_monai.simulation import write_phantom
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "bundles" / "pancreas_stipple" / "configs"

@@ -32,9 +32,9 @@ from timing import machine, print_markdown
 from tqdm import tqdm
 
 from stipple_monai import SpatialPrior, locate_organ, locate_organs, measure_position
-from stipple_monai.correlation import correlate
 from stipple_monai.data import read_volume
 from stipple_monai.positioning import around_center
+from stipple_monai.spatial import correlate
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "pancreas_ct_labels"
 NETWORKS = ("wce", "ce")

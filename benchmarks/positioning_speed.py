@@ -40,7 +40,6 @@ from timing import peak_gpu_memory, peak_memory, print_table, row_from, time_onc
 from torch import Tensor
 
 from stipple_monai import SliceUNet, SpatialPrior, locate_organ, locate_organs
-from stipple_monai.correlation import correlate
 from stipple_monai.positioning import (
     DEFAULT_EPSILON,
     around_center,
@@ -48,6 +47,7 @@ from stipple_monai.positioning import (
     measure_position,
     to_world,
 )
+from stipple_monai.spatial import correlate
 
 try:
     from skimage.registration import phase_cross_correlation

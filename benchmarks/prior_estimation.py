@@ -33,8 +33,7 @@ from scipy import ndimage
 from timing import compare, peak_memory, print_markdown, print_notes, print_table
 
 from stipple_monai import SpatialPrior
-from stipple_monai.data import simulate_abdomen
-from stipple_monai.data.anatomy import ORGANS
+from stipple_monai.simulation import ORGANS, simulate_abdomen
 
 SHAPE = (512, 512, 240)
 PANCREAS = ORGANS.index("pancreas")

@@ -38,7 +38,8 @@ from monai.transforms import Compose
 from timing import compare, print_markdown, print_notes, print_table, resident_memory
 
 from stipple_monai import PriorAlignd, SpatialPrior, prior_path
-from stipple_monai.data import read_datalist, write_phantom
+from stipple_monai.data import read_datalist
+from stipple_monai.simulation import write_phantom
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "pancreas_stipple" / "configs"
 WITH, WITHOUT = "with prior", "without prior"

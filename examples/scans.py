@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from stipple_monai.data import read_datalist, write_phantom
+from stipple_monai.data import read_datalist
+from stipple_monai.simulation import write_phantom
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -32,7 +33,7 @@ def options_of(
         description: the example's docstring.
         arguments: of the command line; those of the process where None.
         out: folder for all that the example writes, the phantom included.
-        organs: label values, see ``stipple_monai.data.anatomy.ORGANS`` for the phantom's.
+        organs: label values, see ``stipple_monai.simulation.ORGANS`` for the phantom's.
         spacing_mm: voxels of the network along R, A and S; 0 keeps the scan's own.
         patch: voxels that the network sees at a time.
         epochs: rounds over all training scans.

@@ -4,25 +4,34 @@ The method of Petit, Thome and Soler, IJCARS 2022, for any MONAI segmentation ne
 """
 
 from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.fusion import (
+from stipple_monai.inferers import PriorDrivenInferer
+from stipple_monai.losses import PartialDiceCELoss
+from stipple_monai.networks import (
+    PriorDrivenNet,
+    SliceUNet,
     prior_driven_sigmoid,
     prior_driven_softmax,
     sigmoid_logits,
     softmax_logits,
 )
-from stipple_monai.inferer import PriorDrivenInferer
-from stipple_monai.joint import Located, locate_organs
-from stipple_monai.losses import PartialDiceCELoss
-from stipple_monai.network import PriorDrivenNet
-from stipple_monai.organ import organ_position
-from stipple_monai.orientation import Orientation, check_orientation
-from stipple_monai.positioning import locate_organ, measure_position
-from stipple_monai.prior import SpatialPrior
-from stipple_monai.prior_set import estimate_priors, load_priors, prior_path
-from stipple_monai.selection import select_top_k
+from stipple_monai.positioning import (
+    Located,
+    Orientation,
+    check_orientation,
+    locate_organ,
+    locate_organs,
+    measure_position,
+)
+from stipple_monai.priors import (
+    SpatialPrior,
+    estimate_priors,
+    load_priors,
+    organ_position,
+    prior_path,
+)
+from stipple_monai.pseudo_labels import select_top_k
 from stipple_monai.transforms import *  # noqa: F403
 from stipple_monai.transforms import __all__ as _transforms
-from stipple_monai.unet import SliceUNet
 
 __all__ = [
     "DatasetError",

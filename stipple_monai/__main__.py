@@ -11,21 +11,14 @@ from typing import Any
 
 import yaml
 
-from stipple_monai.data import (
-    BTCV_TISSUES,
-    Tissue,
-    write_phantom,
-    write_simulated,
-)
-from stipple_monai.data_commands import add_data_commands
+from stipple_monai.bundle import BUNDLE, progress_only, publish_bundle
+from stipple_monai.commands import add_data_commands
 from stipple_monai.demo import run_demo
 from stipple_monai.errors import DatasetError, PositionError, PriorError, StudyError
-from stipple_monai.publishing import publish_bundle
-from stipple_monai.report.cases import MOST_PICTURES
-from stipple_monai.report.run import report
-from stipple_monai.segment import segment
+from stipple_monai.report import MOST_PICTURES, report
+from stipple_monai.segmentation import segment
 from stipple_monai.self_training import self_train
-from stipple_monai.stages import BUNDLE, progress_only
+from stipple_monai.simulation import BTCV_TISSUES, Tissue, write_phantom, write_simulated
 from stipple_monai.study import run_study
 
 

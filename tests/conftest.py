@@ -6,10 +6,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from bundle_runs import INFERENCE, TRAINING, Runs
+from helpers.bundle_runs import INFERENCE, TRAINING, Runs
 
-from stipple_monai.data import read_datalist, split_datalist, write_datalist, write_phantom
-from stipple_monai.publishing import publish_bundle
+from stipple_monai.bundle.publish import publish_bundle
+from stipple_monai.data import read_datalist, split_datalist, write_datalist
+from stipple_monai.simulation import write_phantom
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

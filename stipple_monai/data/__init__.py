@@ -1,30 +1,77 @@
-"""Where scans, labels and datalists come from."""
+"""Datalists, folds, checks, grids and names of scans and labels.
 
-from stipple_monai.data.body import BTCV_TISSUES, Tissue
-from stipple_monai.data.checks import check_pair, check_scan, read_volume
+Words: a *datalist* is a JSON file in the style of the MSD; its *sections* hold *items*, a scan
+each, with or without label. Imports from `priors` and below.
+"""
+
+from stipple_monai.data.checks import (
+    check_pair,
+    check_scan,
+    read_volume,
+)
 from stipple_monai.data.datalist import (
+    Item,
+    label_names,
+    patient_of,
+    read_content,
     read_datalist,
     read_sections,
     split_datalist,
     write_datalist,
 )
-from stipple_monai.data.phantom import simulate_abdomen, write_phantom
-from stipple_monai.data.repeated import RepeatedDataset
-from stipple_monai.data.simulation import simulate_ct, write_simulated
+from stipple_monai.data.folds import (
+    assign_folds,
+    fold_sections,
+    read_nnunet_splits,
+    write_nnunet_splits,
+)
+from stipple_monai.data.grids import (
+    LPS_TO_RAS,
+    NIFTI,
+    OTHER_GRIDS,
+    TOLERANCE_MM,
+    Grid,
+    axis_names,
+    corner_distance_mm,
+    onto_grid,
+    read_grid,
+    spacing_mm,
+    whole_numbers,
+)
+from stipple_monai.data.naming import (
+    unique_names,
+)
+from stipple_monai.data.repeated import (
+    RepeatedDataset,
+)
 
 __all__ = [
-    "BTCV_TISSUES",
+    "LPS_TO_RAS",
+    "NIFTI",
+    "OTHER_GRIDS",
+    "TOLERANCE_MM",
+    "Grid",
+    "Item",
     "RepeatedDataset",
-    "Tissue",
+    "assign_folds",
+    "axis_names",
     "check_pair",
     "check_scan",
+    "corner_distance_mm",
+    "fold_sections",
+    "label_names",
+    "onto_grid",
+    "patient_of",
+    "read_content",
     "read_datalist",
+    "read_grid",
+    "read_nnunet_splits",
     "read_sections",
     "read_volume",
-    "simulate_abdomen",
-    "simulate_ct",
+    "spacing_mm",
     "split_datalist",
+    "unique_names",
+    "whole_numbers",
     "write_datalist",
-    "write_phantom",
-    "write_simulated",
+    "write_nnunet_splits",
 ]

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.organ import UNREADABLE
+from stipple_monai.priors import UNREADABLE
 
 
 def read_volume(path: str | Path) -> MetaTensor:

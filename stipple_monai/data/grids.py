@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.organ import UNREADABLE, is_invertible
+from stipple_monai.priors import UNREADABLE, is_invertible
 
 NIFTI = (".nii", ".nii.gz")
 OTHER_GRIDS = (".nrrd", ".mha", ".mhd")

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 
-from stipple_monai.data import read_sections, read_volume
+from stipple_monai.data import label_names, read_sections, read_volume, unique_names
 from stipple_monai.errors import DatasetError, PositionError
-from stipple_monai.page import Block, Text
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.priors import SpatialPrior
+from stipple_monai.report.page import Block, Text
 from stipple_monai.report.viewer import Placed, make_viewer
+from stipple_monai.results import first_file
 from stipple_monai.transforms import LoadScand
-from stipple_monai.volumes import first_file, label_names, unique_names
 
 MOST_PICTURES = 20
 """Cases with pictures, by default."""

@@ -13,9 +13,8 @@ from monai.data import MetaTensor
 
 from stipple_monai.data import check_pair, check_scan, read_volume
 from stipple_monai.errors import DatasetError
-from stipple_monai.page import Block, Lines, Page, Picture, Section, Table, Text
 from stipple_monai.parallel import map_in_order
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.cases import (
     MOST_PICTURES,
     Case,
@@ -26,11 +25,12 @@ from stipple_monai.report.cases import (
     organ_names,
     read_scan,
 )
+from stipple_monai.report.page import Block, Lines, Page, Picture, Section, Table, Text
 from stipple_monai.report.plots import histogram
 from stipple_monai.report.priors import with_true_positions
 from stipple_monai.report.provenance import settings_blocks, versions_table
-from stipple_monai.sections import CONVENTION, spacing_mm
-from stipple_monai.volumes import organ_volumes
+from stipple_monai.results import organ_volumes
+from stipple_monai.visualize import CONVENTION, spacing_mm
 
 SCAN_HEADER = [
     *("case", "section", "size (voxels)", "spacing (mm)", "field of view (mm)", "axes"),

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from stipple_monai.colours import ON_WHITE
-from stipple_monai.study_figures import finish_plot, new_plot
+from stipple_monai.visualize import ON_WHITE, finish_plot, new_plot
 
 
 def histogram(

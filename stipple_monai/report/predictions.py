@@ -12,8 +12,7 @@ import numpy as np
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
-from stipple_monai.page import Block, Lines, Page, Picture, Section, Table, Text
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.cases import (
     MOST_PICTURES,
     WORDS,
@@ -23,10 +22,11 @@ from stipple_monai.report.cases import (
     label_values,
     organ_names,
 )
+from stipple_monai.report.page import Block, Lines, Page, Picture, Section, Table, Text
 from stipple_monai.report.plots import histogram
 from stipple_monai.report.provenance import settings_blocks, versions_table
 from stipple_monai.report.results import Predictions, collect, measure_cases
-from stipple_monai.sections import CONVENTION
+from stipple_monai.visualize import CONVENTION
 
 HEADER = [
     *("case", "organ", "Dice (%)", "Jaccard (%)", "HD95 (mm)", "ASD (mm)"),

@@ -11,11 +11,11 @@ from monai.data import MetaTensor
 
 from stipple_monai.data import read_volume
 from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.figures import MAX_PANELS, prior_figure
-from stipple_monai.page import Block, Picture, Table, Text
 from stipple_monai.positioning import measure_position
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.cases import Case, case_viewers, read_scan
+from stipple_monai.report.page import Block, Picture, Table, Text
+from stipple_monai.visualize import MAX_PANELS, prior_figure
 
 HEADER = [
     *("organ", "name", "file", "cases", "centre", "bins", "bin height (mm)", "size R × A × S (mm)"),

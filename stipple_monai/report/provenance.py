@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from stipple_monai.files import sha256
-from stipple_monai.page import Block, Table, Text
-from stipple_monai.provenance import versions
+from stipple_monai.handlers import versions
+from stipple_monai.report.page import Block, Table, Text
 
 
 def software() -> dict[str, str]:

@@ -13,14 +13,9 @@ from typing import Any
 from stipple_monai.data import read_volume
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
-from stipple_monai.report.cases import (
-    Case,
-    datalist_cases,
-    stem_of,
-)
-from stipple_monai.scores import score
-from stipple_monai.sections import on_one_grid, spacing_mm
-from stipple_monai.volumes import first_file, organ_volumes, read_records
+from stipple_monai.report.cases import Case, datalist_cases, stem_of
+from stipple_monai.results import first_file, organ_volumes, read_records, score
+from stipple_monai.visualize import on_one_grid, spacing_mm
 
 SEGMENTATION = "_seg.nii.gz"
 SCORES, POSITIONS = "scores.csv", "positions.csv"

@@ -11,15 +11,15 @@ from typing import Literal, TypeAlias
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
-from stipple_monai.page import Page, Section, Table, write_page
 from stipple_monai.report.cases import MOST_PICTURES, Case, datalist_cases, organ_names
 from stipple_monai.report.dataset import dataset_page
+from stipple_monai.report.page import Page, Section, Table, write_page
 from stipple_monai.report.predictions import check_models, predictions_page
 from stipple_monai.report.priors import prior_blocks, priors_in, read_prior_files
 from stipple_monai.report.provenance import FILE_HEADER, file_rows, versions_table
 from stipple_monai.report.results import is_prediction_set
 from stipple_monai.report.training import CURVE, training_page
-from stipple_monai.sections import CONVENTION
+from stipple_monai.visualize import CONVENTION
 
 Kind: TypeAlias = Literal["data set", "prior", "training", "predictions"]
 

@@ -11,17 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
-from stipple_monai.page import Block, Page, Picture, Section, Table, Text
 from stipple_monai.report.cases import Case
+from stipple_monai.report.page import Block, Page, Picture, Section, Table, Text
 from stipple_monai.report.plots import curves
 from stipple_monai.report.priors import prior_blocks, read_prior_files
-from stipple_monai.report.provenance import (
-    FILE_HEADER,
-    file_rows,
-    settings_blocks,
-    versions_table,
-)
-from stipple_monai.sections import CONVENTION
+from stipple_monai.report.provenance import FILE_HEADER, file_rows, settings_blocks, versions_table
+from stipple_monai.visualize import CONVENTION
 
 CURVE = "curve.csv"
 EVENTS = "events.out.tfevents.*"

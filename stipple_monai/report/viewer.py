@@ -22,13 +22,19 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from PIL import Image
 
-from stipple_monai.colours import organ_colours
 from stipple_monai.files import whole_file
-from stipple_monai.organ import world_point
-from stipple_monai.page import Mark, PlaneView, Slice, Viewer
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.priors import SpatialPrior, world_point
 from stipple_monai.report.layers import decoded, enlarged, label_layer, prior_layer, uri
-from stipple_monai.sections import Plane, Section, Window, on_one_grid, spacing_mm, window_for
+from stipple_monai.report.page import Mark, PlaneView, Slice, Viewer
+from stipple_monai.visualize import (
+    Plane,
+    Section,
+    Window,
+    on_one_grid,
+    organ_colours,
+    spacing_mm,
+    window_for,
+)
 
 MOST_PIXELS = 256
 """Of a side of a slice's picture."""

@@ -15,8 +15,8 @@ from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple, en
 
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.positioning import measure_position
-from stipple_monai.prior import SpatialPrior
-from stipple_monai.selection import select_top_k
+from stipple_monai.priors import SpatialPrior
+from stipple_monai.pseudo_labels import select_top_k
 
 _TORCH = [TransformBackends.TORCH]
 _NUMPY = [TransformBackends.NUMPY]

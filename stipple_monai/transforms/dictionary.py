@@ -13,10 +13,9 @@ from monai.data import ImageReader
 from monai.transforms import LoadImaged, MapTransform, Randomizable, Spacingd
 from monai.utils import TransformBackends, ensure_tuple
 
-from stipple_monai.data.checks import check_pair, check_scan
+from stipple_monai.data import check_pair, check_scan
 from stipple_monai.errors import DatasetError, PriorError
-from stipple_monai.organ import UNREADABLE
-from stipple_monai.prior import SpatialPrior
+from stipple_monai.priors import UNREADABLE, SpatialPrior
 from stipple_monai.transforms.array import (
     OrganPosition,
     PriorAlign,
@@ -275,7 +274,7 @@ class SpacingScand(Spacingd):
 class CheckScand(MapTransform):
     """Stop at a scan that is not 3D or not finite.
 
-    See :func:`~stipple_monai.data.checks.check_scan`.
+    See :func:`~stipple_monai.data.check_scan`.
 
     Args:
         keys: images.
@@ -302,7 +301,7 @@ class CheckScand(MapTransform):
 class CheckPaird(MapTransform):
     """Stop at a scan and label that do not belong together.
 
-    See :func:`~stipple_monai.data.checks.check_pair`.
+    See :func:`~stipple_monai.data.check_pair`.
 
     Args:
         keys: image and label, in this order.

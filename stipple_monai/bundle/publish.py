@@ -1,0 +1,130 @@
+"""A trained bundle in the layout of the MONAI model zoo, ready to be handed on.
+
+``NAME/``::
+
+    LICENSE                 of the bundle
+    configs/                metadata.json, logging.conf, train.yaml, inference.yaml, its overlays,
+                            and inference.json, which 3D Slicer asks for
+    docs/                   README.md, data_license.txt
+    models/                 model.pt, prior_ORGAN.nii.gz
+    large_files.yml         where the files are that are too large for git, and their checksums
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigParser
+
+from stipple_monai.bundle.stages import BUNDLE, check_knobs, config_path, configs_of, whole_folder
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import sha256
+
+LARGEST_FILE_BYTES = 25 * 1024**2
+"""The model zoo takes no larger file into git."""
+
+SETTLED = ("prior", "train", "inference")
+"""The configs into which overlays and knobs are written."""
+
+_FOLDERS = ("models_dir", "output_dir")
+
+
+def publish_bundle(
+    out: str | Path,
+    *,
+    models: str | Path,
+    bundle: str | Path = BUNDLE,
+    overlays: Sequence[str | Path] = (),
+    options: Mapping[str, Any] | None = None,
+    url: str | None = None,
+    largest_file_bytes: int = LARGEST_FILE_BYTES,
+) -> Path:
+    """Write a bundle with its weights that runs as it stands, without overlays or knobs.
+
+    Args:
+        out: the folder to write, whole or not at all; its name is the bundle's. It must not exist.
+        models: folder with ``model.pt`` and the priors. Nothing else of it is handed on:
+            ``provenance.json`` has paths of the place where it was trained.
+        bundle: the bundle that is handed on.
+        overlays: those that the network was trained with, names in its configs or paths. They and
+            ``options`` are merged into train.yaml, inference.yaml and prior.yaml.
+        options: knobs that it was trained with, such as ``{"channels": [16, 32, 64]}``.
+        url: where the files above ``largest_file_bytes`` will be found, each under its path in the
+            bundle; they are then left out, and listed in ``large_files.yml``. None keeps them in
+            the folder, as Hugging Face wants it.
+        largest_file_bytes: that the receiver takes.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        DatasetError: weights or priors are missing, or ``bundle`` is not the bundle's folder.
+        FileExistsError: ``out`` exists.
+        ValueError: an option is no knob of the configs.
+    """
+    out, models, configs = Path(out), Path(models), configs_of(bundle)
+    weights, priors = models / "model.pt", sorted(models.glob("prior_*.nii.gz"))
+    if not weights.is_file() or not priors:
+        raise DatasetError(
+            f"`models` must have model.pt and a prior for each organ, got {models}: give the "
+            "folder of a trained network."
+        )
+    options = dict(options or {})
+    check_knobs(configs, [*SETTLED, *overlays], options)
+    with whole_folder(out) as part:
+        for folder in ("configs", "docs"):
+            shutil.copytree(configs.parent / folder, part / folder, dirs_exist_ok=True)
+        shutil.copy(configs.parent / "LICENSE", part)
+        for name in SETTLED if overlays or options else ():
+            merged = _settled(configs, name, overlays, options)
+            ConfigParser.export_config_file(
+                merged, str(part / "configs" / f"{name}.yaml"), fmt="yaml", sort_keys=False
+            )
+        inference = ConfigParser.load_config_file(part / "configs" / "inference.yaml")
+        ConfigParser.export_config_file(
+            inference, str(part / "configs" / "inference.json"), indent=4
+        )
+        (part / "models").mkdir(exist_ok=True)
+        for file in (weights, *priors):
+            shutil.copy(file, part / "models")
+        if url is not None:
+            _leave_out_large_files(part, url, largest_file_bytes)
+    return out
+
+
+def _settled(
+    configs: Path, name: str, overlays: Sequence[str | Path], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A config with its overlays and knobs merged; knobs that it does not have are left out."""
+    parser = ConfigParser()
+    base = config_path(configs, name)
+    parser.read_config([str(base), *(str(config_path(configs, overlay)) for overlay in overlays)])
+    # an overlay's folders of its own keep networks apart; here is only one
+    parser.update({k: v for k, v in parser.load_config_file(base).items() if k in _FOLDERS})
+    known = {key: value for key, value in options.items() if key.partition("#")[0] in parser}
+    parser.update(known)
+    return {key: value for key, value in parser.get().items() if key != "_meta_"}
+
+
+def _leave_out_large_files(root: Path, url: str, largest: int) -> None:
+    large = [p for p in sorted(root.rglob("*")) if p.is_file() and p.stat().st_size > largest]
+    if not large:
+        return
+    # what MONAI's `download_large_files` reads
+    entries = [
+        {
+            "path": (name := path.relative_to(root).as_posix()),
+            "url": f"{url.rstrip('/')}/{name}",
+            "hash_val": sha256(path),
+            "hash_type": "sha256",
+        }
+        for path in large
+    ]
+    text = yaml.safe_dump({"large_files": entries}, sort_keys=False)
+    (root / "large_files.yml").write_text(text, encoding="utf-8")
+    for path in large:
+        path.unlink()

@@ -1,0 +1,175 @@
+"""Stages: commands of the bundle whose results are either complete or absent.
+
+A *stage* works in a folder beside its own, which gets the final name when all is there. So whoever
+finds a stage's folder finds it whole, and a stage that was interrupted finds what it had done, a
+training its checkpoints, when it is run again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import yaml
+from filelock import FileLock, Timeout
+
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import remove_unfinished
+
+_PACKAGE = Path(__file__).parents[1]
+_INSTALLED = _PACKAGE / "bundles" / "pancreas_stipple"
+
+BUNDLE = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "bundles" / "pancreas_stipple"
+"""The bundle, inside the package where a wheel was installed, in the repository beside it."""
+
+
+def configs_of(bundle: str | Path) -> Path:
+    """The folder with the configs of a bundle.
+
+    Raises:
+        DatasetError: ``bundle`` is not the folder of the bundle pancreas_stipple.
+    """
+    configs = Path(bundle).resolve() / "configs"
+    if not (configs / "train.yaml").is_file():
+        raise DatasetError(
+            f"`bundle` must be the folder of the bundle pancreas_stipple, got {bundle}: the "
+            "package brings one, leave --bundle out or give the path of your copy."
+        )
+    return configs
+
+
+def run_bundle(configs: Path, names: Sequence[str | Path], **knobs: Any) -> None:
+    """Run configs of the bundle in this process, as ``python -m monai.bundle run`` would.
+
+    Args:
+        configs: the bundle's folder of configs.
+        names: the config and its overlays; a name is a file of ``configs`` without ``.yaml``, a
+            path is any file.
+        **knobs: values that replace those of the configs, also by None.
+    """
+    # MONAI takes None for "not given".
+    given = {name: "$None" if value is None else value for name, value in knobs.items()}
+    monai.bundle.run(
+        config_file=[str(config_path(configs, name)) for name in names],
+        meta_file=str(configs / "metadata.json"),
+        **given,
+    )
+
+
+def config_path(configs: Path, name: str | Path) -> Path:
+    """The file of a config that is given by its name in ``configs`` or by its path.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    known = configs / f"{name}.yaml"
+    path = known if known.is_file() else Path(name)
+    if not path.is_file():
+        raise DatasetError(
+            f"Overlays must be names of configs in {configs} or paths of YAML files, got {name}."
+        )
+    return path.resolve()
+
+
+def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]) -> None:
+    """Stop at a knob that none of the configs has: MONAI would take it and change nothing.
+
+    Args:
+        configs: the bundle's folder of configs.
+        names: as for `run_bundle`.
+        knobs: such as ``max_epochs`` or ``optimizer#weight_decay``.
+
+    Raises:
+        DatasetError: a config is missing, or no YAML file with a mapping.
+        ValueError: a knob is unknown.
+    """
+    known: set[str] = set()
+    for name in names:
+        path = config_path(configs, name)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{path} must be YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise DatasetError(f"{path} must hold a mapping, got {type(content).__name__}.")
+        known |= {_first(key) for key in content}
+    unknown = sorted(knob for knob in knobs if _first(knob) not in known)
+    if unknown:
+        meant = get_close_matches(_first(unknown[0]), known, n=1)
+        raise ValueError(
+            f"Knobs must be in the configs, got {', '.join(unknown)}"
+            + (f": did you mean {meant[0]}?" if meant else ".")
+        )
+
+
+def _first(knob: str) -> str:
+    return knob.lstrip("+%").partition("#")[0].partition("::")[0]
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give the folder to work in, ``path`` with ``.part`` behind; it becomes ``path`` at the end.
+
+    After an error it stays, so that the work can go on there.
+
+    Raises:
+        FileExistsError: ``path`` is there already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"`path` must not exist yet, got {path}: the stage is done.")
+    part = path.with_name(f"{path.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    yield part
+    part.rename(path)
+
+
+@contextmanager
+def only_process(out: Path, *, unfinished: Sequence[str] = ()) -> Iterator[None]:
+    """Keep other processes away from a folder, and remove what a killed one was writing.
+
+    Args:
+        out: the folder; made if need be.
+        unfinished: further patterns of such files, besides those of `files`.
+
+    Raises:
+        DatasetError: ``out`` is a file, or another process works in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise DatasetError(f"`out` must be a folder, got the file {out}: choose another.")
+    lock = out / "logs" / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        claim = FileLock(lock, blocking=False).acquire()
+    except Timeout as error:
+        raise DatasetError(
+            f"`out` must be a folder in which no other process works, got {out}: wait for it."
+        ) from error
+    with claim:
+        remove_unfinished(out)
+        for pattern in unfinished:
+            for path in out.glob(pattern):
+                path.unlink()
+        yield
+
+
+@contextmanager
+def progress_only() -> Iterator[None]:
+    """Leave the stages and their progress bars on the screen, without MONAI's and ignite's log.
+
+    An error is not logged either: it is raised as well.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="(monai|torch|ignite)")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

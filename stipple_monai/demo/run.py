@@ -1,0 +1,170 @@
+"""The whole method on the phantom, with the bundle's own commands: what `make demo` runs.
+
+Each stage leaves files, and a stage whose files are there is not run again; training goes on from
+its last checkpoint. So an interrupted demo continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle
+from stipple_monai.data import read_datalist, read_volume, split_datalist, write_datalist
+from stipple_monai.files import read_csv, whole_file
+from stipple_monai.positioning import measure_position
+from stipple_monai.priors import load_priors, prior_path
+from stipple_monai.simulation import write_phantom
+from stipple_monai.visualize import KINDS, dice_table, draw_comparisons, prior_figure
+
+LABELLED, UNLABELLED, TEST = 3, 4, 6
+SIZE = 96  # voxels along a slice, for two CPU cores
+
+_METHODS = {
+    "baseline": "U-Net without prior",
+    "stipple": "STIPPLE, prior located",
+    "true_position": "STIPPLE, prior at the true position",
+    "relabelled": "STIPPLE, one round of pseudo-labels",
+}
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    bundle: str | Path = BUNDLE,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+) -> Path:
+    """Phantom → prior → baseline and STIPPLE → pseudo-labels → retraining → test.
+
+    Args:
+        out: folder for everything: ``phantom/``, ``models/``, predictions and tables under
+            ``eval/``, pictures, and ``results.md``.
+        bundle: folder of the bundle.
+        seed: of the phantom, the split and the training.
+        options: overrides of the bundle's knobs, such as ``{"max_epochs": 1}``.
+
+    Returns:
+        ``results.md``: Dice of each method on the test cases, in %.
+
+    Raises:
+        DatasetError: ``bundle`` is not the bundle's folder.
+    """
+    out, configs = Path(out).resolve(), configs_of(bundle)
+    with progress_only():
+        return _run_stages(out, configs, seed, options or {})
+
+
+def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) -> Path:
+    started = time.monotonic()
+    datalist = _prepare_data(out, seed)
+    knobs = {"bundle_root": str(out), "datalist": str(datalist), **options}
+
+    def stage(title: str, done: Path, names: Sequence[str], **extra: Any) -> None:
+        if done.exists():
+            print(f"[{_clock(started)}] {title}: done before", flush=True)
+            return
+        print(f"[{_clock(started)}] {title}", flush=True)
+        run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
+
+    models, results = out / "models", out / "eval"
+    training = {"seed": seed, "resume": True}
+    stage("estimate the prior", prior_path(models, 1), ["prior"])
+    stage(
+        "train the baseline",
+        models / "baseline" / "model.pt",
+        ["train", "baseline"],
+        **training,
+    )
+    stage("train STIPPLE", models / "model.pt", ["train"], **training)
+    pseudo = results / "pseudo_labels" / "datalist.json"
+    stage("pseudo-label the unlabelled scans", pseudo, ["inference", "pseudo_label"])
+    second = models / "round_1"
+    if not prior_path(second, 1).exists():
+        _copy_priors(models, second)
+    again = {"models_dir": str(second), "datalist": str(pseudo)}
+    stage("train on labels and pseudo-labels", second / "model.pt", ["train"], **training, **again)
+    overlays: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "baseline": (["baseline"], {}),
+        "stipple": ([], {}),
+        "true_position": (["true_position"], {}),
+        "relabelled": ([], {"models_dir": str(second)}),
+    }
+    for name, (overlay, extra) in overlays.items():
+        folder = results / name
+        stage(
+            f"test: {_METHODS[name]}",
+            folder / "val_mean_dice_raw.csv",
+            ["inference", "evaluate", *overlay],
+            output_dir=str(folder),
+            **extra,
+        )
+    print(f"[{_clock(started)}] draw the pictures", flush=True)
+    _draw(out, datalist)
+    table = _write_results(out)
+    print(f"\n{table.read_text(encoding='utf-8')}")
+    print(f"[{_clock(started)}] all in {out}")
+    return table
+
+
+def read_dice(folder: Path) -> list[float]:
+    """Mean Dice of each case, in the order of the file that ``MetricsSaver`` left in ``folder``."""
+    return [float(row["mean"]) for row in read_csv(folder / "val_mean_dice_raw.csv")]
+
+
+def _prepare_data(out: Path, seed: int) -> Path:
+    datalist = out / "phantom" / "split.json"
+    cases = LABELLED + UNLABELLED + TEST
+    dataset = write_phantom(out / "phantom", cases=cases, seed=seed, size=SIZE)
+    if not datalist.exists():
+        sections = split_datalist(
+            read_datalist(dataset, "training"),
+            labelled=LABELLED,
+            validation=0,
+            test=TEST,
+            seed=seed,
+        )
+        write_datalist(datalist, sections)
+    return datalist
+
+
+def _copy_priors(source: Path, target: Path) -> None:
+    for prior in load_priors(source, [1]):
+        prior.save(prior_path(target, prior.organ))
+
+
+def _draw(out: Path, datalist: Path) -> None:
+    (prior,) = load_priors(out / "models", [1])
+    items = read_datalist(datalist, "test")
+    truth = read_volume(items[0]["label"])
+    prior_figure(
+        read_volume(items[0]["image"]),
+        prior,
+        measure_position(truth, prior),
+        out / "prior.png",
+        label=truth,
+    )
+    folders = {name: out / "eval" / name for name in ("baseline", "stipple")}
+    drawn = draw_comparisons(items, prior, out, **folders)
+    for kind in KINDS.keys() - drawn.keys():
+        print(f"no picture {KINDS[kind]}: no test case has a {kind}")
+
+
+def _write_results(out: Path) -> Path:
+    dice = {title: {"pancreas": read_dice(out / "eval" / name)} for name, title in _METHODS.items()}
+    path = out / "results.md"
+    with whole_file(path) as part:
+        part.write_text(
+            f"Phantom: {LABELLED} labelled, {UNLABELLED} unlabelled, {TEST} test cases.\n\n"
+            + dice_table(dice)
+            + "\n",
+            encoding="utf-8",
+        )
+    return path
+
+
+def _clock(started: float) -> str:
+    minutes, seconds = divmod(int(time.monotonic() - started), 60)
+    return f"{minutes}:{seconds:02d}"

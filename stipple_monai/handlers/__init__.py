@@ -1,0 +1,27 @@
+"""What happens while an ignite engine runs: checkpoints, random numbers, tables, records.
+
+Words: a *record* says what a file was made with: settings, versions, data. Imports from
+`inferers` and below.
+"""
+
+from stipple_monai.handlers.provenance import (
+    RunRecord,
+    versions,
+)
+from stipple_monai.handlers.training import (
+    EpochSeed,
+    LearningCurve,
+    PositionTable,
+    WeightsLoader,
+    WholeCheckpointSaver,
+)
+
+__all__ = [
+    "EpochSeed",
+    "LearningCurve",
+    "PositionTable",
+    "RunRecord",
+    "WeightsLoader",
+    "WholeCheckpointSaver",
+    "versions",
+]

@@ -1,0 +1,190 @@
+"""What happens while an engine runs: handlers for checkpoints, random numbers and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+from ignite.engine import Engine, Events
+from ignite.utils import manual_seed
+from monai.data.utils import set_rnd
+from monai.handlers import CheckpointLoader, CheckpointSaver
+
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import read_csv, write_csv
+from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
+
+
+class WholeCheckpointSaver(CheckpointSaver):
+    """MONAI's saver that never leaves half a file, and whose best score can be part of one.
+
+    MONAI writes over a checkpoint in place, and ignite removes the old one first; a run that is
+    killed then has neither. And without the best score, a resumed training takes its first
+    validation for the best and overwrites a better model.
+
+    Args:
+        *args: as for ``monai.handlers.CheckpointSaver``.
+        **kwargs: likewise. ``n_saved`` should be 2 or more, so that one is always there.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for part in (
+            self._final_checkpoint,
+            self._key_metric_checkpoint,
+            self._interval_checkpoint,
+        ):
+            if part is not None:
+                part.save_handler._atomic = True
+                if part.save_handler.filename is not None:
+                    part.save_handler.remove = lambda filename: None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what `load_state_dict` takes: the best score so far, empty before the first."""
+        return self._key_metric_checkpoint.state_dict()
+
+
+class WeightsLoader(CheckpointLoader):
+    """MONAI's loader with an error that names the file whose weights cannot be loaded.
+
+    Args:
+        *args: as for ``monai.handlers.CheckpointLoader``.
+        **kwargs: likewise.
+    """
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights, or raise :class:`DatasetError`."""
+        try:
+            super().__call__(engine)
+        except (RuntimeError, UnpicklingError, OSError, EOFError, KeyError) as error:
+            said = " ".join(str(error).split())
+            raise DatasetError(
+                f"{self.load_path} must hold weights of this network, as this bundle saves them: "
+                f"give the file and the knobs it was trained with. {said[:200]}"
+            ) from error
+
+
+class EpochSeed:
+    """Seed every epoch by its number, so that a resumed training draws what it would have drawn.
+
+    Seeding once before training makes an uninterrupted run reproducible; a run that starts from a
+    checkpoint of epoch 7 would draw the slices of epoch 1 again.
+
+    Args:
+        seed: of the training. Each process of a group adds its rank.
+
+    Raises:
+        ValueError: ``seed`` is negative.
+    """
+
+    def __init__(self, seed: int) -> None:
+        if seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {seed}: choose another.")
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reseed)
+
+    def _reseed(self, engine: Engine) -> None:
+        entropy = [self.seed, idist.get_rank(), engine.state.epoch]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        manual_seed(seed)
+        # Workers are seeded from torch's generator; without workers nobody seeds the transforms.
+        set_rnd(engine.state.dataloader.dataset, seed)
+
+
+class LearningCurve:
+    """Write an epoch's mean loss and scores as CSV with one row an epoch.
+
+    The columns are ``epoch``, ``loss``, ``train_dice`` and ``validation_dice``, of which the last
+    is empty where nothing was validated. A resumed training keeps the rows of the epochs before.
+
+    Args:
+        path: the file to write.
+        validator: the evaluator whose ``val_mean_dice`` is written.
+    """
+
+    def __init__(self, path: str | Path, *, validator: Engine | None = None) -> None:
+        self.path, self.validator = Path(path), validator
+        self._losses: list[float] = []
+        self._validated = ""
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the handler that validates."""
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.COMPLETED, self._keep)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _begin(self) -> None:
+        # an epoch without validation must not repeat the last one's score
+        self._losses.clear()
+        self._validated = ""
+
+    def _keep(self, validator: Engine) -> None:
+        self._validated = f"{validator.state.metrics['val_mean_dice']:.5f}"
+
+    def _collect(self, engine: Engine) -> None:
+        self._losses.append(float(engine.state.output[0]["loss"]))
+
+    def _write(self, engine: Engine) -> None:
+        epoch = engine.state.epoch
+        rows = read_csv(self.path) if self.path.exists() else []
+        numbers = np.mean(self._losses), engine.state.metrics.get("train_mean_dice", math.nan)
+        new = [epoch, *("" if math.isnan(x) else f"{x:.5f}" for x in numbers), self._validated]
+        header = ["epoch", "loss", "train_dice", "validation_dice"]
+        before = [list(row.values()) for row in rows if int(row["epoch"]) < epoch]
+        write_csv(self.path, header, [*before, new])
+
+
+class PositionTable:
+    """Write where the prior was placed in each scan, as CSV with one row a scan and organ.
+
+    The columns are ``scan``, ``organ``, ``r_mm``, ``a_mm`` and ``s_mm``, the world point in RAS
+    mm, and ``confidence``; the point is empty where the prior was neutral.
+
+    Args:
+        path: the file to write, whole or not at all, when the engine completes.
+        organs: label values in the order of the network's channels.
+        pred_key: the prediction in the engine's output; what
+            :class:`~stipple_monai.PriorDrivenInferer` found is in its metadata.
+        image_key: the scan in the engine's output.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        organs: Sequence[int],
+        *,
+        pred_key: str = "pred",
+        image_key: str = "image",
+    ) -> None:
+        self.path, self.organs = path, list(organs)
+        self.pred_key, self.image_key = pred_key, image_key
+        self._rows: list[list[Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda: self._rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, lambda: self._write())
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            scan = item[self.image_key].meta["filename_or_obj"]
+            meta = item[self.pred_key].meta
+            found = self.organs, meta[POSITION_META].tolist(), meta[CONFIDENCE_META].tolist()
+            for organ, point, confidence in zip(*found, strict=True):
+                numbers = ["" if math.isnan(x) else f"{x:.2f}" for x in point]
+                self._rows.append([scan, organ, *numbers, f"{confidence:.3f}"])
+
+    def _write(self) -> None:
+        header = ["scan", "organ", "r_mm", "a_mm", "s_mm", "confidence"]
+        write_csv(self.path, header, self._rows)

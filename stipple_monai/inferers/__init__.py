@@ -1,0 +1,16 @@
+"""Inference around any MONAI inferer: predict, locate, place, fuse.
+
+Words: as in `networks`, `positioning` and `priors`. Imports from `transforms` and below.
+"""
+
+from stipple_monai.inferers.prior_driven import (
+    CONFIDENCE_META,
+    POSITION_META,
+    PriorDrivenInferer,
+)
+
+__all__ = [
+    "CONFIDENCE_META",
+    "POSITION_META",
+    "PriorDrivenInferer",
+]

@@ -1,0 +1,45 @@
+"""From folders and DICOM to a checked data set in MSD layout.
+
+Words: a *source* is a folder as somebody left it, a *case* a scan and what belongs to it, a
+*pair* a scan with its label on one grid. Imports from `data` and below.
+"""
+
+from stipple_monai.ingest.alignment_check import (
+    FLIPS,
+    check_alignment,
+)
+from stipple_monai.ingest.dataset_check import (
+    DATASET_COLUMNS,
+    check_dataset,
+    table_text,
+)
+from stipple_monai.ingest.label_files import (
+    read_label,
+)
+from stipple_monai.ingest.pairs import (
+    Options,
+)
+from stipple_monai.ingest.run import (
+    ingest,
+)
+from stipple_monai.ingest.series import (
+    open_series,
+    read_series,
+)
+from stipple_monai.ingest.sources import (
+    LAYOUTS,
+)
+
+__all__ = [
+    "DATASET_COLUMNS",
+    "FLIPS",
+    "LAYOUTS",
+    "Options",
+    "check_alignment",
+    "check_dataset",
+    "ingest",
+    "open_series",
+    "read_label",
+    "read_series",
+    "table_text",
+]

@@ -1,0 +1,140 @@
+"""Whether a datalist is fit to train and test on: what its cases are, and who stands in two places.
+
+A *place* is a section, and within it a fold where items have one. The same scan under two names is
+told by its *digest*: of the voxels' values in the order of the patient's axes, so that neither the
+file's name, format and header nor the order in which its axes are stored matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from stipple_monai.data import patient_of, read_sections, unique_names
+from stipple_monai.errors import DatasetError
+from stipple_monai.ingest.pairs import Options, Pair, read_pair
+from stipple_monai.ingest.qa_report import mean_and_sd
+from stipple_monai.ingest.sources import Case
+
+DATASET_COLUMNS = (
+    *("section", "fold", "case", "shape", "spacing_mm", "orientation", "labels", "volume_ml"),
+    *("intensity", "label_check", "digest"),
+)
+
+
+class Checked(NamedTuple):
+    """What a check found.
+
+    Args:
+        rows: of the table, by ``DATASET_COLUMNS``, as text; intensities are mean ± sd in each
+            label.
+        problems: what must not be, a sentence each.
+        notes: what a person should look at.
+    """
+
+    rows: list[list[str]]
+    problems: list[str]
+    notes: list[str]
+
+
+def check_dataset(
+    datalist: str | Path, *, base_dir: str | Path | None = None, progress: bool = True
+) -> Checked:
+    """Read all scans and labels of a datalist, and compare them.
+
+    A problem is a scan or patient in two sections or two folds, a file that cannot be used, and a
+    label that does not lie on its scan's grid or fits it clearly better reversed. The same scan
+    twice in one place, and a label of which intensities say nothing, is a note.
+
+    Args:
+        datalist: JSON in the style of the MSD.
+        base_dir: what paths are relative to; the datalist's folder if None.
+        progress: show a progress bar.
+
+    Raises:
+        DatasetError: the datalist is empty, or cannot be used, see
+            :func:`~stipple_monai.data.read_datalist`.
+    """
+    sections = read_sections(datalist, base_dir=base_dir)
+    items = [(section, item) for section, found in sections.items() for item in found]
+    if not items:
+        raise DatasetError(f"`datalist` must have items, got none in {datalist}.")
+    names = unique_names([_files(item)[0] for _, item in items])
+    rows, problems, notes = [], [], []
+    scans: dict[str, list[tuple[str, str]]] = {}
+    patients: dict[str, list[tuple[str, str]]] = {}
+    both = list(zip(items, names, strict=True))
+    for (section, item), name in tqdm(both, desc="check", unit="case", disable=not progress):
+        fold = str(item.get("fold", ""))
+        place = f"{section}, fold {fold}" if fold else section
+        patients.setdefault(patient_of(item), []).append((name, place))
+        label = item.get("label") or item.get("truth")
+        case = Case(name, tuple(map(Path, _files(item))), Path(label) if label else None)
+        try:
+            pair = read_pair(case, Options())
+        except DatasetError as error:
+            problems.append(f"{name}: {error}")
+            rows.append([section, fold, name, *[""] * (len(DATASET_COLUMNS) - 3)])
+            continue
+        digest = _digest(pair)
+        scans.setdefault(digest, []).append((name, place))
+        rows.append([section, fold, name, *_described(pair.record), digest])
+        if (pair.record["alignment"] or {}).get("verdict") == "undecided":
+            notes.append(f"{name}: {pair.record['label']['notes'][-1]}")
+    for what, groups in (("scan", scans), ("patient", patients)):
+        for found in groups.values():
+            here = ", ".join(f"{name} ({place})" for name, place in found)
+            if len({place for _, place in found}) > 1:
+                problems.append(f"One {what} must stand in one section and fold, got {here}.")
+            elif len(found) > 1 and what == "scan":
+                notes.append(f"The same scan under several names: {here}.")
+    return Checked(rows, problems, notes)
+
+
+def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text.
+
+    Example:
+        >>> print(table_text(["case", "ml"], [["a", "12.5"], ["long", "3"]]))
+        case  ml
+        a     12.5
+        long  3
+    """
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    padded = ("  ".join(f"{c:{w}}" for c, w in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def _described(record: Mapping[str, Any]) -> list[str]:
+    image, organs = record["image"], (record["label"] or {"organs": []})["organs"]
+    return [
+        "x".join(map(str, image["shape"])),
+        "x".join(f"{size:g}" for size in image["spacing_mm"]),
+        image["orientation"],
+        " ".join(str(organ["value"]) for organ in organs),
+        " ".join(f"{organ['volume_ml']:.1f}" for organ in organs),
+        ", ".join(mean_and_sd(organ, "inside") for organ in organs),
+        (record["alignment"] or {"verdict": "no label"})["verdict"],
+    ]
+
+
+def _files(item: Mapping[str, Any]) -> list[str]:
+    image = item["image"]
+    return [image] if isinstance(image, str) else list(image)
+
+
+def _digest(pair: Pair) -> str:
+    turned = nib.orientations.apply_orientation(
+        pair.image, nib.io_orientation(np.asarray(pair.affine))
+    )
+    values = np.ascontiguousarray(turned, dtype=np.float32)
+    digest = hashlib.sha256(str(values.shape).encode())
+    digest.update(values.tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,145 @@
+"""Labels that are DICOM objects themselves: segmentations and structure sets.
+
+DICOM SEG needs highdicom (``pip install 'stipple-monai[dicom]'``). RTSTRUCT is rasterized by
+plastimatch (``pip install 'stipple-monai[rtstruct]'``), which has done so in radiotherapy for years
+and whose wheels the Imaging Data Commons keeps. What a *structure* is called here is a segment of
+the one and a region of interest of the other; their numbers are label values.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.utils import optional_import
+from numpy.typing import NDArray
+
+from stipple_monai.data import LPS_TO_RAS, Grid, read_grid
+from stipple_monai.errors import DatasetError
+from stipple_monai.ingest.dicom_header import RTSTRUCT_CLASS, SEG_CLASSES, sop_class
+
+pydicom, has_pydicom = optional_import("pydicom")
+hd, has_highdicom = optional_import("highdicom")
+
+_DAMAGED = (RuntimeError, ValueError, AttributeError, KeyError, IndexError, EOFError, TypeError)
+
+
+def is_label_object(path: Path) -> bool:
+    """Whether a file is a DICOM SEG or RTSTRUCT."""
+    return path.is_file() and sop_class(path) in (*SEG_CLASSES, RTSTRUCT_CLASS)
+
+
+def referenced_series(path: Path) -> str | None:
+    """SeriesInstanceUID of the scan that a DICOM SEG or RTSTRUCT is of, if it says so.
+
+    Raises:
+        DatasetError: the file is damaged.
+        ImportError: pydicom is missing.
+    """
+    dataset = _header(path)
+    try:
+        if "ReferencedSeriesSequence" in dataset:
+            return str(dataset.ReferencedSeriesSequence[0].SeriesInstanceUID)
+        frame = dataset.ReferencedFrameOfReferenceSequence[0]
+        study = frame.RTReferencedStudySequence[0]
+        return str(study.RTReferencedSeriesSequence[0].SeriesInstanceUID)
+    except (AttributeError, IndexError):
+        return None
+
+
+def structure_names(path: Path) -> dict[int, str]:
+    """Names of the structures in a DICOM SEG or RTSTRUCT by their numbers."""
+    dataset = _header(path)
+    if sop_class(path) == RTSTRUCT_CLASS:
+        found = dataset.get("StructureSetROISequence", [])
+        return {number: str(item.get("ROIName", "")) for number, item in enumerate(found, 1)}
+    segments = dataset.get("SegmentSequence", [])
+    named = {int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in segments}
+    # 0 is the background of a label map segmentation
+    return {number: name for number, name in named.items() if number}
+
+
+def read_structures(path: Path, scan: Grid, *, numbers: Collection[int]) -> Grid:
+    """Read structures as a label map of their numbers.
+
+    Args:
+        path: DICOM SEG or RTSTRUCT.
+        scan: on whose grid an RTSTRUCT is rasterized; a DICOM SEG has its own.
+        numbers: of the structures, from :func:`structure_names`; the others are left out.
+
+    Raises:
+        DatasetError: the file is damaged, or the structures overlap or have no contours.
+        ImportError: highdicom or plastimatch is missing.
+    """
+    if sop_class(path) == RTSTRUCT_CLASS:
+        return _rasterize(path, scan, numbers)
+    if not has_highdicom:
+        raise _missing("highdicom", "dicom", path)
+    try:
+        segmentation = hd.seg.segread(path)
+        volume = segmentation.get_volume(
+            segment_numbers=sorted(numbers), combine_segments=True, allow_missing_positions=True
+        )
+    except _DAMAGED as error:
+        raise DatasetError(
+            f"`label` must be a DICOM SEG whose segments make one label map, got {path}: {error}"
+        ) from error
+    # highdicom counts slices, rows, columns
+    affine = LPS_TO_RAS @ np.asarray(volume.affine)[:, [2, 1, 0, 3]]
+    return Grid(np.asarray(volume.array).transpose(2, 1, 0), affine)
+
+
+def _rasterize(path: Path, scan: Grid, numbers: Collection[int]) -> Grid:
+    beside = str(Path(sys.executable).parent)
+    program = shutil.which("plastimatch", path=beside) or shutil.which("plastimatch")
+    if program is None:
+        raise _missing("plastimatch", "rtstruct", path)
+    dataset = _header(path)
+    array: NDArray[np.uint8] = np.zeros(scan.array.shape[:3], np.uint8)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        # plastimatch names its files after the structures, wherever such a name may lead
+        for number, structure in enumerate(dataset.StructureSetROISequence, 1):
+            structure.ROIName = f"structure{number}"
+        dataset.save_as(folder / "structures.dcm")
+        nib.save(nib.Nifti1Image(array, scan.affine), folder / "grid.nii")
+        command = [program, "convert", "--input", "structures.dcm", "--fixed", "grid.nii"]
+        command += ["--output-prefix", "masks", "--prefix-format", "nii"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        for number in sorted(numbers):
+            mask = folder / "masks" / f"structure{number}.nii"
+            if done.returncode or not mask.is_file():
+                raise DatasetError(
+                    f"`label` must be an RTSTRUCT with closed contours, got {path}, of which "
+                    f"plastimatch cannot rasterize structure {number}."
+                )
+            inside = read_grid(mask).array > 0
+            if (array[inside] > 0).any():
+                raise DatasetError(
+                    f"`label` must have structures that do not overlap, got {path}, where number "
+                    f"{number} does: choose with --map NAME=LABEL."
+                )
+            array[inside] = number
+    return Grid(array, scan.affine)
+
+
+def _header(path: Path) -> Any:
+    if not has_pydicom:
+        raise _missing("pydicom", "dicom", path)
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except (pydicom.errors.InvalidDicomError, *_DAMAGED) as error:
+        raise DatasetError(f"`label` must be whole, got {path}: {error}") from error
+
+
+def _missing(package: str, extra: str, path: Path) -> ImportError:
+    return ImportError(
+        f"This label needs {package}, got {path}: pip install 'stipple-monai[{extra}]'."
+    )

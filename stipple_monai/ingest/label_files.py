@@ -1,0 +1,198 @@
+"""A scan's labels on its grid, from what they are kept in: volumes, DICOM objects or pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import itk
+import numpy as np
+from numpy.typing import NDArray
+
+from stipple_monai.data import Grid, onto_grid, read_grid
+from stipple_monai.errors import DatasetError
+from stipple_monai.ingest.dicom_header import sop_class
+from stipple_monai.ingest.dicom_labels import (
+    is_label_object,
+    read_structures,
+    referenced_series,
+    structure_names,
+)
+from stipple_monai.ingest.series import Series
+
+PICTURES = (".png",)
+_MOST = 255
+
+
+class LabelMap(NamedTuple):
+    """Label values on the scan's grid.
+
+    Args:
+        array: ``(W, H, D)`` uint8.
+        names: of the values, where the file says so.
+        by_header: whether a header said that the label lies there, not its voxels' order alone.
+        notes: what a person should know, each a sentence.
+    """
+
+    array: NDArray[np.uint8]
+    names: dict[int, str]
+    by_header: bool
+    notes: list[str]
+
+
+def read_label(
+    path: str | Path,
+    scan: Grid,
+    *,
+    series: Series | None = None,
+    choose: Mapping[str, int] | None = None,
+    ignore_header: bool = False,
+) -> LabelMap:
+    """Read labels onto the scan's grid; nothing is interpolated but the contours of an RTSTRUCT.
+
+    Args:
+        path: NIfTI, NRRD or MetaImage; DICOM SEG or RTSTRUCT; or a folder of PNG masks, whose i-th
+            by name belongs to the i-th file of the series by name.
+        scan: the scan.
+        series: which it was read from.
+        choose: what becomes which label, by value or by a structure's name: ``{"63": 1}``,
+            ``{"Liver": 1}``. The rest becomes background. None for all, as they are.
+        ignore_header: take the label's voxels for the scan's, whatever its header says, where the
+            two headers differ and the shape is the same.
+
+    Raises:
+        DatasetError: the label cannot be read, has other values than whole numbers from 0 to 255,
+            lies elsewhere, or lacks what is chosen.
+        ImportError: a package for DICOM SEG or RTSTRUCT is missing.
+    """
+    path, shape = Path(path), scan.array.shape[:3]
+    table = {key.casefold(): label for key, label in (choose or {}).items()}
+    notes: list[str] = []
+    names: dict[int, str] = {}
+    by_header = True
+    if path.is_dir():
+        array: NDArray[Any] = _read_pictures(path, shape, series)
+        if not table and set(np.unique(array)) == {0, _MOST}:
+            # a mask of 8 bits, whose 255 would mean "ignored" here
+            array = (array > 0).astype(np.uint8)
+        by_header = False
+        notes.append("Pictures were matched to slices by the order of file names.")
+    elif is_label_object(path):
+        _refuse_other_series(path, series)
+        names = structure_names(path)
+        wanted = _chosen(names, names, table, path) if table else names
+        grid = read_structures(path, scan, numbers=list(wanted))
+        # reversed slices are usual in a DICOM SEG, and nothing to tell
+        array, _ = onto_grid(grid, shape, scan.affine, name=str(path), part=True)
+    else:
+        grid = _read_volume(path)
+        try:
+            array, note = onto_grid(grid, shape, scan.affine, name=str(path))
+            notes += [note] if note else []
+        except DatasetError:
+            if not ignore_header or grid.array.shape != shape:
+                raise
+            array, by_header = grid.array, False
+            notes.append("The label's header puts it elsewhere; its voxels were taken as they lie.")
+    if not table:
+        return LabelMap(_as_labels(array, path), names, by_header, notes)
+    numbers = [int(v) for v in np.unique(array) if v == np.rint(v)]
+    chosen = np.zeros(array.shape, np.int64)
+    kept: dict[int, str] = {}
+    for number, label in _chosen(numbers, names, table, path).items():
+        chosen[array == number] = label
+        if number in names:
+            kept[label] = " + ".join(filter(None, [kept.get(label), names[number]]))
+    return LabelMap(_as_labels(chosen, path), kept, by_header, notes)
+
+
+def _chosen(
+    numbers: Iterable[int], names: Mapping[int, str], table: Mapping[str, int], path: Path
+) -> dict[int, int]:
+    """Labels by the numbers that a table chooses, each by itself or by its name."""
+    found = {
+        number: table[key]
+        for number in numbers
+        for key in (str(number), names.get(number, "").casefold())
+        if key in table
+    }
+    if not found:
+        there = ", ".join(names.values() or map(str, numbers))
+        raise DatasetError(
+            f"`choose` must name what is in the label, got {', '.join(table)} for {path}. There: "
+            f"{there}."
+        )
+    return found
+
+
+def _as_labels(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    # a NaN fails the comparison
+    if not (low >= 0 and high <= _MOST) or not np.array_equal(array, np.rint(array)):
+        raise DatasetError(
+            f"`label` must have whole numbers from 0 to {_MOST}, got values from {low:g} to "
+            f"{high:g} in {path}: choose with --map VALUE=LABEL."
+        )
+    return np.ascontiguousarray(array).astype(np.uint8)
+
+
+def _read_volume(path: Path) -> Grid:
+    if path.is_file() and (kind := sop_class(path)) is not None:
+        raise DatasetError(
+            f"`label` must be a DICOM SEG or RTSTRUCT, got a DICOM file of class {kind}: {path}."
+        )
+    grid = read_grid(path)
+    if grid.array.ndim != 3:
+        raise DatasetError(
+            f"`label` must be a 3D map of values, got shape {grid.array.shape} in {path}: give "
+            "classes as values, not as channels."
+        )
+    return grid
+
+
+def _refuse_other_series(path: Path, series: Series | None) -> None:
+    referenced = referenced_series(path)
+    if series is not None and referenced not in (None, series.uid):
+        raise DatasetError(
+            f"`label` must be of the scan, got {path}, which refers to the series {referenced}, "
+            f"not {series.uid}."
+        )
+
+
+def _read_pictures(
+    folder: Path, shape: tuple[int, ...], series: Series | None
+) -> NDArray[np.uint8]:
+    if series is None:
+        raise DatasetError(
+            f"Pictures must belong to a DICOM series, which says where they lie, got {folder}: "
+            "give the scan as DICOM or the label as NIfTI."
+        )
+    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURES), key=_natural)
+    if len(files) != shape[2]:
+        raise DatasetError(
+            f"`label` must have a picture for each of {shape[2]} slices, got {len(files)} in "
+            f"{folder}."
+        )
+    array = np.empty(shape, np.uint8)
+    place = {file: k for k, file in enumerate(series.files)}
+    # the i-th picture by name is of the i-th file by name, which may be any slice by position
+    by_name = sorted(series.files, key=lambda file: _natural(Path(file)))
+    for picture, file in zip(files, by_name, strict=True):
+        try:
+            pixels = itk.array_from_image(itk.imread(str(picture)))
+        except (RuntimeError, TypeError, KeyError) as error:
+            raise DatasetError(f"`label` must be whole pictures, got {picture}.") from error
+        if pixels.shape != (shape[1], shape[0]) or pixels.dtype != np.uint8:
+            raise DatasetError(
+                f"`label` must be grey pictures of 8 bits and {shape[0]} × {shape[1]} pixels, got "
+                f"{pixels.dtype} and shape {pixels.shape} in {picture}."
+            )
+        array[..., place[file]] = pixels.T
+    return array
+
+
+def _natural(path: Path) -> list[Any]:
+    """Sort key by which 10 comes after 9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]

@@ -1,0 +1,211 @@
+"""One scan and its label, read, reconciled and judged: what ingest writes or refuses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from stipple_monai.data import (
+    TOLERANCE_MM,
+    Grid,
+    axis_names,
+    corner_distance_mm,
+    read_grid,
+    spacing_mm,
+    whole_numbers,
+)
+from stipple_monai.errors import DatasetError
+from stipple_monai.ingest.alignment_check import Alignment, Flip, check_alignment
+from stipple_monai.ingest.label_files import LabelMap, read_label
+from stipple_monai.ingest.series import Series, open_series, read_series
+from stipple_monai.ingest.sources import Case
+
+Status: TypeAlias = Literal["ingested", "repaired", "refused"]
+
+
+class Options(NamedTuple):
+    """How labels are read and judged.
+
+    Args:
+        choose: see `label_files.read_label`.
+        flip: axes along which all labels are reversed before they are judged.
+        repair: reverse a label that fits clearly better so; it is refused otherwise.
+        ignore_header: see `label_files.read_label`.
+        names: of the label values that the label's file does not name.
+    """
+
+    choose: Mapping[str, int] | None = None
+    flip: Flip = ()
+    repair: bool = False
+    ignore_header: bool = False
+    names: Mapping[int, str] = MappingProxyType({})
+
+
+class Pair(NamedTuple):
+    """A scan and its label on one grid.
+
+    Args:
+        image: ``(W, H, D)`` or ``(W, H, D, C)``.
+        label: ``(W, H, D)`` uint8, or None.
+        affine: voxel to RAS mm.
+        record: what the QA report says of it, of JSON's types.
+    """
+
+    image: NDArray[Any]
+    label: NDArray[np.uint8] | None
+    affine: NDArray[np.float64]
+    record: dict[str, Any]
+
+
+def read_pair(case: Case, options: Options) -> Pair:
+    """Read a case; the label is checked, and reversed where it must be and may.
+
+    Raises:
+        DatasetError: scan or label cannot be read or do not lie on one grid; the label is empty;
+            or its intensities say that it lies on another place, and ``options`` do not allow to
+            repair it.
+    """
+    scan, series, image_record = _read_scan(case)
+    record: dict[str, Any] = {"name": case.name, "status": "ingested", "image": image_record}
+    if case.label is None:
+        return Pair(scan.array, None, scan.affine, {**record, "label": None, "alignment": None})
+    label = read_label(
+        case.label, scan, series=series, choose=options.choose, ignore_header=options.ignore_header
+    )
+    notes = list(label.notes)
+    array = np.flip(label.array, options.flip)
+    if options.flip:
+        notes.append(f"Reversed along {axis_names(options.flip)}, as asked for.")
+    if not array.any():
+        raise DatasetError(f"`label` must hold an organ, got an empty one: {case.label}.")
+    # several channels show the same anatomy
+    first = scan.array if scan.array.ndim == 3 else scan.array[..., 0]
+    alignment = check_alignment(first, array, spacing_mm=spacing_mm(scan.affine))
+    reverse = _judge(alignment, label, options, case)
+    if reverse:
+        array = np.flip(array, reverse)
+        notes.append(
+            f"Repaired: reversed along {axis_names(reverse)}, where it scores "
+            f"{_score(alignment, reverse):.2f} bits rather than {_score(alignment, ()):.2f}."
+        )
+        record["status"] = "repaired"
+    elif alignment.verdict == "undecided":
+        notes.append(
+            "Intensities do not tell whether the label lies right: look at it. Scores: as it is "
+            f"{_score(alignment, ()):.2f} bits, best {_score(alignment, alignment.best):.2f}."
+        )
+    record["label"] = {
+        "source": str(case.label),
+        "organs": _organs(array, {**options.names, **label.names}, scan.affine, alignment, reverse),
+        "notes": notes,
+    }
+    record["alignment"] = {
+        "verdict": alignment.verdict,
+        "best": axis_names(alignment.best) or "as it is",
+        "ratio": round(alignment.ratio, 3),
+        "reversed": axis_names(reverse),
+        "scores": {axis_names(s.flip) or "as it is": round(s.score, 4) for s in alignment.scores},
+    }
+    return Pair(scan.array, np.ascontiguousarray(array), scan.affine, record)
+
+
+def _judge(alignment: Alignment, label: LabelMap, options: Options, case: Case) -> Flip:
+    """Along which axes the label must be reversed; an error where that is not allowed."""
+    if alignment.verdict == "contradicted":
+        if options.repair:
+            return alignment.best
+        raise DatasetError(
+            f"`label` must lie on its organ, got {case.label}, which fits "
+            f"{alignment.ratio:.1f} times better than any other way when reversed along "
+            f"{axis_names(alignment.best)} ({_score(alignment, alignment.best):.2f} bits, as it is "
+            f"{_score(alignment, ()):.2f}): look at it, then reverse it with --repair."
+        )
+    if alignment.verdict == "undecided" and not label.by_header and not options.flip:
+        raise DatasetError(
+            f"`label` must lie on its organ, got {case.label}, whose header does not say where it "
+            "lies, and intensities do not tell either (best "
+            f"{_score(alignment, alignment.best):.2f} bits, {alignment.ratio:.1f} times the next): "
+            "look at it, then say with --flip how its axes run."
+        )
+    return ()
+
+
+def _read_scan(case: Case) -> tuple[Grid, Series | None, dict[str, Any]]:
+    notes: list[str] = []
+    series, patient = None, None
+    if case.is_dicom:
+        series = open_series(case.images[0])
+        array, found = read_series(series)
+        scan = Grid(array, series.affine)
+        notes += [*series.notes, *found]
+        # pseudonymous, so that scans of one patient can be kept together
+        if series.patient:
+            patient = hashlib.sha256(series.patient.encode()).hexdigest()[:12]
+    else:
+        scan = _stack([read_grid(path) for path in case.images], case.images)
+    if not np.isfinite(scan.array).all():
+        raise DatasetError(f"`image` must be finite, got NaN or infinity in {case.images[0]}.")
+    record = {
+        "source": [str(path) for path in case.images],
+        "patient": patient,
+        "modality": series.modality if series else None,
+        "shape": list(scan.array.shape),
+        "spacing_mm": [round(size, 4) for size in spacing_mm(scan.affine)],
+        "orientation": "".join(str(c) for c in nib.aff2axcodes(scan.affine)),
+        "lowest": float(scan.array.min()),
+        "highest": float(scan.array.max()),
+        "notes": notes,
+    }
+    return scan, series, record
+
+
+def _stack(channels: Sequence[Grid], files: Sequence[Path]) -> Grid:
+    first = channels[0]
+    for grid, file in zip(channels[1:], files[1:], strict=True):
+        same = grid.array.shape == first.array.shape and first.array.ndim == 3
+        if not same or not (
+            corner_distance_mm(grid.affine, first.affine, first.array.shape) <= TOLERANCE_MM
+        ):
+            raise DatasetError(
+                f"Channels must lie on one grid, got {files[0]} and {file}, which do not: resample "
+                "one to the other."
+            )
+    arrays = [whole_numbers(grid.array) for grid in channels]
+    return Grid(arrays[0] if len(arrays) == 1 else np.stack(arrays, -1), first.affine)
+
+
+def _organs(
+    label: NDArray[np.uint8],
+    names: Mapping[int, str],
+    affine: NDArray[np.float64],
+    alignment: Alignment,
+    reverse: Flip,
+) -> list[dict[str, Any]]:
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    voxels = np.bincount(label.ravel(), minlength=1)
+    found = next(score for score in alignment.scores if score.flip == reverse).organs
+    return [
+        {
+            "value": value,
+            "name": names.get(value),
+            "voxels": int(voxels[value]),
+            "volume_ml": round(int(voxels[value]) * voxel_ml, 4),
+            # NaN is no JSON: a label that fills the scan has nothing around it
+            **{
+                key: None if np.isnan(number) else round(float(number), 3)
+                for key, number in organ._asdict().items()
+            },
+        }
+        for value, organ in found.items()
+    ]
+
+
+def _score(alignment: Alignment, flip: Flip) -> float:
+    return next(s.score for s in alignment.scores if s.flip == flip)

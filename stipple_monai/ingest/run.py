@@ -1,0 +1,223 @@
+"""From a dataset as it is downloaded or exported to one in the layout of the MSD, with a QA report.
+
+The folder that is written holds::
+
+    ingest.json             what it is made of, and how
+    imagesTr/NAME.nii.gz    scans with label
+    labelsTr/NAME.nii.gz    their label maps, uint8, on the scan's grid
+    imagesTs/NAME.nii.gz    scans without
+    qa/NAME.json            the case's record, written last: the case is done
+    qa.json, qa.md          the QA report
+    dataset.json            the datalist, when no case was refused
+    logs/                   a lock while a process works here
+
+Files are whole or absent. The same command goes on with the cases that have no record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from stipple_monai.bundle import only_process
+from stipple_monai.data import axis_names
+from stipple_monai.errors import DatasetError
+from stipple_monai.ingest.folders import listed
+from stipple_monai.ingest.pairs import Options, read_pair
+from stipple_monai.ingest.qa_report import QA_JSON, QA_MARKDOWN, write_qa_report
+from stipple_monai.ingest.sources import Case, Layout, Source, find_cases
+from stipple_monai.priors import UNREADABLE
+from stipple_monai.simulation import write_json, write_nifti
+
+_SETTINGS, _RECORDS, _DATALIST = "ingest.json", "qa", "dataset.json"
+
+
+def ingest(
+    source: str | Path,
+    out: str | Path,
+    *,
+    labels: str | Path | None = None,
+    layout: Layout | None = None,
+    options: Options | None = None,
+    skip_refused: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Read a dataset, check every scan and label, and write it in the layout of the MSD.
+
+    A scan or label that cannot be used is refused; the others go on, and the QA report has all.
+
+    Args:
+        source: folder of the dataset, in one of the layouts of ``docs/ingest.md``.
+        out: folder to write; a begun one of the same command goes on.
+        labels: where the labels are, if not in ``source``.
+        layout: of the source; detected where None.
+        options: how labels are read, judged, repaired and called; names that the source has are
+            added.
+        skip_refused: write the datalist without the refused cases, rather than none.
+        overwrite: write into a folder that holds another or an earlier ingest, every case anew.
+        progress: show a progress bar.
+
+    Returns:
+        Path of ``dataset.json``.
+
+    Raises:
+        DatasetError: the source holds no scans, or unusable ones that are not to be skipped; or
+            ``out`` holds something else.
+    """
+    root, out, options = Path(source), Path(out).resolve(), options or Options()
+    for given in (root, *([Path(labels)] if labels is not None else [])):
+        if out.is_relative_to(given.resolve()):
+            raise DatasetError(f"`out` must not lie in the source, got {out} in {given}.")
+    found = find_cases(root, labels=labels, layout=layout)
+    chosen = options.choose or {}
+    # what values of the source mean says nothing of those that they are turned into
+    options = options._replace(names={**({} if chosen else found.labels), **options.names})
+    settings = {
+        "source": str(root.resolve()),
+        "labels": None if labels is None else str(Path(labels).resolve()),
+        "layout": found.layout,
+        "choose": dict(chosen),
+        "names": {str(value): name for value, name in options.names.items()},
+        "flip": axis_names(options.flip),
+        "repair": options.repair,
+        "ignore_label_header": options.ignore_header,
+    }
+    with only_process(out):
+        _begin(out, settings, overwrite=overwrite)
+        records = [
+            _case(case, out, options)
+            for case in tqdm(found.cases, desc="ingest", unit="case", disable=not progress)
+        ]
+        write_qa_report(out, records, skipped=found.skipped, about=settings)
+        refused = [record for record in records if record["status"] == "refused"]
+        if refused and not skip_refused:
+            raise DatasetError(
+                f"`source` must have usable cases, got {len(refused)} of {len(records)} that are "
+                f"refused, {refused[0]['name']}: {refused[0]['reason']} All are in "
+                f"{out / QA_MARKDOWN}. Without them: --skip-refused."
+            )
+        write_json(out / _DATALIST, _datalist(found, records, options))
+    return out / _DATALIST
+
+
+def _begin(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Claim the folder for the settings."""
+    path = out / _SETTINGS
+    ours = path.is_file() and _read(path) == settings
+    others = [p for p in listed(out) if p.name != "logs"]
+    if not (ours or overwrite) and others:
+        raise DatasetError(
+            f"`out` must be empty or hold this same ingest, got {out}, which has {others[0].name}: "
+            "choose another folder, or replace what is there with --overwrite."
+        )
+    if overwrite:
+        # without its datalist, a dataset half replaced is not taken for a whole one
+        for name in (_DATALIST, QA_JSON, QA_MARKDOWN, _SETTINGS):
+            (out / name).unlink(missing_ok=True)
+        for record in listed(out / _RECORDS):
+            for part in ("imagesTr", "labelsTr", "imagesTs"):
+                (out / part / f"{record.stem}.nii.gz").unlink(missing_ok=True)
+            record.unlink()
+    write_json(path, settings)
+
+
+def _case(case: Case, out: Path, options: Options) -> dict[str, Any]:
+    """Write a case, unless it is done; its record."""
+    path, inputs = out / _RECORDS / f"{case.name}.json", _fingerprint(case)
+    if path.is_file():
+        record = _read(path)
+        if record["inputs"] != inputs:
+            raise DatasetError(
+                f"`out` has {case.name} as it was before {case.images[0]} or its label changed: "
+                "choose another folder, or replace what is there with --overwrite."
+            )
+        return record
+    try:
+        pair = read_pair(case, options)
+    except (*UNREADABLE, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return {"name": case.name, "status": "refused", "reason": reason}
+    image = f"images{'Ts' if pair.label is None else 'Tr'}/{case.name}.nii.gz"
+    write_nifti(out / image, pair.image, pair.affine)
+    files = [image]
+    if pair.label is not None:
+        files.append(f"labelsTr/{case.name}.nii.gz")
+        write_nifti(out / files[1], pair.label, pair.affine)
+    record = {**pair.record, "test": case.test, "files": files, "inputs": inputs}
+    write_json(path, record)
+    return record
+
+
+def _datalist(
+    found: Source, records: Sequence[Mapping[str, Any]], options: Options
+) -> dict[str, Any]:
+    usable = [record for record in records if record["status"] != "refused"]
+    patients = {record["image"]["patient"] for record in usable}
+    # an anonymizer that calls all patients the same does not tell them apart
+    known = len(patients) > 1
+    sections: dict[str, list[Any]] = {"training": [], "unlabelled": [], "test": []}
+    for record in usable:
+        item = {"image": f"./{record['files'][0]}"}
+        if record["label"]:
+            item["label"] = f"./{record['files'][1]}"
+        if known and record["image"]["patient"]:
+            item["patient"] = record["image"]["patient"]
+        section = "training" if record["label"] else "test" if record["test"] else "unlabelled"
+        sections[section].append(item)
+    kinds = {record["image"]["modality"] for record in usable}
+    modality = found.modality or {"0": (kinds.pop() if len(kinds) == 1 else None) or "unknown"}
+    return {
+        "name": found.root.resolve().name,
+        "description": f"stipple_monai ingest of the layout {found.layout}",
+        "tensorImageSize": "3D",
+        "modality": modality,
+        "labels": _label_names(usable, options),
+        "numTraining": len(sections["training"]),
+        "numTest": len(sections["test"]),
+        **{name: items for name, items in sections.items() if items},
+    }
+
+
+def _label_names(records: Iterable[Mapping[str, Any]], options: Options) -> dict[str, str]:
+    """Names of the label values, which must not mean one thing here and another there."""
+    by_value: dict[int, dict[str, str]] = {}
+    for record in records:
+        for organ in (record["label"] or {"organs": []})["organs"]:
+            called = by_value.setdefault(organ["value"], {})
+            if organ["name"]:
+                called.setdefault(organ["name"], record["name"])
+    for value, called in by_value.items():
+        if len(called) > 1 and not options.choose:
+            (one, first), (two, second) = list(called.items())[:2]
+            raise DatasetError(
+                f"A label value must be one organ, got {value} for {one!r} in {first} and for "
+                f"{two!r} in {second}: say with --map NAME=LABEL which is which."
+            )
+    named = {value: " + ".join(called) for value, called in by_value.items() if called}
+    known = {0: "background", **named, **options.names}
+    values = sorted({0, *by_value, *options.names} - {255})
+    return {str(value): known.get(value, f"organ {value}") for value in values}
+
+
+def _fingerprint(case: Case) -> str:
+    """Changes when a file of the case does."""
+    roots = [*case.images, *([case.label] if case.label else [])]
+    files = [file for root in roots for file in (listed(root) if root.is_dir() else [root])]
+    stats = [(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{path} must be JSON of an ingest, got something else.") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} must be JSON of an ingest, got {type(content).__name__}.")
+    return content

@@ -1,0 +1,180 @@
+"""A wrapper that gives any MONAI segmentation network a spatial prior.
+
+Words used here:
+    backbone: the wrapped network; it sees the image and never the prior.
+    head: one map of logits. Networks with deep supervision return several in training, at the
+        image's resolution or below it.
+
+The prior travels in the channels behind the image's. It is the one form that the default
+``prepare_batch``, sliding-window and slice inferers, TorchScript, ONNX, ``torch.compile`` and DDP
+all pass on; an optional second argument is silently dropped by several of them.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from stipple_monai.errors import PriorError
+from stipple_monai.networks.fusion import DEFAULT_FLOOR, sigmoid_logits, softmax_logits
+
+
+class PriorDrivenNet(nn.Module):
+    """Run a segmentation network on the image and add the prior's bias to its logits.
+
+    The output are adjusted logits (`stipple_monai.networks.fusion`), so losses and activations
+    stay those of the bare network. The weights are the backbone's alone: a checkpoint of the bare
+    network loads as it is, one that was saved through DDP likewise, and so does one of the wrapper.
+
+    Args:
+        network: any module that maps ``(B, image_channels, *spatial)`` to logits of that spatial
+            shape with ``C`` channels, or in training to several heads: stacked on dim 1 (DynUNet)
+            or as a list or tuple (SegResNetDS). Each head is biased by itself; for a head of lower
+            resolution the prior is averaged over the head's voxels.
+        image_channels: number of leading input channels that are the image.
+        activation: what the logits are meant for: ``"softmax"`` has ``C = K + 1`` channels with
+            the background first (equation 2), ``"sigmoid"`` has ``C = K`` (equation 3).
+        strength: factor of the bias; 1 is the paper, 0 switches the prior off. May be changed on
+            the attribute later.
+        floor: lowest prior probability, see `softmax_logits`.
+        dropout: where given, the probability of all dropout layers of ``network``. MONAI Label sets
+            it to measure uncertainty by repeated passes; they have no weights, so a network that
+            was trained without dropout loads.
+
+    Raises:
+        TypeError: ``network`` is no module.
+        ValueError: another argument is out of range (``strength`` and ``floor``: in `forward`), or
+            ``network`` has no dropout layers to set.
+
+    Example:
+        >>> net = PriorDrivenNet(nn.Conv2d(1, 3, kernel_size=1), image_channels=1)
+        >>> image, prior = torch.rand(2, 1, 8, 8), torch.rand(2, 2, 8, 8)
+        >>> net(torch.cat([image, prior], dim=1)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        image_channels: int,
+        activation: Literal["softmax", "sigmoid"] = "softmax",
+        strength: float = 1.0,
+        floor: float = DEFAULT_FLOOR,
+        dropout: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"`network` must be a torch.nn.Module, got {type(network).__name__}")
+        if image_channels < 1:
+            raise ValueError(f"`image_channels` must be at least 1, got {image_channels}")
+        if activation not in ("softmax", "sigmoid"):
+            raise ValueError(f'`activation` must be "softmax" or "sigmoid", got {activation!r}')
+        if dropout is not None:
+            _set_dropout(network, dropout)
+        self.network = network
+        self.image_channels = image_channels
+        self.activation = activation
+        self.strength = float(strength)
+        self.floor = float(floor)
+        self.register_load_state_dict_pre_hook(_accept_bare_keys)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return adjusted logits.
+
+        Args:
+            x: ``(B, image_channels + K, *spatial)``, the image and behind it the prior of each
+                organ in ``[0, 1]``.
+
+        Returns:
+            Adjusted logits ``(B, C, *spatial)``, with stacked heads ``(B, heads, C, *spatial)``,
+            and a list of heads where the backbone returns a list or tuple.
+
+        Raises:
+            PriorError: prior channels are missing or too many, or the logits have another spatial
+                shape.
+            TypeError: the backbone returns anything but logits or heads of logits.
+        """
+        if x.shape[1] <= self.image_channels:
+            raise PriorError(
+                f"`x` must carry prior channels behind its {self.image_channels} image channels, "
+                f"got {x.shape[1]} channels in all; concatenate image and prior, image first"
+            )
+        image = x[:, : self.image_channels]
+        prior = x[:, self.image_channels :]
+        output = self.network(image)
+        if isinstance(output, Tensor):
+            if output.ndim == x.ndim + 1:
+                return torch.stack([self._fuse(head, prior) for head in output.unbind(1)], dim=1)
+            return self._fuse(output, prior)
+        if not torch.jit.is_scripting():
+            _check_heads(output, x.ndim)
+        # for TorchScript, which is told that SegResNetDS may return None
+        assert output is not None
+        return [self._fuse_resampled(head, prior) for head in output]
+
+    def _fuse_resampled(self, logits: Tensor, prior: Tensor) -> Tensor:
+        if logits.shape[2:] != prior.shape[2:]:
+            prior = F.interpolate(prior, size=logits.shape[2:], mode="area")
+        return self._fuse(logits, prior)
+
+    def _fuse(self, logits: Tensor, prior: Tensor) -> Tensor:
+        organs = logits.shape[1] - (1 if self.activation == "softmax" else 0)
+        if prior.shape[1] != organs:
+            raise PriorError(
+                f"`x` must carry {organs} prior channels behind its {self.image_channels} image "
+                f"channels, since the network returns {logits.shape[1]} channels of logits, "
+                f"got {prior.shape[1]}; pass one prior per organ, none for the background"
+            )
+        if self.activation == "softmax":
+            return softmax_logits(logits, prior, strength=self.strength, floor=self.floor)
+        return sigmoid_logits(logits, prior, strength=self.strength, floor=self.floor)
+
+    def extra_repr(self) -> str:
+        """Settings shown when the module is printed."""
+        return (
+            f"image_channels={self.image_channels}, activation={self.activation!r}, "
+            f"strength={self.strength}, floor={self.floor}"
+        )
+
+
+def _set_dropout(network: nn.Module, dropout: float) -> None:
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}; 0 switches it off")
+    layers = [module for module in network.modules() if isinstance(module, _DropoutNd)]
+    if not layers and dropout > 0:
+        raise ValueError(
+            f"`dropout` must be 0 or None for a network without dropout layers, got {dropout} for "
+            f"{type(network).__name__}; build it with dropout"
+        )
+    for layer in layers:
+        layer.p = dropout
+
+
+def _check_heads(heads: object, ndim: int) -> None:
+    if isinstance(heads, list | tuple):
+        if all(isinstance(head, Tensor) and head.ndim == ndim for head in heads):
+            return
+        found = [tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__ for h in heads]
+    else:
+        found = [type(heads).__name__]
+    raise TypeError(
+        "`network` must return logits, or a list or tuple of logits with "
+        f"{ndim} axes each, got {found}; wrap it so that it returns its logits only"
+    )
+
+
+def _accept_bare_keys(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """Rename the keys of a bare network's state dict, or of a DDP one, to the wrapper's."""
+    expected = module.state_dict().keys()
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        inner = name.removeprefix("module.")
+        for candidate in (name, f"network.{name}", inner, f"network.{inner}"):
+            if candidate in expected:
+                state_dict[prefix + candidate] = state_dict.pop(key)
+                break

@@ -1,0 +1,313 @@
+"""Several organs positioned together.
+
+Each organ alone is placed where the coarse prediction fits its prior best (see
+:mod:`stipple_monai.positioning.single`). A kidney that the network found on the wrong side draws
+its prior there. The labelled scans tell where organs lie with respect to each other, so the organs
+share a common centre ``c`` and each may deviate from its place around it:
+
+``max_c Σ_k max_t [ V_k(t) − |t − c − μ_k|² / (2 σ²) ]₊``,
+
+where ``μ_k`` is the organ's mean offset, ``σ`` the spread and ``V_k`` its vote: ``S_k(t)``, the
+share of the organ's prior that the prediction supports at ``t`` (the correlation over its greatest
+possible value, in [0, 1]), divided by its maximum, or by 0.3 if that is greater. So an organ that
+is found over and over does not count for more than another one, and a faint trace for less. A
+term is never negative: an organ that would have to deviate by more than ``σ √2`` is outvoted, and
+its own evidence is no longer heard. Distances are maximised exactly,
+axis by axis (Felzenszwalb and Huttenlocher, "Pictorial structures", IJCV 2005). This is done on
+cells of some millimetres; each organ is then moved to the best voxel near its place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from torch import Tensor
+
+from stipple_monai.errors import PositionError
+from stipple_monai.positioning.single import (
+    DEFAULT_EPSILON,
+    around_center,
+    cells_of,
+    check_probability,
+    check_search,
+    evidence_for,
+    locate_organ,
+    predicted_mean,
+    to_world,
+)
+from stipple_monai.priors import SpatialPrior
+from stipple_monai.spatial import Box, correlate, in_blocks, scores_in
+
+DEFAULT_SPREAD_MM = 40.0
+APART_MM = 30.0
+"""Positions this far apart are different answers to where an organ is."""
+_DOUBT = 0.01
+_FULL_VOTE = 0.3
+
+
+class Located(NamedTuple):
+    """Where the organs of a scan are.
+
+    Attributes:
+        position_mm: ``(K, 3)`` float64 on the CPU, RAS mm; NaN for an organ without position.
+        confidence: ``(K,)`` float64 in [0, 1], see :func:`locate_organs`; 0 for an organ without
+            position.
+    """
+
+    position_mm: Tensor
+    confidence: Tensor
+
+
+def locate_organs(
+    probability: MetaTensor,
+    references: Sequence[SpatialPrior],
+    *,
+    spread_mm: float = DEFAULT_SPREAD_MM,
+    max_shift_mm: float | None = None,
+    minimum: float = 0.5,
+    epsilon: float = DEFAULT_EPSILON,
+) -> Located:
+    """Find the positions that a coarse prediction of several organs supports best.
+
+    Organs are positioned together where all references know their offsets, that is, where they
+    were estimated together (:meth:`SpatialPrior.estimate_several`), one by one otherwise and with
+    ``max_shift_mm``. Together, an organ that is predicted nowhere gets its place from the others.
+
+    Args:
+        probability: ``(K, W, H, D)``, the network's probability of each organ in [0, 1].
+        references: one per organ, see :func:`~stipple_monai.positioning.locate_organ`.
+        spread_mm: ``σ``, how far organs stray from their mean offsets.
+        max_shift_mm: see :func:`~stipple_monai.positioning.locate_organ`; so are the next two.
+        minimum: a prediction that reaches this nowhere is no prediction.
+        epsilon: least probability.
+
+    Returns:
+        Positions and confidences. A confidence is ``S / (S + S')``: ``S`` is the share of the
+        organ's prior that the prediction supports at its position, ``S'`` the greatest at any
+        position farther than ``APART_MM`` from it (0.01 is added to both). 0.5 is a tie, and
+        less says that the other organs outvoted this one's own evidence; it changes neither with
+        the organ's size nor with the prediction's. `docs/results.md` says how large errors are.
+
+    Raises:
+        PositionError: ``probability`` is no probability map with an invertible affine and one
+            channel for each reference, or an option is out of range.
+
+    Example:
+        >>> organs = torch.zeros(1, 30, 20, 20)
+        >>> organs[0, 4:9, 8:13, 8:13], organs[0, 20:25, 8:13, 8:13] = 1, 2
+        >>> label = MetaTensor(organs, affine=torch.eye(4))
+        >>> priors = SpatialPrior.estimate_several(label, organs=[1, 2])
+        >>> seen = MetaTensor((organs == 1).float().repeat(2, 1, 1, 1), affine=torch.eye(4))
+        >>> seen[1] = 0
+        >>> locate_organs(seen, priors).position_mm.tolist()
+        [[6.0, 10.0, 10.0], [22.0, 10.0, 10.0]]
+    """
+    check_search(minimum=minimum, epsilon=epsilon, max_shift_mm=max_shift_mm)
+    if not 0 < spread_mm < math.inf:
+        raise PositionError(f"`spread_mm` must be a positive length, got {spread_mm}.")
+    check_probability(probability, organs=len(references))
+    affine = probability.affine.to(dtype=torch.float64, device="cpu")
+    maps = probability.as_tensor().detach()
+    position = torch.full((len(references), 3), torch.nan, dtype=torch.float64)
+    confidence = torch.zeros(len(references), dtype=torch.float64)
+    found = [predicted_mean(q, minimum=minimum, epsilon=epsilon) is not None for q in maps]
+    if not any(found):
+        return Located(position, confidence)
+
+    cells = cells_of(affine)
+    blocks = coarse_evidence(maps, cells, epsilon=epsilon)
+    coarse = coarse_affine(affine, cells)
+    share, share_start = score_maps(blocks, references, coarse)
+    together = positioned_together(references) and max_shift_mm is None
+    if together:
+        greatest = share.flatten(1).amax(1).clamp(min=_FULL_VOTE)
+        vote = share / greatest[:, None, None, None]
+        score, start = joint_score_maps(vote, share_start, references, coarse, spread_mm)
+    for k, reference in enumerate(references):
+        if together:
+            best = torch.stack(torch.unravel_index(score[k].argmax(), score[k].shape)).cpu()
+            position[k] = _best_near(maps[k], reference, affine, start + best, cells, epsilon)
+        elif found[k]:
+            point = locate_organ(
+                MetaTensor(maps[k : k + 1], affine=affine),
+                reference,
+                max_shift_mm=max_shift_mm,
+                minimum=minimum,
+                epsilon=epsilon,
+            )
+            assert point is not None
+            position[k] = point
+        else:
+            continue
+        confidence[k] = _confidence(share[k], share_start, coarse, position[k])
+    return Located(position, confidence)
+
+
+def positioned_together(references: Sequence[SpatialPrior]) -> bool:
+    """Whether organs are several and all of them know their offsets."""
+    return len(references) > 1 and all(r.offset_mm is not None for r in references)
+
+
+def coarse_evidence(maps: Tensor, cells: Sequence[int], *, epsilon: float) -> Tensor:
+    """Mean evidence in cells, ``(K, W, H, D)``, as a share of the greatest possible, in [0, 1]."""
+    greatest = -2 * math.log(epsilon / (1 - epsilon)) * math.prod(cells)
+    return (
+        torch.stack([in_blocks(evidence_for(q, epsilon), cells).float() for q in maps]) / greatest
+    )
+
+
+def coarse_affine(affine: Tensor, cells: Sequence[int]) -> Tensor:
+    """The affine of cells: index j stands for the middle of the voxels of cell j."""
+    size = torch.tensor(cells, dtype=torch.float64)
+    coarse = affine.clone()
+    coarse[:3, :3] = affine[:3, :3] * size
+    coarse[:3, 3] = to_world(affine, (size - 1) / 2)
+    return coarse
+
+
+def score_maps(
+    blocks: Tensor, references: Sequence[SpatialPrior], coarse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``S_k``, the share of each organ's prior that is supported at each cell.
+
+    Args:
+        blocks: see :func:`coarse_evidence`.
+        references: one per organ.
+        coarse: affine of the cells, ``(4, 4)``.
+
+    Returns:
+        ``(K, W, H, D)`` in [0, 1] and the index ``(3,)`` of its first cell.
+    """
+    kernels = [around_center(reference, coarse).to(blocks) for reference in references]
+    half = torch.tensor([[(n - 1) // 2 for n in kernel.shape] for kernel in kernels])
+    margin = half.amax(0)
+    shares = []
+    for block, kernel, own in zip(blocks, kernels, half, strict=True):
+        padding = [int(m) for m in (margin - own).flip(0) for _ in range(2)]
+        # A prior may have nothing in the middle of any cell.
+        total = kernel.sum().clamp(min=torch.finfo(kernel.dtype).tiny)
+        shares.append(F.pad(correlate(block, kernel) / total, padding))
+    return torch.stack(shares).clamp_(min=0), -margin
+
+
+def joint_score_maps(
+    vote: Tensor,
+    start: Tensor,
+    references: Sequence[SpatialPrior],
+    coarse: Tensor,
+    spread_mm: float,
+) -> tuple[Tensor, Tensor]:
+    """The best joint score with each organ at each cell, see :func:`joint_marginals`.
+
+    Args:
+        vote: ``V_k``, ``(K, W, H, D)`` in [0, 1].
+        start: index ``(3,)`` of its first cell.
+        references: one per organ, with their offsets.
+        coarse: affine of the cells, ``(4, 4)``.
+        spread_mm: ``σ``.
+
+    Returns:
+        ``(K, W, H, D)``, larger by the offsets, and the index ``(3,)`` of its first cell.
+    """
+    offsets = torch.tensor([r.offset_mm for r in references], dtype=torch.float64)
+    offset = (offsets @ torch.linalg.inv(coarse[:3, :3]).T).round().long()
+    margin = offset.abs().amax(0)
+    vote = F.pad(vote, [int(m) for m in margin.flip(0) for _ in range(2)])
+    weight = coarse[:3, :3].norm(dim=0).square() / (2 * spread_mm**2)
+    return joint_marginals(vote, offset, weight), start - margin
+
+
+def _best_near(
+    q: Tensor,
+    reference: SpatialPrior,
+    affine: Tensor,
+    cell: Tensor,
+    cells: Sequence[int],
+    epsilon: float,
+) -> Tensor:
+    """World point of the best voxel of a cell and its neighbours, of the cell's middle if equal."""
+    size = torch.tensor(cells)
+    middle = cell * size + torch.div(size, 2, rounding_mode="floor")
+    start, stop = middle - size, middle + size + 1
+    kernel = around_center(reference, affine)
+    half = torch.tensor([(n - 1) // 2 for n in kernel.shape])
+    low = (start - half).clamp(min=0)
+    high = torch.minimum(stop + half, torch.tensor(q.shape))
+    if bool((low >= high).any()):
+        return to_world(affine, middle.double())
+    part = q[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+    box = Box(tuple((start - low).tolist()), tuple((stop - low).tolist()))
+    score = scores_in(evidence_for(part, epsilon), kernel.to(q.device), box).cpu()
+    candidates = torch.nonzero(score >= score.max() - 1e-9 * score.abs().max()) + start
+    distance = (candidates - middle).double().norm(dim=1)
+    return to_world(affine, candidates[distance.argmin()].double())
+
+
+def _confidence(share: Tensor, start: Tensor, coarse: Tensor, position_mm: Tensor) -> float:
+    """The organ's own support at a position against the best farther than ``APART_MM``."""
+    to_cell = torch.linalg.inv(coarse[:3, :3])
+    middle = to_cell @ (position_mm - coarse[:3, 3]) - start
+    reach = to_cell.norm(dim=1) * APART_MM
+    size = torch.tensor(share.shape)
+    low = torch.minimum((middle - reach).ceil().long().clamp(min=0), size)
+    high = torch.maximum(torch.minimum((middle + reach).floor().long() + 1, size), low)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    ranges = [torch.arange(s.start, s.stop, dtype=torch.float64) for s in box]
+    cell = torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1)
+    near = (((cell - middle) @ coarse[:3, :3].T).norm(dim=-1) <= APART_MM).to(share.device)
+    rest = share.clone()
+    rest[box][near] = 0
+    nearest = middle.round().long()
+    within = bool(((nearest >= 0) & (nearest < size)).all())
+    here = (float(share[tuple(nearest.tolist())]) if within else 0.0) + _DOUBT
+    return here / (here + float(rest.max()) + _DOUBT)
+
+
+def joint_marginals(vote: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+    """The best joint score with organ k at each cell, ``(K, W, H, D)``.
+
+    Args:
+        vote: ``V_k``, ``(K, W, H, D)`` in [0, 1].
+        offset: ``μ_k`` in cells, ``(K, 3)`` integers. A common centre is heard within the array
+            only, as far as ``c + μ_k`` lies in it too.
+        weight: ``1 / (2 σ²)`` along each axis, per squared cell, ``(3,)``.
+    """
+    votes = torch.stack(
+        [
+            _moved(_reach_out(s, weight), [-x for x in o])
+            for s, o in zip(vote, offset.tolist(), strict=True)
+        ]
+    )
+    total = votes.sum(0)
+    return torch.stack(
+        [
+            s + _moved(_reach_out(total - v, weight), o)
+            for s, v, o in zip(vote, votes, offset.tolist(), strict=True)
+        ]
+    )
+
+
+def _moved(score: Tensor, by: Sequence[int]) -> Tensor:
+    """Move values by whole cells; what comes in from outside is 0."""
+    return F.pad(score, [pad for b in reversed(by) for pad in (b, -b)])
+
+
+def _reach_out(score: Tensor, weight: Tensor) -> Tensor:
+    """``max_d [score(x + d) − Σ_a weight_a d_a²]``, at least 0."""
+    for axis, w in enumerate(weight.tolist()):
+        top = float(score.max())
+        best = score.clone()
+        for d in range(1, min(math.ceil(math.sqrt(top / w)), score.shape[axis])):
+            lower = score.narrow(axis, 0, score.shape[axis] - d) - w * d * d
+            upper = score.narrow(axis, d, score.shape[axis] - d) - w * d * d
+            near = best.narrow(axis, d, score.shape[axis] - d)
+            torch.maximum(near, lower, out=near)
+            near = best.narrow(axis, 0, score.shape[axis] - d)
+            torch.maximum(near, upper, out=near)
+        score = best
+    return score.clamp(min=0)

@@ -1,0 +1,180 @@
+"""Whether a volume's axes are what its header says.
+
+Mirrored labels and mislabelled axes leave no trace in the numbers, and a network trained on them
+learns them. The organs' priors know which way is up: if the volume fits them better with other
+axes than its header gives, the header is probably wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import nibabel as nib
+import torch
+from monai.data import MetaTensor
+
+from stipple_monai.errors import PositionError
+from stipple_monai.positioning.joint import (
+    DEFAULT_SPREAD_MM,
+    coarse_affine,
+    coarse_evidence,
+    joint_score_maps,
+    positioned_together,
+    score_maps,
+)
+from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, check_probability
+from stipple_monai.priors import SpatialPrior
+
+DEFAULT_MARGIN = 0.1
+
+
+class Orientation(NamedTuple):
+    """What :func:`check_orientation` found.
+
+    Attributes:
+        header: axis codes of the volume's first, second and third array axis, as its affine has
+            them, such as ``"LAS"``.
+        best: axis codes with which it fits the priors best; those of the header unless others
+            are better by the margin.
+        fit: for each set of axis codes that was tried, the mean share of an organ's prior that
+            the volume supports at the best positions, in [0, 1].
+    """
+
+    header: str
+    best: str
+    fit: dict[str, float]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no other axes are better than the header's by the margin."""
+        return self.best == self.header
+
+
+def check_orientation(
+    volume: MetaTensor,
+    priors: Sequence[SpatialPrior],
+    *,
+    predict: Callable[[MetaTensor], MetaTensor] | None = None,
+    permutations: bool = False,
+    margin: float = DEFAULT_MARGIN,
+) -> Orientation:
+    """Tell whether a flipped or rotated volume would fit the priors better.
+
+    Args:
+        volume: a label map ``(1, W, H, D)`` of integers, a prediction ``(K, W, H, D)`` of
+            probabilities in [0, 1], or with ``predict`` a scan ``(C, W, H, D)``.
+        priors: one per organ, the more the surer: a single organ is nearly symmetric along some
+            axes.
+        predict: gives the prediction ``(K, W, H, D)`` for a scan; it is called with the scan's
+            voxels under each set of axis codes, and has to bring them into the network's
+            orientation itself (``Orientationd``).
+        permutations: also try exchanged axes, 48 sets of axis codes instead of 8.
+        margin: by how much more than the header's axes, relative to them, others have to fit.
+
+    Returns:
+        What was found. Where the header is not the best, a warning names the axes.
+
+    Raises:
+        PositionError: ``volume`` is not what it must be, or ``margin`` is negative.
+
+    Example:
+        >>> organs = torch.zeros(1, 30, 20, 20)
+        >>> organs[0, 4:9, 8:13, 8:13], organs[0, 20:25, 2:13, 8:13] = 1, 2
+        >>> label = MetaTensor(organs, affine=torch.eye(4))
+        >>> priors = SpatialPrior.estimate_several(label, organs=[1, 2])
+        >>> check_orientation(label, priors).agrees
+        True
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     check_orientation(MetaTensor(organs.flip(1), affine=torch.eye(4)), priors).best
+        'LAS'
+    """
+    if not margin >= 0:
+        raise PositionError(f"`margin` must be at least 0, got {margin}.")
+    if not isinstance(volume, MetaTensor) or volume.ndim != 4:
+        raise PositionError(
+            "`volume` must be a MetaTensor C W H D, whose affine says where it lies, got "
+            f"{type(volume).__name__} {tuple(getattr(volume, 'shape', ()))}."
+        )
+    affine = volume.affine.to(dtype=torch.float64, device="cpu")
+    fit_of = None if predict else _fit_of(_organs(volume, priors), priors)
+    fit: dict[str, float] = {}
+    for world in _relabelings(permutations):
+        relabeled = world @ affine
+        if predict is not None:
+            prediction = predict(MetaTensor(volume.as_tensor(), affine=relabeled))
+            fit_of = _fit_of(prediction, priors)
+            fit[_codes(relabeled)] = fit_of(prediction.affine)
+        elif fit_of is not None:
+            fit[_codes(relabeled)] = fit_of(relabeled)
+    header = _codes(affine)
+    best = max(fit, key=lambda codes: fit[codes])
+    if fit[best] <= fit[header] * (1 + margin):
+        return Orientation(header, header, fit)
+    name = volume.meta.get("filename_or_obj", "The volume")
+    warnings.warn(
+        f"{name} fits the priors better with the axes {best} ({fit[best]:.2f}) than with its "
+        f"header's {header} ({fit[header]:.2f}): {_difference(header, best)}. Look at it, and "
+        "correct the header or flip the voxels.",
+        stacklevel=2,
+    )
+    return Orientation(header, best, fit)
+
+
+def _organs(volume: MetaTensor, priors: Sequence[SpatialPrior]) -> MetaTensor:
+    """A prediction as it is; of a label map the organs, one channel each."""
+    values = volume.as_tensor().detach()
+    several = len(priors) > 1 or bool(values.max() > 1)
+    if len(values) == 1 and several:
+        organs = torch.tensor([p.organ for p in priors], device=values.device)
+        values = (values == organs[:, None, None, None]).float()
+    return MetaTensor(values, affine=volume.affine)
+
+
+def _fit_of(organs: MetaTensor, priors: Sequence[SpatialPrior]) -> Callable[[torch.Tensor], float]:
+    """How well a prediction fits the priors, as a function of its affine."""
+    check_probability(organs, organs=len(priors))
+    together = positioned_together(priors)
+    cells = cells_of(organs.affine)
+    evidence = coarse_evidence(organs.as_tensor().detach(), cells, epsilon=DEFAULT_EPSILON)
+
+    def fit(affine: torch.Tensor) -> float:
+        coarse = coarse_affine(affine.to(dtype=torch.float64, device="cpu"), cells)
+        score, start = score_maps(evidence, priors, coarse)
+        if not together:
+            return float(score.flatten(1).amax(1).mean())
+        score, _ = joint_score_maps(score, start, priors, coarse, DEFAULT_SPREAD_MM)
+        # Each organ's best joint score is that of all organs.
+        return float(score.max()) / len(priors)
+
+    return fit
+
+
+def _relabelings(permutations: bool) -> list[torch.Tensor]:
+    """World axes reversed, and exchanged if asked: the identity first."""
+    orders = itertools.permutations(range(3)) if permutations else [(0, 1, 2)]
+    matrices = []
+    for order in orders:
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            matrix = torch.zeros(4, 4, dtype=torch.float64)
+            matrix[3, 3] = 1
+            for row, (axis, sign) in enumerate(zip(order, signs, strict=True)):
+                matrix[row, axis] = sign
+            matrices.append(matrix)
+    return matrices
+
+
+def _codes(affine: torch.Tensor) -> str:
+    return "".join(nib.aff2axcodes(affine.numpy()))
+
+
+def _difference(header: str, best: str) -> str:
+    names = ("first", "second", "third")
+    return ", ".join(
+        f"its {name} axis looks like {b}, not {h}"
+        for name, h, b in zip(names, header, best, strict=True)
+        if h != b
+    )

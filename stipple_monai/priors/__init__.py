@@ -1,0 +1,46 @@
+"""The spatial prior of an organ: estimated, aligned, placed on a grid, kept as NIfTI.
+
+Words: the *prior* is an image of probabilities around the organ's centre; a *position* is a world
+point in RAS mm; a *bin* is a voxel of the prior along z; *placing* is resampling on another grid.
+Imports from `spatial` and the ground.
+"""
+
+from stipple_monai.priors.case_file import cases_path
+from stipple_monai.priors.folder import (
+    estimate_priors,
+    load_priors,
+    prior_path,
+)
+from stipple_monai.priors.organ import (
+    UNREADABLE,
+    Center,
+    Label,
+    is_invertible,
+    open_label,
+    organ_crop,
+    organ_position,
+    spacing_along_ras,
+    world_point,
+)
+from stipple_monai.priors.prior import (
+    Mode,
+    SpatialPrior,
+)
+
+__all__ = [
+    "UNREADABLE",
+    "Center",
+    "Label",
+    "Mode",
+    "SpatialPrior",
+    "cases_path",
+    "estimate_priors",
+    "is_invertible",
+    "load_priors",
+    "open_label",
+    "organ_crop",
+    "organ_position",
+    "prior_path",
+    "spacing_along_ras",
+    "world_point",
+]

@@ -1,0 +1,58 @@
+"""The priors of several organs: one NIfTI file each, in one folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from stipple_monai.priors.organ import Label
+from stipple_monai.priors.prior import SpatialPrior
+
+
+def prior_path(folder: str | os.PathLike[str], organ: int) -> Path:
+    """File of an organ's prior, ``FOLDER/prior_ORGAN.nii.gz``."""
+    return Path(folder) / f"prior_{organ}.nii.gz"
+
+
+def estimate_priors(
+    labels: Sequence[Label],
+    *,
+    organs: Sequence[int],
+    folder: str | os.PathLike[str],
+    **options: Any,
+) -> list[SpatialPrior]:
+    """Estimate and save the prior of each organ, reading every map once, with a progress bar.
+
+    Nothing is written before all are estimated.
+
+    Args:
+        labels: label maps or files.
+        organs: label values.
+        folder: where the files go, see :func:`prior_path`.
+        **options: see :meth:`SpatialPrior.estimate`; ``num_workers`` reads several maps at once.
+
+    Returns:
+        The priors in the order of ``organs``.
+
+    Raises:
+        PriorError: no label map contains one of the organs.
+        DatasetError: a label map cannot be read.
+    """
+    progress = tqdm(labels, desc="priors", unit="scan")
+    priors = SpatialPrior.estimate_several(progress, organs=organs, **options)
+    for prior in priors:
+        prior.save(prior_path(folder, prior.organ))
+    return priors
+
+
+def load_priors(folder: str | os.PathLike[str], organs: Sequence[int]) -> list[SpatialPrior]:
+    """Load the priors of ``organs`` in their order.
+
+    Raises:
+        PriorError: a file is missing or not a prior.
+    """
+    return [SpatialPrior.load(prior_path(folder, organ)) for organ in organs]

@@ -1,0 +1,55 @@
+"""What is written about a prediction: label map, DICOM SEG, volumes, scores, statistics.
+
+Words: a scan's *record* is written last and says that the scan is done. Imports from `handlers`
+and below.
+"""
+
+from stipple_monai.results.dicom_seg import (
+    DicomSegWriter,
+    has_highdicom,
+    series_files,
+)
+from stipple_monai.results.grid_writer import (
+    GridWriter,
+)
+from stipple_monai.results.scores import (
+    SCORE_COLUMNS,
+    ScoreTable,
+    score,
+)
+from stipple_monai.results.statistics import (
+    Comparison,
+    Spread,
+    between_folds,
+    compare_paired,
+)
+from stipple_monai.results.volumes import (
+    RECORD,
+    ScanNames,
+    VolumeTable,
+    first_file,
+    organ_volumes,
+    read_records,
+    write_tables,
+)
+
+__all__ = [
+    "RECORD",
+    "SCORE_COLUMNS",
+    "Comparison",
+    "DicomSegWriter",
+    "GridWriter",
+    "ScanNames",
+    "ScoreTable",
+    "Spread",
+    "VolumeTable",
+    "between_folds",
+    "compare_paired",
+    "first_file",
+    "has_highdicom",
+    "organ_volumes",
+    "read_records",
+    "score",
+    "series_files",
+    "write_tables",
+]

@@ -1,0 +1,190 @@
+"""A segmentation as DICOM SEG, for viewers and archives that speak DICOM.
+
+It needs highdicom and pydicom, ``pip install stipple-monai[dicom]``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import itk
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.utils import optional_import
+
+from stipple_monai.data import LPS_TO_RAS, label_names
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file
+from stipple_monai.ingest import open_series
+from stipple_monai.results.volumes import ScanNames
+
+pydicom, _ = optional_import("pydicom")
+hd, has_highdicom = optional_import("highdicom")
+codes, _ = optional_import("pydicom.sr.codedict", name="codes")
+
+# Attributes that a file must have but may leave empty; de-identified ones often lack them.
+_MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+)
+
+
+def series_files(folder: str | os.PathLike[str]) -> list[str]:
+    """List the files of the DICOM series in a folder, in the order of their positions.
+
+    They are those that MONAI's ``ITKReader`` reads, which gives every series a grid at right
+    angles with even steps.
+
+    Raises:
+        DatasetError: there is no series, or more than one, or it is not such a grid, see
+            :func:`open_series`; or the gantry was tilted, or the reader would read other files.
+    """
+    series = open_series(folder)
+    if series.tilt_degrees:
+        raise DatasetError(
+            f"Slices of a DICOM series must lie straight above each other, got {folder}, where the "
+            f"gantry was tilted by {series.tilt_degrees:.3g}°: convert it to NIfTI, such as with "
+            "`python -m stipple_monai ingest`, which keeps the shear."
+        )
+    names = itk.GDCMSeriesFileNames.New()
+    names.SetUseSeriesDetails(True)
+    names.AddSeriesRestriction("0008|0021")
+    names.SetDirectory(str(folder))
+    read = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
+    if [[Path(file).name for file in files] for files in read] != [
+        [Path(file).name for file in series.files]
+    ]:
+        raise DatasetError(
+            f"A folder must hold one DICOM series and nothing else of DICOM, got {len(read)} in "
+            f"{folder}: move each to a folder of its own."
+        )
+    return list(series.files)
+
+
+def write_dicom_seg(
+    path: str | os.PathLike[str],
+    label: MetaTensor,
+    files: Sequence[str],
+    *,
+    organs: Mapping[int, str],
+) -> None:
+    """Write a label map as a binary DICOM SEG of the series that it was made of, whole or not.
+
+    Patient, study and frame of reference are those of the series. A segment's number is the
+    organ's label value; its code is that of SNOMED CT where pydicom knows the organ's name, and
+    "Organ" otherwise. An organ that was not found has its segment, but no frames; where none was,
+    the frames are there and empty.
+
+    Args:
+        path: ``….dcm``.
+        label: label map ``(1, W, H, D)`` on the grid of the series, RAS mm.
+        files: of the series.
+        organs: names by label value.
+
+    Raises:
+        DatasetError: a file lacks what a segmentation needs.
+        OptionalImportError: highdicom is missing.
+    """
+    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    for image in images:
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in image:
+                setattr(image, keyword, None)
+    values = label.as_tensor()[0].cpu().numpy().astype(np.uint8)
+    # highdicom counts slices, rows, columns; DICOM's world is LPS.
+    to_world = LPS_TO_RAS @ label.affine.cpu().numpy().astype(np.float64)
+    try:
+        volume = hd.Volume(
+            np.ascontiguousarray(values.transpose(2, 1, 0)),
+            to_world[:, [2, 1, 0, 3]],
+            coordinate_system="PATIENT",
+            frame_of_reference_uid=images[0].FrameOfReferenceUID,
+        )
+        segmentation = hd.seg.Segmentation(
+            images,
+            volume,
+            segmentation_type="BINARY",
+            segment_descriptions=[_description(*organ) for organ in sorted(organs.items())],
+            series_instance_uid=hd.UID(),
+            series_number=100,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer="STIPPLE for MONAI",
+            manufacturer_model_name="stipple-monai",
+            software_versions=_version(),
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+            series_description="STIPPLE segmentation, not for diagnosis",
+        )
+    except (AttributeError, ValueError, KeyError) as error:
+        raise DatasetError(
+            f"A DICOM SEG needs a whole series, got {Path(files[0]).parent}: {error}"
+        ) from error
+    with whole_file(path) as part:
+        segmentation.save_as(part)
+
+
+class DicomSegWriter:
+    """Write ``NAME_seg.dcm`` for every scan that is a DICOM series; a handler of the evaluator.
+
+    Args:
+        folder: where to write.
+        organs: label values in the order of the network's channels.
+        names: of the scans.
+        datalist: whose ``labels`` name the organs.
+        pred_key: the label map on the scan's grid, in the engine's output.
+        image_key: the scan in the engine's output.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        organs: Sequence[int],
+        *,
+        names: ScanNames,
+        datalist: str | Path,
+        pred_key: str = "pred",
+        image_key: str = "image",
+    ) -> None:
+        self.folder, self.names = Path(folder), names
+        self.organs = {k: label_names(datalist).get(k, f"organ {k}") for k in organs}
+        self.pred_key, self.image_key = pred_key, image_key
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
+
+    def _write(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            scan = item[self.image_key].meta["filename_or_obj"]
+            if Path(scan).is_dir():
+                path = self.folder / f"{self.names[scan]}_seg.dcm"
+                write_dicom_seg(path, item[self.pred_key], series_files(scan), organs=self.organs)
+
+
+def _description(number: int, name: str) -> Any:
+    # sides are modifiers in SNOMED CT, which a segment's type has no place for
+    words = [w for w in name.replace("_", " ").split() if w.lower() not in ("left", "right")]
+    kind = getattr(codes.SCT, "".join(word.capitalize() for word in words), None)
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:64],
+        segmented_property_category=codes.SCT.AnatomicalStructure,
+        segmented_property_type=kind or codes.SCT.Organ,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="STIPPLE", version=_version(), family=codes.DCM.ArtificialIntelligence
+        ),
+    )
+
+
+def _version() -> str:
+    try:
+        return version("stipple-monai")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,185 @@
+"""What a segmentation says in numbers: each organ's volume, its position and how sure that is.
+
+Words used here. A scan's *name* is what its results are called by, ``NAME_seg.nii.gz``. A *record*
+is ``NAME_volumes.json``, written when the scan's other files are there; so a scan with a record is
+done. Tables are made of the records, those of earlier runs in the same folder among them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+from stipple_monai.data import label_names, unique_names
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file, write_csv
+from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
+
+RECORD = "_volumes.json"
+"""What a record's file name ends with, behind the scan's name."""
+
+COLUMNS = ("scan", "organ", "name", "volume_ml", "r_mm", "a_mm", "s_mm", "confidence")
+
+
+def organ_volumes(label: MetaTensor, organs: Iterable[int]) -> list[float]:
+    """Volume of each organ in ml: its voxels times the volume of a voxel.
+
+    Args:
+        label: label map ``(1, W, H, D)`` whose affine is in mm; it may be oblique or sheared.
+        organs: label values.
+
+    Example:
+        >>> affine = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))
+        >>> label = MetaTensor(torch.ones(1, 10, 10, 5), affine=affine)
+        >>> organ_volumes(label, [1, 2])
+        [1.0, 0.0]
+    """
+    voxel_ml = abs(float(torch.linalg.det(label.affine[:3, :3].double()))) / 1000
+    values = label.as_tensor()
+    return [int((values == organ).sum()) * voxel_ml for organ in organs]
+
+
+class ScanNames(Transform):
+    """The names of scans, also as the ``output_name_formatter`` of ``SaveImaged``.
+
+    Args:
+        items: of a datalist; a scan's ``name``, or else what is unique in its path.
+
+    Example:
+        >>> names = ScanNames([{"image": "/a/ct.nii.gz"}, {"image": "/b/mr.nii", "name": "7"}])
+        >>> names["/a/ct.nii.gz"], names["/b/mr.nii"]
+        ('ct', '7')
+    """
+
+    def __init__(self, items: Sequence[Mapping[str, Any]]) -> None:
+        scans = [first_file(item["image"]) for item in items]
+        named = zip(scans, unique_names(scans), items, strict=True)
+        self.names = {os.path.abspath(scan): item.get("name", name) for scan, name, item in named}
+
+    def __getitem__(self, scan: str) -> str:
+        """Name of the scan that was loaded from a file or folder."""
+        return self.names[os.path.abspath(scan)]
+
+    def __call__(self, metadict: Mapping[str, Any], saver: Any) -> dict[str, Any]:
+        """Tell ``SaveImaged`` a file name, with an ending, which MONAI takes off again."""
+        return {"subject": f"{self[metadict['filename_or_obj']]}.nii.gz", "idx": None}
+
+
+def first_file(image: str | Sequence[str]) -> str:
+    """The file by which MONAI knows an image of one or of several files."""
+    return image if isinstance(image, str) else image[0]
+
+
+class VolumeTable:
+    """Write each scan's record when its segmentation is there, and the tables at the end.
+
+    A handler of the evaluator, behind those that write files. See :func:`write_tables` for what
+    the tables hold.
+
+    Args:
+        folder: where to write.
+        organs: label values in the order of the network's channels.
+        names: of the scans.
+        datalist: whose ``labels`` name the organs.
+        pred_key: the label map on the scan's grid, in the engine's output; what
+            :class:`~stipple_monai.PriorDrivenInferer` found is in its metadata.
+        image_key: the scan in the engine's output.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        organs: Sequence[int],
+        *,
+        names: ScanNames,
+        datalist: str | Path,
+        pred_key: str = "pred",
+        image_key: str = "image",
+    ) -> None:
+        self.folder, self.organs, self.names = Path(folder), list(organs), names
+        self.labels = label_names(datalist)
+        self.pred_key, self.image_key = pred_key, image_key
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._record)
+        engine.add_event_handler(Events.COMPLETED, lambda: write_tables(self.folder))
+
+    def _record(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            scan, label = item[self.image_key].meta["filename_or_obj"], item[self.pred_key]
+            record = {"scan": scan, "organs": self._organs(label)}
+            with whole_file(self.folder / f"{self.names[scan]}{RECORD}") as part:
+                part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def _organs(self, label: MetaTensor) -> list[dict[str, Any]]:
+        located = POSITION_META in label.meta
+        points = label.meta[POSITION_META].tolist() if located else [None] * len(self.organs)
+        sure = label.meta[CONFIDENCE_META].tolist() if located else [None] * len(self.organs)
+        volumes = organ_volumes(label, self.organs)
+        return [
+            {
+                "organ": organ,
+                "name": self.labels.get(organ, f"organ {organ}"),
+                "volume_ml": round(volume, 4),
+                "position_mm": None if point is None or math.isnan(sum(point)) else point,
+                "confidence": confidence,
+            }
+            for organ, volume, point, confidence in zip(
+                self.organs, volumes, points, sure, strict=True
+            )
+        ]
+
+
+def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Records of a folder by the names of their scans, in their order.
+
+    Raises:
+        DatasetError: a file that is called like a record is none.
+    """
+    records = {}
+    for path in sorted(Path(folder).glob(f"*{RECORD}")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            record["scan"], record["organs"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DatasetError(
+                f"`{path}` must be a record of a segmentation, got something else: move it away."
+            ) from error
+        records[path.name.removesuffix(RECORD)] = record
+    return records
+
+
+def write_tables(folder: str | Path) -> Path:
+    """Make ``volumes.csv`` and ``volumes.json`` of all records in a folder.
+
+    A row of the CSV is a scan and organ: the volume in ml, the world point in RAS mm at which the
+    prior was placed and its confidence in [0, 1]. The point is empty where the prior stayed
+    neutral, and both are where there is no prior. The JSON has the records by scan name.
+
+    Returns:
+        The path of ``volumes.csv``.
+    """
+    folder, records = Path(folder), read_records(folder)
+    rows = []
+    for record in records.values():
+        for row in record["organs"]:
+            point = row["position_mm"] or ["", "", ""]
+            where = ["" if x == "" else f"{x:.2f}" for x in point]
+            sure = "" if row["confidence"] is None else f"{row['confidence']:.3f}"
+            volume = f"{row['volume_ml']:.3f}"
+            rows.append([record["scan"], row["organ"], row["name"], volume, *where, sure])
+    with whole_file(folder / "volumes.json") as part:
+        part.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    path = folder / "volumes.csv"
+    write_csv(path, COLUMNS, rows)
+    return path

@@ -1,0 +1,300 @@
+"""Scans to segmentations: files, folders, DICOM series or a datalist through the bundle.
+
+The folder of the results holds::
+
+    settings.json           what they were made with
+    NAME_seg.nii.gz         label map on the scan's grid, uint8
+    NAME_prob.nii.gz        on request: probabilities, background first, float32
+    NAME_seg.dcm            on request: the label map as DICOM SEG
+    NAME_volumes.json       the scan's record, written last: the scan is done
+    volumes.csv, volumes.json
+    logs/                   a lock while a process works here
+
+Files are whole or absent. The same command goes on with the scans that have no record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from stipple_monai.bundle import (
+    BUNDLE,
+    check_knobs,
+    config_path,
+    configs_of,
+    only_process,
+    run_bundle,
+)
+from stipple_monai.data import label_names, read_datalist, unique_names, write_datalist
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file
+from stipple_monai.priors import UNREADABLE, is_invertible
+from stipple_monai.results import (
+    RECORD,
+    first_file,
+    has_highdicom,
+    read_records,
+    series_files,
+    write_tables,
+)
+
+SETTINGS = "settings.json"
+_NIFTI = (".nii", ".nii.gz")
+
+
+def segment(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    models: str | Path,
+    bundle: str | Path = BUNDLE,
+    section: str = "test",
+    overlays: Sequence[str | Path] = (),
+    options: Mapping[str, Any] | None = None,
+    labels: Mapping[int, str] | None = None,
+    probabilities: bool = False,
+    dicom_seg: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Segment scans with a trained bundle.
+
+    Args:
+        inputs: NIfTI files, folders of such, folders that each hold one DICOM series, and
+            datalists (``.json``). Scans with the same file name are told apart by their folders.
+        out: folder of the results; a begun one goes on.
+        models: folder with ``model.pt`` and the priors.
+        bundle: folder of the bundle.
+        section: of the datalists.
+        overlays: names or paths of configs on top of inference, those of the training.
+        options: knobs of the configs.
+        labels: names of the label values; those of the first datalist that has some where
+            ``None``.
+        probabilities: also write those.
+        dicom_seg: also write DICOM SEG; all inputs must be DICOM series.
+        overwrite: segment the scans anew and replace what is there.
+
+    Returns:
+        ``volumes.csv``.
+
+    Raises:
+        DatasetError: an input cannot be segmented, ``models`` has no model, or ``out`` has other
+            results, or results made with other settings.
+        ValueError: no config has one of the ``options``.
+        ImportError: ``dicom_seg`` without highdicom.
+    """
+    configs, out, models = configs_of(bundle), Path(out).resolve(), Path(models).resolve()
+    if not (models / "model.pt").is_file():
+        raise DatasetError(
+            f"`models` must be a folder with model.pt and the priors, got {models}: give the "
+            "models_dir of the training."
+        )
+    if dicom_seg and not has_highdicom:
+        raise ImportError("DICOM SEG needs highdicom: pip install 'stipple-monai[dicom]'.")
+    check_knobs(configs, ["inference", *overlays, "volumes"], options or {})
+    items = find_scans(inputs, section=section)
+    _check_scans(items, out, dicom_seg=dicom_seg)
+    datalists = [path for path in inputs if str(path).endswith(".json")]
+    known = labels or next(filter(None, map(label_names, datalists)), {})
+    names = {str(value): name for value, name in known.items()}
+    flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
+    settings = {
+        "models": {p.name: _sha256(p) for p in _weights_and_priors(models)},
+        "configs": {
+            str(name): _sha256(config_path(configs, name))
+            for name in ("inference", "volumes", *overlays)
+        },
+        "knobs": dict(options or {}),
+        "labels": names,
+        **flags,
+    }
+    with only_process(out):
+        missing = _begin(out, items, settings, overwrite=overwrite)
+        if missing:
+            given = {**flags, **(options or {}), "models_dir": str(models)}
+            _run(configs, out, missing, overlays, given, labels=names)
+        return write_tables(out)
+
+
+def _run(
+    configs: Path,
+    out: Path,
+    items: Sequence[Mapping[str, Any]],
+    overlays: Sequence[str | Path],
+    knobs: Mapping[str, Any],
+    *,
+    labels: Mapping[str, str],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        datalist = Path(folder) / "scans.json"
+        write_datalist(datalist, {"test": items}, metadata={"labels": labels})
+        places = {
+            "bundle_root": str(configs.parent),
+            "datalist": str(datalist),
+            "output_dir": str(out),
+            "section": "test",
+        }
+        try:
+            run_bundle(configs, ["inference", *overlays, "volumes"], **{**places, **knobs})
+        except (RuntimeError, ValueError, OSError) as error:
+            records = read_records(out)
+            at = next((item for item in items if item["name"] not in records), items[-1])
+            raise DatasetError(
+                f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"
+            ) from error
+
+
+def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[dict[str, Any]]:
+    """List the scans of files, folders and datalists as a datalist's items with a ``name``.
+
+    A folder is searched for NIfTI files, hidden ones left out; without any it must hold a DICOM
+    series. A scan that is given twice counts once.
+
+    Raises:
+        DatasetError: an input is none of these, or two scans cannot have names of their own.
+    """
+    images: dict[str, Any] = {}
+    for given in inputs:
+        path = Path(given).absolute()
+        found: list[Any] = [str(path)]
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.name.endswith(_NIFTI))
+            found = [str(p) for p in files if not p.name.startswith(".")] or found
+        elif path.suffix == ".json":
+            found = [item["image"] for item in read_datalist(path, section)]
+        elif not path.name.endswith(_NIFTI) or not path.exists():
+            raise DatasetError(
+                f"Inputs must be NIfTI files, folders or datalists, got {given}, "
+                + ("which has another ending." if path.exists() else "which does not exist.")
+            )
+        images |= {first_file(image): image for image in found}
+    names = unique_names(list(images))
+    return [
+        {"image": image, "name": name} for image, name in zip(images.values(), names, strict=True)
+    ]
+
+
+def _check_scans(items: Sequence[Mapping[str, Any]], out: Path, *, dicom_seg: bool) -> None:
+    """Raise for what can be told without reading the voxels."""
+    for item in items:
+        files = [item["image"]] if isinstance(item["image"], str) else item["image"]
+        for file in map(Path, files):
+            if not _is_utf_8(str(file)):
+                raise DatasetError(
+                    f"A scan's path must be UTF-8, as the tables are, got {str(file)!r}: rename it."
+                )
+            if out == (file if file.is_dir() else file.parent).resolve():
+                raise DatasetError(
+                    f"`out` must be another folder than that of the scans, got {out}."
+                )
+            if file.is_dir():
+                series_files(file)
+                continue
+            if dicom_seg:
+                raise DatasetError(
+                    f"DICOM SEG needs DICOM series as input, got {file}: leave out --dicom-seg, "
+                    "or give the folder of the series."
+                )
+            _check_header(file)
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_header(file: Path) -> None:
+    try:
+        image = nib.load(file)
+        affine, unit = image.affine, image.header.get_xyzt_units()[0]
+    except (*UNREADABLE, KeyError) as error:
+        raise DatasetError(
+            f"A scan must be a whole NIfTI file, got {file}, which cannot be read: {error}"
+        ) from error
+    if unit not in ("unknown", "mm"):
+        raise DatasetError(f"A scan must be in mm, got {unit} in {file}: convert its header.")
+    if not is_invertible(affine):
+        raise DatasetError(
+            f"A scan must have an invertible affine, got {affine.tolist()} in {file}: correct its "
+            "header."
+        )
+
+
+def _begin(
+    out: Path, items: Sequence[dict[str, Any]], settings: dict[str, Any], *, overwrite: bool
+) -> list[dict[str, Any]]:
+    """Claim the folder for the settings, and tell which scans are to do."""
+    path, text = out / SETTINGS, json.dumps(settings, indent=2, default=str) + "\n"
+    ours = path.is_file() and path.read_text(encoding="utf-8") == text
+    names = {item["name"] for item in items}
+    records = read_records(out)
+    if not ours:
+        there = [p for p in [path, *_results(out, names)] if p.exists()]
+        if there and not overwrite:
+            raise DatasetError(
+                f"`out` must have no results made with other settings, got {there[0]}: choose "
+                "another folder, or replace them with --overwrite."
+            )
+        if records.keys() - names:
+            raise DatasetError(
+                f"`out` has results of other scans made with other settings, such as "
+                f"{min(records.keys() - names)}: choose another folder."
+            )
+    if overwrite:
+        # First of all, so that an interrupted run goes on without --overwrite.
+        for name in names & records.keys():
+            (out / f"{name}{RECORD}").unlink()
+        records = {}
+    for item in items:
+        record = records.get(item["name"])
+        if record is not None:
+            _refuse_other_scan(record["scan"], item, out / f"{item['name']}{RECORD}")
+    if not ours:
+        with whole_file(path) as part:
+            part.write_text(text, encoding="utf-8")
+    return [item for item in items if item["name"] not in records]
+
+
+def _refuse_other_scan(before: str, item: Mapping[str, Any], record: Path) -> None:
+    scan = Path(first_file(item["image"]))
+    files = map(Path, series_files(scan)) if scan.is_dir() else [scan]
+    changed = max(file.stat().st_mtime_ns for file in files) > record.stat().st_mtime_ns
+    if str(scan) != before or changed:
+        what = f"{scan}, which was changed since" if str(scan) == before else f"{before}"
+        raise DatasetError(
+            f"`out` has a segmentation called {item['name']!r} of {what}: choose another folder, "
+            "or replace it with --overwrite."
+        )
+
+
+def _results(out: Path, names: Iterable[str]) -> list[Path]:
+    endings = ("_seg.nii.gz", "_prob.nii.gz", "_seg.dcm", RECORD)
+    return [out / f"{name}{ending}" for name in sorted(names) for ending in endings]
+
+
+def _weights_and_priors(models: Path) -> list[Path]:
+    return [models / "model.pt", *sorted(models.glob("prior_*.nii.gz"))]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    """The first of the errors that led to this one, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    # A worker of the data loader and MONAI's writer hand on an error as the text of a traceback.
+    found = re.search(r"^(?:\w+\.)*\w*Error: (.+)", str(error), re.MULTILINE)
+    return textwrap.shorten(found[1] if found else str(error), 300)

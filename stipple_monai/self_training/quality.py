@@ -1,0 +1,115 @@
+"""How good pseudo-labels are, where the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+
+from stipple_monai.data import check_pair, read_volume
+from stipple_monai.files import read_csv, write_csv
+
+QUALITY_COLUMNS = ("scan", "organ", "selected_voxels", "precision", "recall", "dice")
+
+
+def measure_quality(label: MetaTensor, truth: MetaTensor, *, organ: int) -> list[float | int | str]:
+    """Compare the selected voxels of an organ with its true ones.
+
+    Args:
+        label: partly labelled map ``(1, W, H, D)``; ignored voxels count as not selected.
+        truth: on the same grid.
+        organ: label value.
+
+    Returns:
+        The number of selected voxels; precision, the share of them that is right; recall, the
+        share of all true voxels of the organ that was selected; and their Dice, in [0, 1]. A
+        quotient with nothing below is an empty string.
+
+    Example:
+        >>> import torch
+        >>> label, truth = torch.zeros(2, 1, 4, 1, 1, dtype=torch.uint8)
+        >>> label[:, :2], truth[:, 1:] = 1, 1
+        >>> measure_quality(MetaTensor(label), MetaTensor(truth), organ=1)
+        [2, 0.5, 0.333..., 0.4]
+    """
+    selected, true = label.numpy() == organ, truth.numpy() == organ
+    both, chosen, all_true = (int(np.sum(m)) for m in (selected & true, selected, true))
+
+    def quotient(part: int, whole: int) -> float | str:
+        return part / whole if whole else ""
+
+    dice = quotient(2 * both, chosen + all_true)
+    return [chosen, quotient(both, chosen), quotient(both, all_true), dice]
+
+
+def write_quality(
+    path: str | Path, labelled: Sequence[dict[str, Any]], organs: Sequence[int]
+) -> list[list[Any]]:
+    """Write the quality of all pseudo-labels as CSV with one row a scan and organ.
+
+    Args:
+        path: the file to write; its columns are ``QUALITY_COLUMNS``. The last three are empty for a
+            scan without truth.
+        labelled: the items with pseudo-labels, with the keys ``image``, ``label`` and, where it
+            is known, ``truth``.
+        organs: label values.
+
+    Returns:
+        The rows.
+    """
+    rows: list[list[Any]] = []
+    for item in labelled:
+        scan = item["image"][0] if isinstance(item["image"], list) else item["image"]
+        label = read_volume(item["label"])
+        truth = read_volume(item["truth"]) if "truth" in item else None
+        if truth is not None:
+            check_pair(label, truth, classes=max(organs) + 1, ignore=None)
+        for organ in organs:
+            if truth is None:
+                numbers: list[Any] = [int((label == organ).sum()), "", "", ""]
+            else:
+                numbers = measure_quality(label, truth, organ=organ)
+            shown = [f"{x:.4f}" if isinstance(x, float) else x for x in numbers]
+            rows.append([Path(scan).name, organ, *shown])
+    write_csv(path, QUALITY_COLUMNS, rows)
+    return rows
+
+
+def gather_quality(path: str | Path, tables: Mapping[int, Path]) -> None:
+    """Write the tables of all rounds as one CSV, ``QUALITY_COLUMNS`` with ``round`` before them.
+
+    Args:
+        path: the file to write.
+        tables: what :func:`write_quality` wrote, by the number of the round.
+    """
+    rows: list[list[Any]] = []
+    for number in sorted(tables):
+        rows += [[number, *row.values()] for row in read_csv(tables[number])]
+    write_csv(path, ["round", *QUALITY_COLUMNS], rows)
+
+
+def summarize_quality(rows: Sequence[Sequence[Any]], *, organ: int) -> str:
+    """One line about the pseudo-labels of an organ.
+
+    Args:
+        rows: what :func:`write_quality` gave.
+        organ: label value.
+
+    Returns:
+        Means over the scans in which a number is defined, and how many these are.
+
+    Example:
+        >>> summarize_quality([["a", 1, 10, "0.9", "0.5", "0.6"], ["b", 1, 0, "", "", ""]], organ=1)
+        'organ 1: 5 voxels selected a scan, precision 0.900 (1), recall 0.500 (1), Dice 0.600 (1)'
+    """
+    mine = [row for row in rows if row[1] == organ]
+    selected = sum(row[2] for row in mine) / len(mine)
+    text = f"organ {organ}: {selected:.0f} voxels selected a scan"
+    for name, column in (("precision", 3), ("recall", 4), ("Dice", 5)):
+        known = [float(row[column]) for row in mine if row[column] != ""]
+        if known:
+            text += f", {name} {sum(known) / len(known):.3f} ({len(known)})"
+    return text

@@ -1,0 +1,338 @@
+"""Self-training in rounds (algorithm 2 of the paper).
+
+Words used here. *Round* 0 trains a network on the labelled scans. Round t = 1 … T locates and
+predicts every unlabelled scan with the network of round t − 1, selects the γ_t most confident
+voxels of each organ as pseudo-labels, and trains the network of round t on the labelled scans and
+all pseudo-labelled ones. Pseudo-labels are made anew in each round; none is kept from the one
+before. The paper takes one round at 50 % of labels and below, and two at 70 %.
+
+The folder tells how far it is::
+
+    settings.json                       what it was started with
+    round_0/datalist.json               training, unlabelled and validation scans
+    round_0/models/                     prior_*.nii.gz, curve.csv, model.pt
+    round_1/pseudo_labels/              SCAN_pseudo.nii.gz, datalist.json, quality.csv
+    round_1/models/                     …
+    rounds.csv                          quality of all rounds' pseudo-labels
+    logs/                               TensorBoard, and a lock while a process works here
+
+A stage works in a folder that ends in ``.part`` and loses that ending when all of it is there.
+Killed at any moment, the same command continues and ends with the same files (but for the logs): a
+training from its last whole epoch, whose random numbers depend on the epoch alone, and
+pseudo-labelling with the scans that are missing. ``checkpoint_*.pt`` are deleted when a training is
+complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from stipple_monai.bundle import (
+    BUNDLE,
+    check_knobs,
+    config_path,
+    configs_of,
+    only_process,
+    run_bundle,
+    whole_folder,
+)
+from stipple_monai.data import read_datalist, read_sections, write_datalist
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file
+from stipple_monai.pseudo_labels import select_top_k
+from stipple_monai.self_training.quality import gather_quality, summarize_quality, write_quality
+
+UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
+"""What ignite saves goes to tmp… first."""
+
+CONFIGS = ("prior", "train", "inference", "pseudo_label")
+QUALITY = "quality.csv"
+"""In ``pseudo_labels`` of a round, see `pseudo_quality.write_quality`."""
+
+GIVEN = (
+    *("bundle_root", "datalist", "models_dir", "output_dir", "locator_checkpoint"),
+    *("seed", "resume", "round", "share", "count", "minimum", "components"),
+)
+"""Knobs of the configs that follow from the arguments of :func:`self_train`."""
+
+
+def self_train(
+    datalist: str | Path,
+    out: str | Path,
+    *,
+    bundle: str | Path = BUNDLE,
+    overlays: Sequence[str | Path] = (),
+    train_overlays: Sequence[str | Path] = (),
+    infer_overlays: Sequence[str | Path] = (),
+    shares: Sequence[float | Sequence[float]] = (0.5,),
+    counts: Sequence[int | Sequence[int]] | None = None,
+    minimum: float = 0.0,
+    components: int | None = None,
+    fine_tune: bool = False,
+    position_with: str | Path = "newest",
+    reestimate_prior: bool = False,
+    unlabelled_sections: Sequence[str] = ("unlabelled",),
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train, pseudo-label and train again, as far as it was not done before.
+
+    Args:
+        datalist: JSON with the section ``training``, whose items without ``label`` count as
+            unlabelled, perhaps ``validation``, and ``unlabelled_sections``. A ``label`` or
+            ``truth`` of an unlabelled scan is only used to measure the quality of pseudo-labels.
+        out: folder of the rounds.
+        bundle: folder of the bundle.
+        overlays: configs on every command, names in the bundle or paths: ``("phantom",)``,
+            ``("baseline", "chaos_mr")``.
+        train_overlays: further ones on training.
+        infer_overlays: further ones on pseudo-labelling.
+        shares: γ_t of each round, the part of the voxels predicted as an organ that is selected,
+            each in (0, 1], or in each round a list with one per organ. With ``(1.0,)`` and the
+            overlay ``baseline`` it is the relabelling of Bai et al. (2017); without any, only
+            round 0 is trained.
+        counts: instead, γ_t as a number of voxels of each scan and organ.
+        minimum: probability in [0, 1] below which a voxel is never selected.
+        components: select from the so many largest components of each organ, and ignore the
+            voxels of the others; None: select from all.
+        fine_tune: start a round from the network of the one before, with a new optimizer and the
+            whole schedule, rather than from scratch (or from the option ``initial_weights``).
+        position_with: ``"newest"``, whose own output locates the priors; ``"first"``, the network
+            of round 0; or the path of a network's weights, such as a baseline's ``model.pt``.
+        reestimate_prior: estimate the priors of a round from labels and pseudo-labels; otherwise
+            those of round 0 are kept. Of pseudo-labels only the selected voxels count, ignored
+            ones being no organ, so that γ < 1 lowers the prior where organs are uncertain; a scan
+            without any is left out.
+        unlabelled_sections: where the datalist has unlabelled scans; ``("test",)`` for the
+            datalists of the Medical Segmentation Decathlon.
+        seed: of every training.
+        options: other knobs of the configs, such as ``{"max_epochs": 5}``; a config that has no
+            such knob takes no notice.
+
+    Returns:
+        The folder of the last round that was asked for; later ones stay where they are.
+
+    Raises:
+        DatasetError: the datalist cannot be used, there is nothing to pseudo-label, or ``out`` is
+            in use or was begun with other settings. More or fewer rounds are no other settings.
+        ValueError: a knob is out of its range.
+    """
+    gammas: list[dict[str, Any]] = [{"share": share, "count": None} for share in shares]
+    if counts is not None:
+        gammas = [{"share": None, "count": count} for count in counts]
+    out, configs = Path(out).resolve(), configs_of(bundle)
+    knobs = dict(options or {})
+    rounds = _Rounds(out, configs, [overlays, train_overlays, infer_overlays], knobs)
+    if position_with not in ("newest", "first"):
+        position_with = str(Path(position_with).resolve())
+    selection = {"minimum": minimum, "components": components}
+    _check_knobs(gammas, selection, len(rounds.organs), str(position_with), knobs)
+    sections = _sections(datalist, unlabelled_sections)
+    if gammas and not sections["unlabelled"]:
+        raise DatasetError(
+            f"`datalist` must have unlabelled scans for {len(gammas)} rounds, {datalist} has none "
+            f"in {', '.join(unlabelled_sections)} or without label in training."
+        )
+    settings = {
+        "scans": {name: [str(i["image"]) for i in items] for name, items in sections.items()},
+        "labels": [str(item["label"]) for item in sections["training"]],
+        "overlays": [list(map(str, x)) for x in (overlays, train_overlays, infer_overlays)],
+        **selection,
+        "fine_tune": fine_tune,
+        "position_with": position_with,
+        "reestimate_prior": reestimate_prior,
+        "seed": seed,
+        "options": knobs,
+        "gammas": gammas,
+    }
+    with only_process(out, unfinished=UNFINISHED):
+        _remember(out / "settings.json", settings)
+        if not (out / "round_0" / "datalist.json").exists():
+            write_datalist(out / "round_0" / "datalist.json", sections)
+        _run_rounds(rounds, settings)
+    return out / f"round_{len(gammas)}"
+
+
+def _run_rounds(rounds: _Rounds, settings: Mapping[str, Any]) -> None:
+    out, first = rounds.out, rounds.out / "round_0"
+    training = {"seed": settings["seed"], "resume": True}
+    rounds.train(0, first / "datalist.json", training)
+    for number, gamma in enumerate(settings["gammas"], 1):
+        knobs = {**gamma, "minimum": settings["minimum"], "components": settings["components"]}
+        locator = _locator(out, settings["position_with"], number)
+        rounds.pseudo_label(number, knobs, locator=locator)
+        before, now = out / f"round_{number - 1}", out / f"round_{number}"
+        start = {"initial_weights": str(before / "models" / "model.pt")}
+        rounds.train(
+            number,
+            now / "pseudo_labels" / "datalist.json",
+            {**training, **(start if settings["fine_tune"] else {})},
+            priors=None if settings["reestimate_prior"] else first / "models",
+        )
+    tables = {
+        int(path.parent.parent.name.removeprefix("round_")): path
+        for path in out.glob(f"round_*/pseudo_labels/{QUALITY}")
+    }
+    gather_quality(out / "rounds.csv", tables)
+
+
+class _Rounds:
+    """The two stages of a round, each run unless it is there."""
+
+    def __init__(
+        self, out: Path, configs: Path, overlays: Sequence[Sequence[str | Path]], knobs: dict
+    ) -> None:
+        self.out, self.configs, self.knobs = out, configs, knobs
+        files = [[config_path(configs, name) for name in names] for names in overlays]
+        self.always, self.training, self.labelling = files
+        check_knobs(configs, [*CONFIGS, *chain.from_iterable(files)], knobs)
+        self.started = time.monotonic()
+        parser = ConfigParser()
+        parser.read_config([config_path(configs, "train"), *self.always])
+        parser.update(knobs)
+        self.organs: list[int] = parser.get_parsed_content("organs")
+
+    def train(
+        self, number: int, datalist: Path, knobs: dict[str, Any], *, priors: Path | None = None
+    ) -> None:
+        models = self.out / f"round_{number}" / "models"
+        if models.exists():
+            self._say(f"round {number}: trained before")
+        else:
+            self._say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
+            with whole_folder(models) as part:
+                places = {"datalist": str(datalist), "models_dir": str(part)}
+                if priors is None:
+                    self._run(["prior", *self.always], places)
+                else:
+                    for file in priors.glob("prior_*.nii.gz"):
+                        with whole_file(part / file.name) as copy:
+                            shutil.copyfile(file, copy)
+                logs = {"output_dir": str(self.out / "logs" / f"round_{number}")}
+                overlays = [*self.always, *self.training]
+                self._run(["train", *overlays], {**places, **logs, **knobs})
+        # They are what an interrupted training goes on from; the next round needs only the model.
+        for checkpoint in models.glob("checkpoint_*.pt"):
+            checkpoint.unlink()
+
+    def pseudo_label(self, number: int, knobs: dict[str, Any], *, locator: Path | None) -> None:
+        labels = self.out / f"round_{number}" / "pseudo_labels"
+        if labels.exists():
+            self._say(f"round {number}: pseudo-labelled before")
+            return
+        datalist = self.out / "round_0" / "datalist.json"
+        scans = len(read_datalist(datalist, "unlabelled"))
+        self._say(f"round {number}: pseudo-label {scans} scans")
+        with whole_folder(labels) as part:
+            places = {
+                "datalist": str(datalist),
+                "models_dir": str(self.out / f"round_{number - 1}" / "models"),
+                "output_dir": str(part),
+                "round": number,
+            }
+            overlays = [*self.always, *self.labelling]
+            if locator is not None:
+                overlays.append(config_path(self.configs, "locator"))
+                places["locator_checkpoint"] = str(locator)
+            self._run(["inference", "pseudo_label", *overlays], {**places, **knobs})
+            items = read_datalist(part / "datalist.json", "training")
+            made = [item for item in items if "pseudo_label" in item]
+            rows = write_quality(part / QUALITY, made, self.organs)
+        for organ in self.organs:
+            self._say(summarize_quality(rows, organ=organ))
+
+    def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
+        run_bundle(self.configs, names, **{**self.knobs, "bundle_root": str(self.out), **knobs})
+
+    def _say(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
+
+
+def _sections(datalist: str | Path, unlabelled: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Sections ``training``, ``unlabelled`` and ``validation``; nothing else takes part."""
+    found = read_sections(datalist)
+    for name in ("training", *unlabelled):
+        if name not in found and name != "unlabelled":
+            raise DatasetError(
+                f"`datalist` must have the section {name}, {datalist} has {', '.join(found)}."
+            )
+    training = [item for item in found["training"] if "label" in item]
+    if not training:
+        raise DatasetError(f"`datalist` must have labelled scans in training, {datalist} has none.")
+    rest = [item for item in found["training"] if "label" not in item]
+    for name in unlabelled:
+        rest += found.get(name, [])
+    for item in rest:
+        if "label" in item:
+            item["truth"] = item.pop("label")
+    validation = found.get("validation", [])
+    return {"training": training, "unlabelled": rest, "validation": validation}
+
+
+def _check_knobs(
+    gammas: Sequence[Mapping[str, Any]],
+    selection: Mapping[str, Any],
+    organs: int,
+    position_with: str,
+    options: Mapping[str, Any],
+) -> None:
+    """Find before the first training what would stop one of the later stages."""
+    undecided = torch.full((organs + 1, 1), 1 / (organs + 1))
+    for gamma in gammas:
+        select_top_k(undecided, **gamma, **selection)
+    if position_with not in ("newest", "first") and not Path(position_with).is_file():
+        raise DatasetError(
+            f'`position_with` must be "newest", "first" or a file of weights, got {position_with}.'
+        )
+    taken = [name for name in options if name in GIVEN]
+    if taken:
+        raise ValueError(
+            "`options` must not have knobs that follow from other arguments, got "
+            f"{', '.join(taken)}: give those arguments."
+        )
+
+
+def _remember(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse settings that contradict the rounds that are there; further rounds do not."""
+    asked = json.loads(json.dumps(settings))
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [n for n in asked if n != "gammas" and before.get(n, asked[n]) != asked[n]]
+        fewer, more = sorted((before["gammas"], asked["gammas"]), key=len)
+        if more[: len(fewer)] != fewer:
+            other.append("shares or counts")
+        if other:
+            raise DatasetError(
+                f"`out` must be a new folder, or started with what it was begun with; "
+                f"{path.parent} was begun with other {', '.join(other)}, see {path.name} there."
+            )
+        asked["gammas"] = more
+    with whole_file(path) as part:
+        part.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+
+
+def _locator(out: Path, position_with: str, number: int) -> Path | None:
+    """Weights of the bare network that locates the priors of a round; None: it locates itself."""
+    if position_with == "newest" or (position_with == "first" and number == 1):
+        return None
+    path = out / "locator.pt"
+    if not path.exists():
+        first = out / "round_0" / "models" / "model.pt"
+        source = first if position_with == "first" else position_with
+        state = torch.load(source, map_location="cpu", weights_only=True)
+        # The locator is the backbone alone, whose weights are inside those of a network with prior.
+        if all(key.startswith("network.") for key in state):
+            state = {key.removeprefix("network."): value for key, value in state.items()}
+        with whole_file(path) as part:
+            torch.save(state, part)
+    return path

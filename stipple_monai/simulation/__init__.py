@@ -1,0 +1,37 @@
+"""Generated data: the phantom, and a simulated CT scan of any label map.
+
+Words: a *phantom* is anatomy and scan, both invented; a *tissue* has a mean, a deviation and a
+texture in HU. Imports from `data` and below.
+"""
+
+from stipple_monai.simulation.anatomy import (
+    ORGANS,
+)
+from stipple_monai.simulation.body import (
+    BTCV_TISSUES,
+    Tissue,
+)
+from stipple_monai.simulation.phantom import (
+    simulate_abdomen,
+    write_phantom,
+)
+from stipple_monai.simulation.scans import (
+    simulate_ct,
+    write_simulated,
+)
+from stipple_monai.simulation.writing import (
+    write_json,
+    write_nifti,
+)
+
+__all__ = [
+    "BTCV_TISSUES",
+    "ORGANS",
+    "Tissue",
+    "simulate_abdomen",
+    "simulate_ct",
+    "write_json",
+    "write_nifti",
+    "write_phantom",
+    "write_simulated",
+]

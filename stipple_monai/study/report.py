@@ -1,0 +1,214 @@
+"""The report of a study: Markdown, figures, and one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import read_csv
+from stipple_monai.report import Lines, Page, Picture, Section, write_page
+from stipple_monai.study import paper
+from stipple_monai.study.figures import (
+    dice_by_bins,
+    dice_by_proportion,
+    learning_curves,
+    loss_by_position_error,
+)
+from stipple_monai.study.tables import (
+    TITLES,
+    Results,
+    Row,
+    comparison_table,
+    dice_table,
+    measures_table,
+    not_won,
+    organ_table,
+    position_table,
+    rounds_table,
+)
+
+DOI = "https://doi.org/10.1007/s11548-021-02494-y"
+ABLATION = ("baseline", "stipple_single", "relabelling", "stipple", "stipple_certain")
+RIVALS = (
+    "baseline",
+    "relabelling",
+    "adversarial",
+    "mean_teacher",
+    "attention_unet",
+    "coord_conv",
+    "atlas_prior",
+    "patch_3d",
+    "patch_3d_prior",
+    "stipple",
+)
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    title: str,
+    dataset: str,
+    notes: Sequence[str] = (),
+    pictures: Sequence[Picture] = (),
+) -> Path:
+    """Write ``report.md``, ``report.html`` and ``figures/`` from a study's CSV files.
+
+    Args:
+        folder: with ``results.csv``, and perhaps ``curves.csv`` and ``rounds.csv``.
+        title: heading.
+        dataset: one line about the data.
+        notes: paragraphs below the heading.
+        pictures: of cases (figure 4).
+
+    Returns:
+        ``report.html``.
+
+    Raises:
+        DatasetError: ``results.csv`` is missing or has no rows.
+    """
+    folder = Path(folder)
+    path = folder / "results.csv"
+    rows = read_csv(path) if path.is_file() else []
+    if not rows:
+        raise DatasetError(f"`folder` must have a results.csv with rows, got {path}: run cells.")
+    results = Results(rows)
+    optional = {
+        name: read_csv(folder / f"{name}.csv") if (folder / f"{name}.csv").is_file() else []
+        for name in ("curves", "rounds")
+    }
+    bins = ["baseline", *(m for m in results.methods if m.startswith("stipple_bins"))]
+    others = [m for m in results.methods if m not in TITLES and m not in bins]
+    tables = [
+        dice_table(results, ABLATION, "What the prior and the pseudo-labels do (table 2)"),
+        comparison_table(results),
+        dice_table(results, RIVALS, "Against other methods (table 3)"),
+        position_table(results),
+        dice_table(results, others, "Further methods"),
+        measures_table(results),
+        organ_table(results),
+        rounds_table(optional["rounds"]),
+    ]
+    shown = [table for table in tables if table is not None and table.rows]
+    figures = _figures(results, optional["curves"], folder / "figures")
+    lead = _lead(rows, results, dataset)
+    said = not_won(results)
+    content = [Section("Where STIPPLE did not win", [Lines(said)])] if said else []
+    content += [Section(table.title, [table._replace(title="")]) for table in shown]
+    content += [
+        Section(picture.title, [picture._replace(title="", alt=picture.alt or picture.title)])
+        for picture in (*figures, *pictures)
+    ]
+    return write_page(folder / "report.html", Page(title, [lead, *notes], content, links=[DOI]))
+
+
+def _lead(rows: Sequence[Row], results: Results, dataset: str) -> str:
+    counts = {name: len({row[name] for row in rows}) for name in ("fold", "seed", "scan")}
+    said = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
+    start = f"Data: {dataset}. " if dataset else ""
+    return (
+        f"{start}{len(results.methods)} methods, {said} tested. A dash: not run, or undefined. "
+        f"Figures marked “paper” are from TCIA Pancreas-CT ({DOI}) and not the same data."
+    )
+
+
+def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Picture]:
+    made = []
+    shown = ("baseline", "stipple_single", "stipple", "stipple_certain")
+    names = [method for method in shown if method in results.methods]
+    if len(results.proportions) > 1 and names:
+        dice_by_proportion(
+            {TITLES[m]: _line(results, m) for m in names},
+            folder / "dice_by_proportion.png",
+            other={TITLES[m]: paper.DICE[m] for m in names if m in ("baseline", "stipple")},
+        )
+        caption = "Bars: standard deviation between folds. Grey: the paper, on other data."
+        made.append(
+            Picture(
+                "Dice by label proportion (figure 3)", folder / "dice_by_proportion.png", caption
+            )
+        )
+    made += _bins_figure(results, folder / "dice_by_bins.png")
+    for column, measure in (("loss", "training loss"), ("validation_dice", "validation Dice")):
+        values = _curves(results, curves, column)
+        if values:
+            path = folder / f"curves_{column}.png"
+            learning_curves(values, path, measure=measure)
+            caption = (
+                "Round 0, mean over label proportions, folds and seeds; shaded: range. Methods "
+                "that share a network share a curve. Losses of different kinds cannot be compared "
+                "with each other."
+            )
+            made.append(Picture(f"Learning curves: {measure}", path, caption))
+    points = _position_points(results)
+    if points:
+        path = folder / "position_error.png"
+        loss_by_position_error(points, path)
+        caption = "STIPPLE without relabelling, a point a case; above the line, position cost Dice."
+        made.append(Picture("What positioning costs", path, caption))
+    return made
+
+
+def _curves(
+    results: Results, rows: Sequence[Row], column: str
+) -> dict[str, dict[int, list[float]]]:
+    """Values of round 0 by method and epoch; methods whose values are all the same come once."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row[column] and row["round"] == "0":
+            found[row["method"]][int(row["epoch"])].append(float(row[column]))
+    distinct: dict[str, dict[int, list[float]]] = {}
+    for method in results.methods:
+        if method in found and found[method] not in distinct.values():
+            distinct[TITLES.get(method, method)] = found[method]
+    return distinct
+
+
+def _line(results: Results, method: str) -> dict:
+    spreads = {p: results.spread(method, p) for p in results.proportions}
+    return {p: spread for p, spread in spreads.items() if spread.folds}
+
+
+def _bins_figure(results: Results, path: Path) -> list[Picture]:
+    lines: dict[str, dict] = {}
+    for proportion in results.proportions:
+        for method in results.methods:
+            found = results.rows.get((method, proportion), [])
+            binned = method.startswith("stipple_bins") or method == "stipple_single"
+            if found and binned:
+                spread = results.spread(method, proportion)
+                lines.setdefault(f"{proportion:.0%}", {})[found[0]["bins"]] = spread
+    lines = {name: line for name, line in lines.items() if len(line) > 1}
+    if not lines:
+        return []
+    baselines = {
+        f"{p:.0%}": results.spread("baseline", p).mean
+        for p in results.proportions
+        if results.spread("baseline", p).folds
+    }
+    dice_by_bins(lines, baselines, path)
+    caption = (
+        "STIPPLE without relabelling; dotted: the baseline; bars: standard deviation between "
+        "folds. The paper draws its own figure 6 without giving numbers."
+    )
+    return [Picture("Dice by number of bins (figure 6)", path, caption)]
+
+
+def _position_points(results: Results) -> dict[str, list[tuple[float, float]]]:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for proportion in results.proportions:
+        best = results.cases("stipple_true_position", proportion)
+        located = results.cases("stipple_single", proportion)
+        errors: dict[tuple[int, int, str], list[float]] = defaultdict(list)
+        for row in results.rows.get(("stipple_single", proportion), []):
+            if row["position_error_mm"]:
+                case = int(row["fold"]), int(row["seed"]), row["scan"]
+                errors[case].append(float(row["position_error_mm"]))
+        pairs = [
+            (sum(errors[case]) / len(errors[case]), best[case] - located[case])
+            for case in sorted(best.keys() & located.keys() & errors.keys())
+        ]
+        if pairs:
+            points[f"{proportion:.0%}"] = pairs
+    return points

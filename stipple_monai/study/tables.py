@@ -1,0 +1,308 @@
+"""Tables of a study, from the rows of its CSV files.
+
+A case is a scan of a test fold; its score is the mean over its organs. Dice is in %, mean ±
+standard deviation between folds, where the score of a fold is the mean over its cases and seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from stipple_monai.report import Table
+from stipple_monai.results import Comparison, Spread, between_folds, compare_paired
+from stipple_monai.study import paper
+
+Row = Mapping[str, str]
+Case = tuple[int, int, str]
+"""Fold, seed and scan."""
+
+TITLES = {
+    "baseline": "Baseline",
+    "stipple_single": "STIPPLE without relabelling",
+    "relabelling": "Baseline with relabelling (Bai et al. 2017)",
+    "stipple": "STIPPLE",
+    "stipple_certain": "STIPPLE, γ = 1, uncertain background ignored (ours)",
+    "adversarial": "Adversarial (Hung, Nie et al. 2018)",
+    "mean_teacher": "Consistency (Yu et al. 2019)",
+    "attention_unet": "Attention U-Net",
+    "coord_conv": "CoordConv",
+    "atlas_prior": "Deep atlas prior (Zheng et al. 2019)",
+    "patch_3d": "3D U-Net, patches",
+    "patch_3d_prior": "3D U-Net, patches, with prior",
+    "stipple_naive_position": "Naive: centre of the prediction",
+    "stipple_random_reference": "KL, one random reference (the paper)",
+    "stipple_true_position": "True position",
+}
+POSITIONS = (
+    "stipple_naive_position",
+    "stipple_random_reference",
+    "stipple_single",
+    "stipple_true_position",
+)
+DASH = "–"
+
+
+class Results:
+    """The rows of ``results.csv``, by method and proportion.
+
+    Args:
+        rows: as read by :func:`stipple_monai.files.read_csv`.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows: dict[tuple[str, float], list[Row]] = defaultdict(list)
+        for row in rows:
+            self.rows[row["method"], float(row["proportion"])].append(row)
+        known = {method: None for method, _ in self.rows}
+        self.methods = [m for m in TITLES if m in known] + [m for m in known if m not in TITLES]
+        self.proportions = sorted({p for _, p in self.rows}, reverse=True)
+
+    def cases(self, method: str, proportion: float) -> dict[Case, float]:
+        """Dice in % of every case, mean over the organs that it has."""
+        found: dict[Case, list[float]] = defaultdict(list)
+        for row in self.rows.get((method, proportion), []):
+            if row["dice"]:
+                case = int(row["fold"]), int(row["seed"]), row["scan"]
+                found[case].append(100 * float(row["dice"]))
+        return {case: float(np.mean(values)) for case, values in found.items()}
+
+    def spread(self, method: str, proportion: float) -> Spread:
+        """Dice in %, mean and standard deviation between folds."""
+        folds: dict[int, list[float]] = defaultdict(list)
+        for (fold, _, _), dice in self.cases(method, proportion).items():
+            folds[fold].append(dice)
+        return between_folds(folds)
+
+    def compare(self, first: str, second: str, proportion: float) -> Comparison:
+        """Two methods on the scans that both have, seeds averaged first; Dice in points."""
+        by_scan = [self._by_scan(method, proportion) for method in (first, second)]
+        shared = sorted(by_scan[0].keys() & by_scan[1].keys())
+        return compare_paired(*([scores[scan] for scan in shared] for scores in by_scan))
+
+    def _by_scan(self, method: str, proportion: float) -> dict[str, float]:
+        found: dict[str, list[float]] = defaultdict(list)
+        for (_, _, scan), dice in self.cases(method, proportion).items():
+            found[scan].append(dice)
+        return {scan: float(np.mean(values)) for scan, values in found.items()}
+
+
+def dice_table(results: Results, methods: Sequence[str], title: str) -> Table:
+    """Dice by method and proportion, beside each the paper's."""
+    present = [m for m in methods if m in results.methods]
+    header = ["Method"]
+    for proportion in results.proportions:
+        header += [f"{proportion:.0%}", "paper"]
+    rows = []
+    for method in present:
+        row = [TITLES.get(method, method)]
+        for proportion in results.proportions:
+            row.append(_spread(results.spread(method, proportion)))
+            row.append(_paper(method, proportion))
+        rows.append(row)
+    note = (
+        "Dice in %, mean ± standard deviation between folds (none for a single fold). “paper”: "
+        "TCIA Pancreas-CT, 82 scans, 5 folds: other data, for orientation only."
+    )
+    return Table(title, header, rows, note)
+
+
+def comparison_table(results: Results) -> Table:
+    """Baseline against STIPPLE per patient (table 1), and all others against the baseline."""
+    rows = []
+    others = [m for m in results.methods if m != "baseline"]
+    for proportion in results.proportions:
+        for method in sorted(others, key=lambda m: m != "stipple"):
+            found = results.compare(method, "baseline", proportion)
+            if not found.pairs:
+                continue
+            published = paper.T_TEST.get(proportion) if method == "stipple" else None
+            rows.append(
+                [
+                    TITLES.get(method, method),
+                    f"{proportion:.0%}",
+                    str(found.pairs),
+                    f"{found.difference:+.2f}",
+                    _interval(found),
+                    _p(found.t_test),
+                    _p(found.wilcoxon),
+                    DASH if published is None else f"{published:.1e}",
+                ]
+            )
+    header = "Method − baseline,labels,patients,points,95 % interval,t-test p,Wilcoxon p,paper’s p"
+    note = (
+        "Difference of the Dice of the same patient in percentage points, seeds averaged; interval "
+        "by bootstrap over patients (9999 resamples). p-values are two-sided and not corrected "
+        "for the number of comparisons."
+    )
+    return Table("Against the baseline (table 1)", header.split(","), rows, note)
+
+
+def not_won(results: Results) -> list[str]:
+    """In words, where STIPPLE does not beat another method for certain."""
+    said = []
+    for proportion in results.proportions:
+        for method in results.methods:
+            if method.startswith("stipple") or "stipple" not in results.methods:
+                continue
+            found = results.compare("stipple", method, proportion)
+            if not found.pairs or (found.low > 0):
+                continue
+            verdict = "is not better than" if found.difference <= 0 else "is not certainly better"
+            than = "" if found.difference <= 0 else " than"
+            said.append(
+                f"At {proportion:.0%} of labels STIPPLE {verdict}{than} "
+                f"{TITLES.get(method, method)}: {found.difference:+.2f} points, "
+                f"95 % interval {_interval(found)}, {found.pairs} patients."
+            )
+    return said
+
+
+def position_table(results: Results) -> Table:
+    """Where the prior was put and what that did (table 4)."""
+    rows = []
+    for proportion in results.proportions:
+        for method in POSITIONS:
+            found = results.rows.get((method, proportion), [])
+            if not found:
+                continue
+            located = [row for row in found if row["confidence"]]
+            errors = [float(r["position_error_mm"]) for r in located if r["position_error_mm"]]
+            title = "KL, mean reference (ours)" if method == "stipple_single" else TITLES[method]
+            rows.append(
+                [
+                    title,
+                    f"{proportion:.0%}",
+                    _spread(results.spread(method, proportion)),
+                    _paper(method, proportion),
+                    *(_numbers(errors, f) for f in (np.mean, np.median, _percentile_90)),
+                    str(len(located) - len(errors)) if located else DASH,
+                ]
+            )
+    header = "Position of the prior,labels,Dice,paper,mean mm,median mm,90 % mm,neutral"
+    note = (
+        "No relabelling. Distance from where the true label has the prior, over scans and organs; "
+        "neutral: no certain position, so that the network saw no prior."
+    )
+    return Table("Positioning (table 4)", header.split(","), rows, note)
+
+
+def measures_table(results: Results) -> Table:
+    """All measures of every method."""
+    rows = []
+    for proportion in results.proportions:
+        for method in results.methods:
+            found = results.rows.get((method, proportion), [])
+            if not found:
+                continue
+
+            def mean(column: str, digits: int, found: Sequence[Row] = found) -> str:
+                return _numbers([float(r[column]) for r in found if r[column]], np.mean, digits)
+
+            empty = [r for r in found if r["predicted_voxels"] == "0" and r["true_voxels"] != "0"]
+            rows.append(
+                [
+                    TITLES.get(method, method),
+                    f"{proportion:.0%}",
+                    str(len(found)),
+                    mean("dice", 3),
+                    mean("jaccard", 3),
+                    mean("hd95_mm", 1),
+                    mean("asd_mm", 1),
+                    str(len(empty)),
+                    mean("seconds", 2),
+                    _numbers([float(r["peak_memory_mib"]) for r in found], np.max, 0),
+                ]
+            )
+    header = "Method,labels,n,Dice,Jaccard,HD95 mm,ASD mm,empty,s a scan,MiB"
+    note = (
+        "Means over n scans × organs (× seeds). An empty prediction has Dice 0 and no distance: "
+        "distances are means over the others, so read them with the number of empty ones. "
+        "Seconds: network, positioning and fusion. MiB: highest, of the GPU, or on a CPU of the "
+        "whole process."
+    )
+    return Table("All measures", header.split(","), rows, note)
+
+
+def organ_table(results: Results) -> Table | None:
+    """Dice by organ; None for a single organ."""
+    organs = sorted({int(row["organ"]) for rows in results.rows.values() for row in rows})
+    if len(organs) < 2:
+        return None
+    rows = []
+    for proportion in results.proportions:
+        for method in results.methods:
+            found = results.rows.get((method, proportion), [])
+            if found:
+                dice = (
+                    [100 * float(r["dice"]) for r in found if r["organ"] == str(o) and r["dice"]]
+                    for o in organs
+                )
+                cells = [_numbers(values, np.mean) for values in dice]
+                rows.append([TITLES.get(method, method), f"{proportion:.0%}", *cells])
+    header = ["Method", "labels", *(f"organ {organ}" for organ in organs)]
+    return Table("By organ", header, rows, "Dice in %, mean over cases.")
+
+
+def rounds_table(rows: Sequence[Row]) -> Table | None:
+    """Quality of the pseudo-labels, round by round; None without any."""
+    groups: dict[tuple[str, float, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["method"], float(row["proportion"]), int(row["round"])].append(row)
+    if not groups:
+        return None
+    cells = []
+    for (method, proportion, number), found in sorted(groups.items(), key=lambda g: -g[0][1]):
+        columns = [
+            [float(r[name]) for r in found if r[name]] for name in ("precision", "recall", "dice")
+        ]
+        selected = [float(r["selected_voxels"]) for r in found]
+        cells.append(
+            [
+                TITLES.get(method, method),
+                f"{proportion:.0%}",
+                str(number),
+                str(len(found)),
+                _numbers(selected, np.mean, 0),
+                *(_numbers(values, np.mean, 3) for values in columns),
+            ]
+        )
+    header = "Method,labels,round,n,voxels,precision,recall,Dice"
+    note = (
+        "Voxels selected as an organ, against the truth that was withheld: means over n scans × "
+        "organs (× folds and seeds). Recall: of all true voxels of the organ."
+    )
+    return Table("Pseudo-labels, round by round", header.split(","), cells, note)
+
+
+def _spread(spread: Spread) -> str:
+    if math.isnan(spread.mean):
+        return DASH
+    return f"{spread.mean:.1f}" + ("" if math.isnan(spread.sd) else f" ± {spread.sd:.1f}")
+
+
+def _paper(method: str, proportion: float) -> str:
+    if method in paper.PATCH_3D:
+        value = paper.PATCH_3D[method].get(proportion)
+        return DASH if value is None else f"{value:.0f}"
+    known = paper.DICE.get(method, {}).get(proportion)
+    return DASH if known is None else f"{known[0]:.1f} ± {known[1]:.1f}"
+
+
+def _interval(found: Comparison) -> str:
+    return DASH if math.isnan(found.low) else f"{found.low:+.2f} to {found.high:+.2f}"
+
+
+def _p(value: float) -> str:
+    return DASH if math.isnan(value) else f"{value:.2g}"
+
+
+def _numbers(values: Sequence[float], of: Callable[..., float], digits: int = 1) -> str:
+    return f"{of(values):.{digits}f}" if values else DASH
+
+
+def _percentile_90(values: Sequence[float]) -> float:
+    return float(np.percentile(values, 90))

@@ -1,0 +1,57 @@
+"""Pictures: sections through scans, colours of organs, figures, plots, comparisons.
+
+Words: a *section* is one plane of a volume, *radiological convention* shows the patient's right
+on the left. Imports from `positioning` and below.
+"""
+
+from stipple_monai.visualize.colours import (
+    ON_WHITE,
+    organ_colours,
+)
+from stipple_monai.visualize.comparison import (
+    dice_table,
+)
+from stipple_monai.visualize.figures import (
+    MAX_PANELS,
+    overlay_figure,
+    prior_figure,
+)
+from stipple_monai.visualize.pictures import (
+    KINDS,
+    draw_comparisons,
+)
+from stipple_monai.visualize.plots import (
+    finish_plot,
+    new_plot,
+)
+from stipple_monai.visualize.sections import (
+    CONVENTION,
+    Plane,
+    Section,
+    Window,
+    on_one_grid,
+    spacing_mm,
+    window_for,
+    write_png,
+)
+
+__all__ = [
+    "CONVENTION",
+    "KINDS",
+    "MAX_PANELS",
+    "ON_WHITE",
+    "Plane",
+    "Section",
+    "Window",
+    "dice_table",
+    "draw_comparisons",
+    "finish_plot",
+    "new_plot",
+    "on_one_grid",
+    "organ_colours",
+    "overlay_figure",
+    "prior_figure",
+    "spacing_mm",
+    "window_for",
+    "write_png",
+]

@@ -1,0 +1,291 @@
+"""Pictures of a scan with what was placed or marked in it.
+
+Figures are PNG with their description inside (``Description``), and the same input gives the same
+bytes. Volumes may be of any orientation; those of one figure share one grid. See
+`stipple_monai.visualize.sections` for sections and windows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+
+from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.priors import SpatialPrior, world_point
+from stipple_monai.visualize.colours import organ_colours
+from stipple_monai.visualize.sections import (
+    CONVENTION,
+    STROKE,
+    Plane,
+    Section,
+    Window,
+    box_around,
+    colour_bar,
+    contour,
+    draw_image,
+    draw_mask,
+    draw_outline,
+    draw_prior,
+    legend,
+    new_figure,
+    on_one_grid,
+    outline_key,
+    spacing_mm,
+    window_for,
+    write_png,
+)
+
+MAX_PANELS = 10
+"""Bins that a figure shows at most."""
+
+_LABEL = "#00FFFF"
+_CROSS: dict[str, Any] = {
+    "color": "white",
+    "marker": "+",
+    "markersize": 11,
+    "markeredgewidth": 1.5,
+    "linestyle": "none",
+    "path_effects": STROKE,
+}
+
+
+def prior_figure(
+    image: MetaTensor,
+    prior: SpatialPrior,
+    position_mm: Sequence[float] | torch.Tensor,
+    path: str | os.PathLike[str],
+    *,
+    label: MetaTensor | None = None,
+    window: Window | None = None,
+    organ_name: str | None = None,
+    margin_mm: float = 60.0,
+) -> str:
+    """Draw a prior, bin by bin, over the scan that it is placed in.
+
+    Each panel is the slice nearest to the middle of a bin, from the most inferior bin to the most
+    superior. More than ``MAX_PANELS`` bins are shown at even steps.
+
+    Args:
+        image: ``(1, W, H, D)``.
+        prior: the prior.
+        position_mm: world point (RAS mm) that the prior's centre is moved to, drawn as a cross.
+        path: of the PNG.
+        label: ``(1, W, H, D)`` on the grid of ``image``; its organ is outlined.
+        window: values that are black and white.
+        organ_name: for the title.
+        margin_mm: what is shown around the prior's box.
+
+    Returns:
+        The figure's description.
+
+    Raises:
+        PositionError: ``position_mm`` is not three finite numbers, or the prior placed there lies
+            outside the image.
+        DatasetError: a volume cannot be used, or ``label`` lies on another grid.
+        ValueError: ``window`` or the ending of ``path`` is wrong.
+    """
+    volumes = on_one_grid(image=image, label=label)
+    scan = volumes["image"]
+    affine = scan.affine.cpu().double()
+    half = torch.tensor(prior.size_mm, dtype=torch.float64) / 2
+    point = world_point(position_mm)
+    position = _voxel(affine, point)
+    reach = half[:2].numpy() / spacing_mm(scan)[:2]
+    low, high = np.copy(position), np.copy(position)
+    low[:2] -= reach
+    high[:2] += reach
+    shown = np.unique(np.linspace(0, prior.bins - 1, min(prior.bins, MAX_PANELS)).round())
+    planes = [_bin_plane(affine, prior, point, int(b)) for b in shown]
+    inside = [0 <= round(v[2]) < scan.shape[3] for v in planes]
+    if (
+        (high < -0.5)[:2].any()
+        or (low > np.array(scan.shape[1:]) - 0.5)[:2].any()
+        or not any(inside)
+    ):
+        raise PositionError(
+            f"The prior must overlap the image, but placed at {_mm(point)} it lies outside: give "
+            "the organ's centre in this scan, in RAS mm."
+        )
+    box = box_around(low, high, scan, margin_mm=margin_mm)
+    depth = scan.shape[3]
+    sections = [
+        Section("axial", min(max(round(v[2]), 0), depth - 1), box, spacing_mm(scan)) for v in planes
+    ]
+    voxels = scan[0].numpy()
+    window = window_for([s.of(voxels) for s in sections], window)
+    rows = -(-len(sections) // 5)
+    columns = -(-len(sections) // rows)
+    padded = sections + sections[-1:] * (rows * columns - len(sections))
+    figure, axes = new_figure(
+        [padded[r * columns : (r + 1) * columns] for r in range(rows)],
+        width_inches=max(2.4 * columns, 6.0) + 0.6,
+        extra_inches=1.35,
+    )
+    for ax in axes.flat[len(sections) :]:
+        ax.set_axis_off()
+    ends = {0: " (inferior)", prior.bins - 1: " (superior)"} if prior.bins > 1 else {}
+    for ax, b, section, voxel, seen in zip(
+        axes.flat, shown, sections, planes, inside, strict=False
+    ):
+        height = float(affine[2] @ torch.tensor([*voxel, 1.0]))
+        ax.set_title(f"bin {int(b) + 1}{ends.get(b, '')}\nz = {round(height)} mm", size=10)
+        if not seen:
+            width, tall = section.size_mm
+            ax.set(facecolor="black", xticks=[], yticks=[], box_aspect=tall / width, anchor="N")
+            style = {"ha": "center", "va": "center", "transform": ax.transAxes}
+            ax.text(0.5, 0.5, "outside the scan", color="white", **style)
+            continue
+        draw_image(ax, section, voxels, window)
+        placed = prior.place(point, _slice_at(scan, voxel[2])).numpy()[0]
+        flat = Section("axial", 0, (box[0], box[1], slice(0, 1)), section.spacing_mm)
+        colours = draw_prior(ax, flat, placed)
+        if label is not None:
+            draw_outline(ax, section, volumes["label"][0].numpy() == prior.organ, _LABEL)
+        ax.plot(*section.point_mm(voxel), **_CROSS)
+    colour_bar(figure, colours, axes, shrink=0.8, pad=0.01)
+    bins = f"{prior.bins} bin{'s' * (prior.bins != 1)}"
+    of = f"{len(shown)} of {bins}" if len(shown) < prior.bins else bins
+    cases = f"{prior.case_count} case{'s' * (prior.case_count != 1)}"
+    title = f"Prior of {organ_name or f'organ {prior.organ}'} from {cases}, {of}"
+    figure.suptitle(title, size=12)
+    keys = [Line2D([], [], label="position", **_CROSS)]
+    if label is not None:
+        keys.append(outline_key(_LABEL, "the organ in this scan"))
+    legend(figure, keys)
+    description = (
+        f"{title}, placed at {_mm(point)}: one axial slice through the middle of each bin, from "
+        f"inferior to superior, with the prior in colour. {CONVENTION}"
+    )
+    write_png(figure, path, description)
+    return description
+
+
+def overlay_figure(
+    image: MetaTensor,
+    truth: MetaTensor,
+    prediction: MetaTensor,
+    prior: MetaTensor | None,
+    path: str | os.PathLike[str],
+    *,
+    organs: Mapping[int, str],
+    window: Window | None = None,
+    margin_mm: float = 20.0,
+) -> str:
+    """Draw truth and prediction of several organs on an axial, a coronal and a sagittal slice.
+
+    Each is the slice that shows most of all organs of the truth: the sum, over organs, of the
+    organ's area on the slice as a share of its largest area in that plane is greatest.
+
+    Args:
+        image: ``(1, W, H, D)``, as all others and on one grid.
+        truth: label map.
+        prediction: label map.
+        prior: ``(K, W, H, D)``, the placed prior of each organ in the order of ``organs``, in
+            [0, 1]; drawn in a third row with its 0.5 contour.
+        path: of the PNG.
+        organs: names by label values.
+        window: values that are black and white.
+        margin_mm: what is shown around truth and prediction.
+
+    Returns:
+        The figure's description.
+
+    Raises:
+        DatasetError: a volume cannot be used, or two lie on different grids.
+        PriorError: ``prior`` is not one channel in [0, 1] for each organ.
+        ValueError: ``organs`` is empty, or the truth shows none of them; ``window`` or the ending
+            of ``path`` is wrong.
+    """
+    volumes = on_one_grid(image=image, truth=truth, prediction=prediction, prior=prior)
+    scan = volumes["image"]
+    masks = {
+        name: np.stack([volumes[name][0].numpy() == k for k in organs] or [np.empty(0)])
+        for name in ("truth", "prediction")
+    }
+    if not masks["truth"].any():
+        raise ValueError(f"`truth` must show at least one of `organs`, got {dict(organs)}.")
+    rows: dict[str, NDArray[Any]] = dict(masks)
+    if prior is not None:
+        rows["prior"] = probability_of(volumes["prior"], len(organs))
+    union = np.argwhere((masks["truth"] | masks["prediction"]).any(0))
+    box = box_around(union.min(0), union.max(0), scan, margin_mm=margin_mm)
+    sections = []
+    planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+    for axis, plane in zip((2, 1, 0), planes, strict=True):
+        others = tuple(a + 1 for a in range(3) if a != axis)
+        area = masks["truth"].sum(others)
+        index = int((area / area.max(1, keepdims=True).clip(1)).sum(0).argmax())
+        sections.append(Section(plane, index, box, spacing_mm(scan)))
+    voxels = scan[0].numpy()
+    window = window_for([s.of(voxels) for s in sections], window)
+    colours = organ_colours(len(organs))
+    figure, axes = new_figure([sections] * len(rows), width_inches=11.0, extra_inches=1.0)
+    for r, (row, drawn) in enumerate(rows.items()):
+        axes[r, 0].set_ylabel("prior (line: 0.5)" if row == "prior" else row, size=12)
+        for ax, section in zip(axes[r], sections, strict=True):
+            draw_image(ax, section, voxels, window)
+            for k, weight in enumerate(drawn):
+                colour = colours[k]
+                draw_mask(ax, section, weight, colour, alpha=0.5)
+                if row == "prior":
+                    style = {"colors": [colour], "linewidths": 1.2}
+                    contour(ax, section, section.of(weight), (0.5,), **style)
+                else:
+                    outline = colour if row == "truth" else "white"
+                    draw_outline(ax, section, masks["truth"][k], outline)
+    for ax, section in zip(axes[0], sections, strict=True):
+        ax.set_title(section.plane, size=11)
+    keys = [Patch(color=colours[k], label=n) for k, n in enumerate(organs.values())]
+    legend(figure, [*keys, outline_key("white", "truth")])
+    description = (
+        f"Rows: {', '.join(rows)}; columns: axial, coronal and sagittal slice. Organs: "
+        f"{', '.join(organs.values())}. White: the truth. {CONVENTION}"
+    )
+    write_png(figure, path, description)
+    return description
+
+
+def probability_of(prior: MetaTensor, channels: int) -> NDArray[Any]:
+    """Values of a placed prior.
+
+    Raises:
+        PriorError: it has not ``channels`` channels in [0, 1].
+    """
+    if len(prior) != channels:
+        raise PriorError(f"`prior` must have {channels} channels, one per organ, got {len(prior)}.")
+    low, high = (float(v) for v in prior.aminmax())
+    if low < 0 or high > 1:
+        raise PriorError(f"`prior` must lie in [0, 1], got [{low:g}, {high:g}].")
+    return prior.float().numpy()
+
+
+def _voxel(affine: torch.Tensor, point_mm: torch.Tensor) -> NDArray[np.float64]:
+    """The voxel coordinates, whole at voxels' centres, of a world point."""
+    return (torch.linalg.inv(affine) @ torch.cat([point_mm, torch.ones(1).double()]))[:3].numpy()
+
+
+def _bin_plane(
+    affine: torch.Tensor, prior: SpatialPrior, point: torch.Tensor, b: int
+) -> NDArray[np.float64]:
+    """The voxel coordinates of a bin's middle."""
+    height = (b - (prior.bins - 1) / 2) * prior.spacing_mm[2]
+    return _voxel(affine, point + torch.tensor([0, 0, height], dtype=torch.float64))
+
+
+def _slice_at(scan: MetaTensor, index: float) -> MetaTensor:
+    """An empty slice of the scan's grid at a height between its slices."""
+    affine = scan.affine.double().clone()
+    affine[:3, 3] += affine[:3, 2] * index
+    return MetaTensor(torch.zeros(1, *scan.shape[1:3], 1), affine=affine)
+
+
+def _mm(point: torch.Tensor) -> str:
+    return f"({', '.join(f'{v:.0f}' for v in point.tolist())}) mm"

@@ -1,0 +1,75 @@
+"""Pictures of test cases that are chosen by a rule (figure 4 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.data import MetaTensor
+
+from stipple_monai.data import read_volume
+from stipple_monai.files import read_csv
+from stipple_monai.priors import SpatialPrior
+from stipple_monai.transforms import PriorAlign
+from stipple_monai.visualize.comparison import Kind, best_case_for, comparison_figure
+
+KINDS: dict[Kind, str] = {
+    "recovered miss": "recovered_miss.png",
+    "removed false positive": "removed_false_positive.png",
+}
+"""What is looked for, and the picture's file name."""
+
+
+def draw_comparisons(
+    items: Sequence[dict[str, Any]],
+    prior: SpatialPrior,
+    out: Path,
+    *,
+    baseline: Path,
+    stipple: Path,
+) -> dict[Kind, Path]:
+    """Draw what the prior changed, of each kind in the case and slice where it changed most.
+
+    Args:
+        items: the test cases, of each the paths ``image`` and ``label``.
+        prior: of the organ that is shown.
+        out: folder of the pictures.
+        baseline: folder that inference without prior wrote to, ``SCAN_seg.nii.gz``.
+        stipple: folder that inference with prior wrote to, with ``positions.csv``.
+
+    Returns:
+        The pictures by kind; a kind that no case has is absent.
+    """
+
+    def case(item: dict[str, Any]) -> dict[str, MetaTensor]:
+        name = Path(item["image"]).name.replace(".nii.gz", "_seg.nii.gz")
+        return {
+            "truth": read_volume(item["label"]),
+            "baseline": read_volume(baseline / name),
+            "stipple": read_volume(stipple / name),
+        }
+
+    positions = read_positions(stipple / "positions.csv", prior.organ)
+    drawn = {}
+    for kind, name in KINDS.items():
+        index = best_case_for(kind, (case(item) for item in items), organ=prior.organ)
+        if index is None:
+            continue
+        image = read_volume(items[index]["image"])
+        placed = PriorAlign([prior])(image, [positions[str(items[index]["image"])]])
+        drawn[kind] = out / name
+        volumes = case(items[index])
+        comparison_figure(
+            image, **volumes, prior=placed, path=drawn[kind], kind=kind, organ=prior.organ
+        )
+    return drawn
+
+
+def read_positions(path: Path, organ: int) -> dict[str, list[float]]:
+    """Where a prior was put in each scan of ``positions.csv``, RAS mm; NaN where it was neutral."""
+    return {
+        row["scan"]: [float(row[axis] or "nan") for axis in ("r_mm", "a_mm", "s_mm")]
+        for row in read_csv(path)
+        if row["organ"] == str(organ)
+    }

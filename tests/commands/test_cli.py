@@ -1,0 +1,154 @@
+"""The command line: `python -m stipple_monai`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+
+from stipple_monai import __main__ as command_line
+from stipple_monai.__main__ import main
+from stipple_monai.data import read_datalist
+
+
+def listed(path, count=8):
+    for index in range(count):
+        for kind in ("image", "label"):
+            (path.parent / f"{index}_{kind}.nii.gz").touch()
+    items = [{k: f"{i}_{k}.nii.gz" for k in ("image", "label")} for i in range(count)]
+    path.write_text(json.dumps({"training": items}), encoding="utf-8")
+    return path
+
+
+def names(path, section):
+    return {Path(item["image"]).name for item in json.loads(path.read_text())[section]}
+
+
+def one_line(capsys):
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+def test_help_of_the_module():
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "stipple_monai", "--help"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    for command in ("demo", "phantom", "split"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["prior"], ["split", "a.json"], ["phantom"]])
+def test_wrong_usage_ends_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m stipple_monai" in capsys.readouterr().err
+
+
+def test_phantom_writes_a_data_set_and_goes_on_with_it(tmp_path, capsys):
+    arguments = ["phantom", str(tmp_path / "data"), "--size", "24", "--organs", "all"]
+    assert main([*arguments, "--cases", "1"]) == 0
+    (item,) = read_datalist(tmp_path / "data" / "dataset.json", "training")
+    assert nib.load(item["image"]).shape[:2] == (24, 24)
+    assert nib.load(item["label"]).get_fdata().max() > 4
+    before = Path(item["image"]).stat().st_mtime_ns
+    assert main([*arguments, "--cases", "2"]) == 0
+    assert len(read_datalist(tmp_path / "data" / "dataset.json", "training")) == 2
+    assert Path(item["image"]).stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert main([*arguments, "--cases", "2", "--seed", "1"]) == 1
+    assert "`folder` must be empty or hold this same phantom" in one_line(capsys)
+    assert main([*arguments, "--cases", "1", "--seed", "1", "--overwrite"]) == 0
+    assert len(read_datalist(tmp_path / "data" / "dataset.json", "training")) == 1
+
+
+def test_split_is_nested_and_says_what_it_made(tmp_path, capsys):
+    source = listed(tmp_path / "dataset.json")
+    for count in (2, 4):
+        out = str(tmp_path / f"{count}.json")
+        numbers = ["--labelled", str(count), "--validation", "1", "--test", "3", "--seed", "5"]
+        assert main(["split", str(source), out, *numbers]) == 0
+        said = f"training: {count}, unlabelled: {4 - count}, validation: 1, test: 3\n"
+        assert capsys.readouterr().out == said
+    fewer, more = tmp_path / "2.json", tmp_path / "4.json"
+    assert names(fewer, "training") < names(more, "training")
+    assert names(fewer, "test") == names(more, "test")
+    assert names(fewer, "validation") == names(more, "validation")
+    assert len(read_datalist(fewer, "unlabelled")) == 2
+
+
+def test_split_of_another_section(tmp_path):
+    source = listed(tmp_path / "dataset.json")
+    source.write_text(source.read_text().replace('"training"', '"all"'), encoding="utf-8")
+    arguments = ["split", str(source), str(tmp_path / "out.json"), "--labelled", "1", "--test", "1"]
+    assert main(arguments) == 1
+    assert main([*arguments, "--section", "all"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["phantom", "OUT", "--cases", "0"], "`cases` must be at least 1, got 0"),
+        (["phantom", "OUT", "--size", "8"], "`size` must be at least 16, got 8"),
+        (["split", "none.json", "OUT", "--labelled", "1", "--test", "1"], "`path` must be a data"),
+        (["split", "DATA", "OUT", "--labelled", "9", "--test", "1"], "`items` must hold at least"),
+        (["split", "DATA", "OUT", "--labelled", "0", "--test", "1"], "`labelled` must be at least"),
+        (["demo", "--out", "OUT", "--bundle", "/nowhere"], "`bundle` must be the folder of the"),
+    ],
+)
+def test_error_is_one_line_and_status_1(arguments, message, tmp_path, capsys):
+    out, data = tmp_path / "out.json", listed(tmp_path / "data.json")
+    given = {"OUT": str(out), "DATA": str(data)}
+    assert main([given.get(text, text) for text in arguments]) == 1
+    line = one_line(capsys)
+    assert line.startswith(f"stipple_monai {arguments[0]}: {message}")
+    assert not out.exists()
+
+
+def test_demo_gets_its_options(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(
+        command_line, "run_demo", lambda out, **options: calls.append((out, options))
+    )
+    assert main(["demo", "--out", str(tmp_path), "--seed", "3"]) == 0
+    assert main(["demo", "--bundle", "somewhere"]) == 0
+    standard = {"bundle": command_line.BUNDLE, "seed": 3}
+    assert calls == [
+        (tmp_path, standard),
+        (Path("runs/demo"), {"bundle": Path("somewhere"), "seed": 0}),
+    ]
+
+
+def test_failed_write_is_reported(tmp_path, capsys):
+    source = listed(tmp_path / "dataset.json")
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "out.json")
+    assert main(["split", str(source), out, "--labelled", "1", "--test", "1"]) == 1
+    assert one_line(capsys).startswith("stipple_monai split: ")
+
+
+def test_an_error_is_a_line_and_on_request_a_traceback(tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        try:
+            raise KeyError("deep")
+        except KeyError as error:
+            raise RuntimeError("applying transform") from error
+
+    monkeypatch.setattr(command_line, "write_phantom", fails)
+    arguments = ["phantom", str(tmp_path / "data")]
+    assert main(arguments) == 1
+    said = "stipple_monai phantom: KeyError: 'deep' (--traceback shows where)"
+    assert one_line(capsys) == said
+    with pytest.raises(RuntimeError, match="applying transform"):
+        main(["--traceback", *arguments])

@@ -1,0 +1,56 @@
+"""Nothing that a file says is run as code: no pickles and no `eval`, in package and configs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+import stipple_monai
+from stipple_monai.bundle.stages import BUNDLE
+
+SOURCES = sorted(Path(stipple_monai.__file__).parent.rglob("*.py"))
+CONFIGS = sorted((BUNDLE / "configs").glob("*.yaml"))
+BANNED = {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"}
+BANNED |= {"np.load", "numpy.load", "joblib.load", "os.system", "shelve.open"}
+
+
+def faults(source):
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        safe = any(
+            k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords
+        )
+        if name in BANNED or (name.endswith("torch.load") and not safe):
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_no_code_is_read_from_files(path):
+    assert faults(path.read_text(encoding="utf-8")) == []
+
+
+def test_the_rule_sees_what_breaks_it():
+    for bad in ("eval(x)", "pickle.load(f)", "torch.load(p)", "torch.load(p, weights_only=False)"):
+        assert faults(bad), bad
+    assert faults("torch.load(p, weights_only=True)") == []
+    assert faults("network.eval()") == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_load_nothing_but_weights(path):
+    text = yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")))
+    for word in (
+        "torch.load",
+        "pickle",
+        "eval(",
+        "exec(",
+        "weights_only",
+        "os.system",
+        "__import__",
+    ):
+        assert word not in text

@@ -1,0 +1,528 @@
+"""Rounds of self-training on a tiny phantom: what each leaves, each knob, and being killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import monai.bundle
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from helpers.bright_scans import KNOBS, bright_scan
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from stipple_monai import DatasetError, SpatialPrior
+from stipple_monai.__main__ import main
+from stipple_monai.bundle.stages import BUNDLE
+from stipple_monai.data import read_datalist, read_volume, write_datalist
+from stipple_monai.files import read_csv
+from stipple_monai.self_training.quality import measure_quality, write_quality
+from stipple_monai.self_training.rounds import GIVEN, self_train
+
+SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:parsing config_file"),
+    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory):
+    """Two labelled scans, two without label, one of them with a known truth, and a test scan."""
+    root = tmp_path_factory.mktemp("data")
+    items = [bright_scan(root, number) for number in range(5)]
+    known, unknown = dict(items[2]), dict(items[3])
+    known["truth"] = known.pop("label")
+    del unknown["label"]
+    path = root / "split.json"
+    sections = {"training": [*items[:2], unknown], "unlabelled": [known], "test": items[4:]}
+    write_datalist(path, sections)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_rounds(datalist, tmp_path_factory):
+    out = tmp_path_factory.mktemp("rounds") / "out"
+    assert self_train(datalist, out, shares=[0.3, 0.6], options=KNOBS) == out / "round_2"
+    return out
+
+
+def again(datalist, out, **changes):
+    return self_train(datalist, out, **{"shares": [0.5], "options": KNOBS, **changes})
+
+
+def begun(two_rounds, tmp_path, rounds=0):
+    """A folder with the rounds up to one, which need not be trained again."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for number in range(rounds + 1):
+        (out / f"round_{number}").symlink_to(two_rounds / f"round_{number}")
+    return out
+
+
+def files(folder):
+    """All that a run leaves but logs, by name; arrays and weights as they are."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "logs" not in path.relative_to(folder).parts
+    }
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def relabelled(datalist):
+    """The same scans, with the label of one under another name."""
+    content = json.loads(datalist.read_text())
+    other = datalist.parent / "other_label.nii.gz"
+    shutil.copy(datalist.parent / content["training"][0]["label"], other)
+    content["training"][0]["label"] = other.name
+    path = datalist.parent / "relabelled.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def labels(folder):
+    return [read_volume(p).numpy() for p in sorted(folder.glob("*_pseudo.nii.gz"))]
+
+
+def test_every_round_leaves_its_state(two_rounds, datalist):
+    content = json.loads(datalist.read_text())
+    scans = [content["unlabelled"][0]["image"], content["training"][2]["image"]]
+    models = {"curve.csv", "model.pt", "prior_1.nii.gz", "provenance.json"}
+    pseudo = {"datalist.json", "quality.csv"}
+    for scan in scans:
+        name = Path(scan).name.removesuffix(".nii.gz")
+        pseudo |= {f"{name}_pseudo.json", f"{name}_pseudo.nii.gz"}
+    expected = {"settings.json", "rounds.csv", "round_0/datalist.json"}
+    expected |= {f"round_{t}/models/{name}" for t in range(3) for name in models}
+    expected |= {f"round_{t}/pseudo_labels/{name}" for t in (1, 2) for name in pseudo}
+    assert set(files(two_rounds)) == expected
+
+
+def test_the_test_section_takes_no_part(two_rounds, datalist):
+    (test,) = read_datalist(datalist, "test")
+    name = Path(test["image"]).name.removesuffix(".nii.gz")
+    assert not [p for p in two_rounds.rglob("*") if name in p.name]
+    for path in two_rounds.rglob("*.json"):
+        assert name not in path.read_text(encoding="utf-8")
+
+
+def test_a_round_trains_on_labels_and_new_pseudo_labels(two_rounds):
+    for number, share in ((1, 0.3), (2, 0.6)):
+        folder = two_rounds / f"round_{number}" / "pseudo_labels"
+        items = read_datalist(folder / "datalist.json", "training")
+        made = [item for item in items if "pseudo_label" in item]
+        assert (len(items), len(made)) == (4, 2)
+        for item in made:
+            said = item["pseudo_label"]
+            assert (said["round"], said["share"]) == (number, share)
+            model = two_rounds / f"round_{number - 1}" / "models" / "model.pt"
+            assert Path(said["model"]) == model
+            assert Path(item["label"]).parent == folder
+            assert len(item["organ_position"]) == 1
+
+
+def test_rounds_are_scored_where_the_truth_is_known(two_rounds, datalist):
+    rows = read_csv(two_rounds / "rounds.csv")
+    assert [row["round"] for row in rows] == ["1", "1", "2", "2"]
+    (known,) = read_datalist(datalist, "unlabelled")
+    for row in rows:
+        folder = two_rounds / f"round_{row['round']}" / "pseudo_labels"
+        label = read_volume(folder / row["scan"].replace(".nii.gz", "_pseudo.nii.gz")).numpy()
+        selected = label == 1
+        assert int(row["selected_voxels"]) == selected.sum()
+        if row["scan"] != Path(known["image"]).name:
+            assert row["precision"] == row["recall"] == row["dice"] == ""
+            continue
+        true = read_volume(known["truth"]).numpy() == 1
+        right = (selected & true).sum()
+        if selected.any():
+            assert float(row["precision"]) == pytest.approx(right / selected.sum(), abs=1e-4)
+        assert float(row["recall"]) == pytest.approx(right / true.sum(), abs=1e-4)
+        dice = 2 * right / (selected.sum() + true.sum())
+        assert float(row["dice"]) == pytest.approx(dice, abs=1e-4)
+
+
+def test_quality_without_anything_to_divide_by():
+    organ, nothing = (MetaTensor(torch.full((1, 2, 2, 2), v)) for v in (1, 0))
+    ignored = MetaTensor(torch.full((1, 2, 2, 2), 255))
+    assert measure_quality(nothing, nothing, organ=1) == [0, "", "", ""]
+    assert measure_quality(ignored, organ, organ=1) == [0, "", 0.0, 0.0]
+    assert measure_quality(organ, nothing, organ=1) == [8, 0.0, "", 0.0]
+
+
+def test_a_scan_of_several_files_is_named_by_the_first(datalist, tmp_path):
+    (known,) = read_datalist(datalist, "unlabelled")
+    item = {"image": [known["image"], "second.nii.gz"], "label": known["truth"]}
+    write_quality(tmp_path / "quality.csv", [item], [1])
+    (row,) = read_csv(tmp_path / "quality.csv")
+    assert row["scan"] == Path(known["image"]).name
+
+
+def test_more_rounds_go_on_and_other_settings_are_refused(two_rounds, datalist, tmp_path):
+    out = tmp_path / "out"
+    last = again(datalist, out, shares=[])
+    assert last == out / "round_0"
+    model = (out / "round_0" / "models" / "model.pt").stat().st_mtime_ns
+    assert again(datalist, out, shares=[0.3]) == out / "round_1"
+    assert (out / "round_0" / "models" / "model.pt").stat().st_mtime_ns == model
+    # the same as in one go
+    for name in ("curve.csv", "prior_1.nii.gz"):
+        one, other = (f / "round_1" / "models" / name for f in (out, two_rounds))
+        assert one.read_bytes() == other.read_bytes()
+    with pytest.raises(DatasetError, match="was begun with other shares or counts"):
+        again(datalist, out, shares=[0.4])
+    with pytest.raises(DatasetError, match="was begun with other fine_tune, seed, see settings"):
+        again(datalist, out, shares=[0.3], fine_tune=True, seed=1)
+    with pytest.raises(DatasetError, match="was begun with other labels, see settings"):
+        again(relabelled(datalist), out, shares=[0.3])
+    assert again(datalist, out, shares=[]) == out / "round_0"
+    assert len(json.loads((out / "settings.json").read_text())["gammas"]) == 1
+    assert {row["round"] for row in read_csv(out / "rounds.csv")} == {"1"}
+
+
+def test_gamma_as_a_number_of_voxels(two_rounds, datalist, tmp_path):
+    for name, counts in (("all", [7]), ("each", [[5]])):
+        out = tmp_path / name
+        out.mkdir()
+        (out / "round_0").symlink_to(two_rounds / "round_0")
+        again(datalist, out, counts=counts, options={**KNOBS, "max_epochs": 1})
+        found = [(label == 1).sum() for label in labels(out / "round_1" / "pseudo_labels")]
+        assert len(found) == 2
+        assert max(found) == np.ravel(counts)[0]
+
+
+def test_knobs_of_the_selection_reach_it(two_rounds, datalist, tmp_path):
+    counted = {}
+    for name, knobs in {
+        "all": {},
+        "sure": {"minimum": 0.9},
+        "largest": {"components": 1},
+    }.items():
+        out = tmp_path / name
+        (out / "round_0").parent.mkdir()
+        (out / "round_0").symlink_to(two_rounds / "round_0")
+        again(datalist, out, shares=[1.0], **knobs, options={**KNOBS, "max_epochs": 1})
+        counted[name] = labels(out / "round_1" / "pseudo_labels")
+    for everything, sure, largest in zip(*counted.values(), strict=True):
+        assert (everything != 255).all()
+        assert ((sure == 1) <= (everything == 1)).all()
+        parts, number = ndimage.label(everything[0] == 1)
+        sizes = np.bincount(parts.ravel())[1:]
+        assert (largest == 1).sum() == (sizes.max() if number else 0)
+        assert (largest == 255).sum() == sizes.sum() - (sizes.max() if number else 0)
+    assert sum((x == 255).sum() for x in counted["sure"]) > 0
+
+
+def test_a_round_starts_from_scratch_or_from_the_one_before(two_rounds, datalist, tmp_path):
+    still = {**KNOBS, "learning_rate": 0.0, "max_epochs": 1}
+    found = {}
+    for name, fine_tune in (("scratch", False), ("tuned", True)):
+        out = tmp_path / name
+        out.mkdir()
+        (out / "round_0").symlink_to(two_rounds / "round_0")
+        again(datalist, out, fine_tune=fine_tune, options=still)
+        found[name] = weights(out / "round_1" / "models" / "model.pt")
+    first = weights(two_rounds / "round_0" / "models" / "model.pt")
+    learnt = [key for key in first if "running" not in key and "batches" not in key]
+    assert all(torch.equal(found["tuned"][key], first[key]) for key in learnt)
+    assert not all(torch.equal(found["scratch"][key], first[key]) for key in learnt)
+
+
+def test_priors_are_kept_or_estimated_again(two_rounds, datalist, tmp_path):
+    first, second = (
+        (two_rounds / f"round_{t}" / "models" / "prior_1.nii.gz").read_bytes() for t in (0, 1)
+    )
+    assert first == second
+    out = begun(two_rounds, tmp_path)
+    again(datalist, out, reestimate_prior=True, options={**KNOBS, "max_epochs": 1})
+    found = SpatialPrior.load(out / "round_1" / "models" / "prior_1.nii.gz")
+    items = read_datalist(out / "round_1" / "pseudo_labels" / "datalist.json", "training")
+    volumes = [read_volume(item["label"]) for item in items]
+    assert any((volume == 255).any() for volume in volumes)
+    selected = [MetaTensor((v == 1).as_tensor().float(), affine=v.affine) for v in volumes]
+    selected = [volume for volume in selected if volume.any()]
+    expected = SpatialPrior.estimate(selected, center="groupwise")
+    assert (found.case_count, expected.case_count) == (len(selected),) * 2
+    assert len(selected) > 2
+    assert torch.equal(found.probability, expected.probability)
+
+
+def test_who_positions_the_pseudo_labels(two_rounds, datalist, tmp_path):
+    """In round 2, round 0's own output or round 1's; a file of weights also in round 1."""
+    positions = {}
+    for name in ("newest", "first"):
+        out = tmp_path / name
+        out.mkdir()
+        for number in (0, 1):
+            (out / f"round_{number}").symlink_to(two_rounds / f"round_{number}")
+        options = {**KNOBS, "max_epochs": 1}
+        again(datalist, out, shares=[0.3, 0.6], position_with=name, options=options)
+        items = read_datalist(out / "round_2" / "pseudo_labels" / "datalist.json", "training")
+        positions[name] = [i["organ_position"] for i in items if "pseudo_label" in i]
+    before = read_datalist(two_rounds / "round_1" / "pseudo_labels" / "datalist.json", "training")
+    own = [i["organ_position"] for i in before if "pseudo_label" in i]
+    assert positions["first"] == own != positions["newest"]
+    # a network without prior may locate already in round 1: here that of round 0, without its shell
+    bare, other = tmp_path / "bare.pt", two_rounds / "round_1" / "models" / "model.pt"
+    state = weights(two_rounds / "round_0" / "models" / "model.pt")
+    torch.save({key.removeprefix("network."): value for key, value in state.items()}, bare)
+    for name, path in (("bare", bare), ("other", other)):
+        out = tmp_path / name
+        out.mkdir()
+        (out / "round_0").symlink_to(two_rounds / "round_0")
+        again(datalist, out, shares=[0.3], position_with=path, options=options)
+        items = read_datalist(out / "round_1" / "pseudo_labels" / "datalist.json", "training")
+        positions[name] = [i["organ_position"] for i in items if "pseudo_label" in i]
+    assert positions["bare"] == own != positions["other"]
+
+
+def test_full_pseudo_labels_without_prior(datalist, tmp_path):
+    again(datalist, tmp_path / "out", shares=[1.0], overlays=["baseline"])
+    found = labels(tmp_path / "out" / "round_1" / "pseudo_labels")
+    assert len(found) == 2
+    assert all((label != 255).all() for label in found)
+
+
+def test_unlabelled_scans_of_the_decathlon(datalist, two_rounds, tmp_path):
+    """Bare paths in section `test`, and nothing else without label."""
+    content = json.loads(datalist.read_text())
+    bare = [content["unlabelled"][0]["image"]]
+    other = datalist.parent / "decathlon.json"
+    other.write_text(json.dumps({"training": content["training"][:2], "test": bare}))
+    with pytest.raises(DatasetError, match="`datalist` must have unlabelled scans for 1 rounds"):
+        again(other, tmp_path / "none")
+    sections = {"unlabelled_sections": ["test"]}
+    again(other, tmp_path / "out", **sections, options={**KNOBS, "max_epochs": 1})
+    assert len(labels(tmp_path / "out" / "round_1" / "pseudo_labels")) == 1
+    with pytest.raises(DatasetError, match="`datalist` must have the section pool"):
+        again(other, tmp_path / "none", unlabelled_sections=["pool"])
+    other.write_text(json.dumps({"training": [content["training"][2]], "unlabelled": bare}))
+    with pytest.raises(DatasetError, match="must have labelled scans in training"):
+        again(other, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"shares": [0.5, 0.0]}, r"`share` must lie in \(0, 1\], got 0.0"),
+        ({"counts": [-1]}, "`count` must be whole numbers of at least 0, got -1"),
+        ({"counts": [[3, 3]]}, r"`count` must be one number or one per organ \(1\), got 2"),
+        ({"minimum": 1.5}, r"`minimum` must be a probability in \[0, 1\], got 1.5"),
+        ({"components": 0}, "`components` must be at least 1, or None for all, got 0"),
+        ({"position_with": "oldest"}, '`position_with` must be "newest", "first" or a file of'),
+        ({"overlays": ["phantoms"]}, "Overlays must be names of configs .*, got phantoms"),
+        ({"train_overlays": ["phantoms"]}, "Overlays must be names of configs .*, got phantoms"),
+        ({"infer_overlays": ["phantoms"]}, "Overlays must be names of configs .*, got phantoms"),
+        ({"options": {"seed": 1, "share": 1}}, "`options` must not have .*, got seed, share: give"),
+    ],
+)
+def test_knobs_out_of_range_are_found_before_any_training(datalist, tmp_path, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        again(datalist, tmp_path / "out", **knobs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_knob_that_is_given_is_one_of_the_configs():
+    for name in GIVEN:
+        texts = [p.read_text(encoding="utf-8") for p in (BUNDLE / "configs").glob("*.yaml")]
+        assert any(f"\n{name}:" in text for text in texts), name
+
+
+def test_each_command_gets_its_overlays(datalist, two_rounds, tmp_path):
+    """Paths of files; what only one command may have would stop the others, or be seen in it."""
+    train, infer = tmp_path / "train.yaml", tmp_path / "infer.yaml"
+    train.write_text("max_epochs: 1\n")
+    infer.write_text("minimum_confidence: 1.0\n")
+    out = begun(two_rounds, tmp_path)
+    knobs = {k: v for k, v in KNOBS.items() if k not in ("max_epochs", "minimum_confidence")}
+    again(datalist, out, train_overlays=[train], infer_overlays=[infer], options=knobs)
+    assert len(read_csv(out / "round_1" / "models" / "curve.csv")) == 1
+    items = read_datalist(out / "round_1" / "pseudo_labels" / "datalist.json", "training")
+    positions = [item["organ_position"] for item in items if "pseudo_label" in item]
+    assert positions == [[[None] * 3]] * 2
+
+
+def test_only_one_process_works_in_a_folder(datalist, two_rounds, tmp_path):
+    out = begun(two_rounds, tmp_path, rounds=1)
+    (out / "logs").mkdir()
+    with FileLock(out / "logs" / "lock"):
+        with pytest.raises(DatasetError, match="`out` must be a folder in which no other process"):
+            again(datalist, out)
+        assert not (out / "settings.json").exists()
+    again(datalist, out)
+
+
+def test_what_was_being_written_when_a_process_was_killed_goes(datalist, two_rounds, tmp_path):
+    out = begun(two_rounds, tmp_path)
+    left = ["models.part/tmpa1b2c3d4", "pseudo_labels.part/scan_2_image_pseudo.lock"]
+    left += ["models.part/.part-0-curve.csv", "pseudo_labels.part/.part-0-datalist.json"]
+    for name in left:
+        (out / "round_1" / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / "round_1" / name).touch()
+    again(datalist, out, options={**KNOBS, "max_epochs": 1})
+    expected = {name for name in files(two_rounds) if name.startswith("round_1")}
+    assert {f"round_1/{name}" for name in files(out / "round_1")} == expected
+
+
+def test_fine_tuning_from_given_weights_and_progress(datalist, two_rounds, tmp_path, capsys):
+    """Weights among the options are those that every round starts from."""
+    start = two_rounds / "round_2" / "models" / "model.pt"
+    still = {**KNOBS, "learning_rate": 0.0, "max_epochs": 1, "initial_weights": str(start)}
+    out = begun(two_rounds, tmp_path)
+    again(datalist, out, options=still)
+    found, given = weights(out / "round_1" / "models" / "model.pt"), weights(start)
+    learnt = [key for key in given if "running" not in key and "batches" not in key]
+    assert all(torch.equal(found[key], given[key]) for key in learnt)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    said = [line.split("] ", 1)[1].split(":", 1)[0:2] for line in lines]
+    assert [text[0] for text in said] == ["round 0", "round 1", "organ 1", "round 1"]
+    assert said[0][1] == " trained before"
+    again(datalist, out, options=still)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.endswith("before") for line in lines] == [True] * 3
+
+
+def test_the_truth_is_only_read_to_score(datalist, tmp_path, monkeypatch):
+    garbage = tmp_path / "truth.nii.gz"
+    garbage.write_bytes(b"no image")
+    content = json.loads(datalist.read_text())
+    content["unlabelled"][0]["truth"] = str(garbage)
+    other = datalist.parent / "garbage.json"
+    other.write_text(json.dumps(content))
+    scored = []
+    monkeypatch.setattr(
+        "stipple_monai.self_training.rounds.write_quality",
+        lambda path, items, organs: scored.extend(items) or [["", 1, 0, "", "", ""]],
+    )
+    again(other, tmp_path / "out", options={**KNOBS, "max_epochs": 1})
+    assert str(garbage) in [item.get("truth") for item in scored]
+
+
+def test_as_a_config_of_the_bundle(datalist, two_rounds, tmp_path):
+    out = begun(two_rounds, tmp_path, rounds=1)
+    monai.bundle.run(
+        config_file=str(BUNDLE / "configs" / "self_train.yaml"),
+        bundle_root=str(BUNDLE),
+        datalist=str(datalist),
+        output_dir=str(out),
+        shares=[0.3],
+        options={k: v for k, v in KNOBS.items() if k != "device"},
+        logging_file=False,
+    )
+    assert len(read_csv(out / "rounds.csv")) == 2
+
+
+def test_on_the_command_line(datalist, two_rounds, tmp_path, capsys):
+    out = begun(two_rounds, tmp_path, rounds=1)
+    knobs = [f"{k}={json.dumps(v)}" for k, v in KNOBS.items()]
+    arguments = ["self-train", str(datalist), str(out), "--shares", "0.3", "--set", *knobs]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(out / "round_1")
+    assert main([*arguments[:-1], "progress"]) == 1
+    assert "Settings must look like KNOB=VALUE, got progress" in capsys.readouterr().err
+
+
+def killed(command, moment, out):
+    """Start, and kill with SIGKILL as soon as a file is there."""
+    log = (out.parent / "log.txt").open("a")
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=SINGLE)
+    limit = time.monotonic() + 120
+    while not list(out.glob(moment)):
+        assert process.poll() is None, (out.parent / "log.txt").read_text()
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    log.close()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_files(datalist, tmp_path):
+    knobs = {**KNOBS, "slices_per_scan": 24, "max_epochs": 3}
+    whole, out = tmp_path / "whole", tmp_path / "killed" / "out"
+    out.parent.mkdir()
+    options = [f"{name}={json.dumps(value)}" for name, value in knobs.items()]
+    start = [sys.executable, "-m", "stipple_monai", "self-train", str(datalist)]
+    tail = ["--shares", "0.5", "--set", *options]
+    command = [*start, str(out), *tail]
+    moments = {
+        "inside training": "round_0/models.part/checkpoint_epoch=1.pt",
+        "between rounds": "round_0/models",
+        "inside pseudo-labelling": "round_1/pseudo_labels.part/*_pseudo.json",
+        "inside the next training": "round_1/models.part/checkpoint_epoch=2.pt",
+    }
+    for moment in moments.values():
+        killed(command, moment, out)
+        assert not (out / "rounds.csv").exists()
+    subprocess.run(command, check=True, capture_output=True, env=SINGLE)
+    self_train(datalist, whole, shares=[0.5], options=knobs)
+    one, other = files(whole), files(out)
+    assert one.keys() == other.keys()
+    for name, content in one.items():
+        # records and datalists name the folder of the model
+        expected = content.replace(str(whole).encode(), str(out).encode())
+        assert other[name] == expected, name
+
+
+def whole(path):
+    """Read a file to its end, or fail."""
+    if path.suffix == ".pt":
+        assert torch.load(path, weights_only=True, map_location="cpu")
+    elif path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    elif path.suffix == ".csv":
+        assert read_csv(path)
+    elif path.name.endswith(".nii.gz"):
+        assert read_volume(path).ndim == 4
+
+
+def unfinished(path):
+    return path.name.startswith("tmp") or path.name.endswith(".part")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, for a start without imports")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_killed_twenty_times_at_random(datalist, tmp_path):
+    uninterrupted, out = tmp_path / "whole", tmp_path / "killed" / "out"
+    start = time.monotonic()
+    again(datalist, uninterrupted)
+    duration = time.monotonic() - start
+    rng, kills = random.Random(0), 0
+    while kills < 20:
+        child = os.fork()
+        if child == 0:
+            try:
+                again(datalist, out)
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0, duration / 3))
+        if os.waitpid(child, os.WNOHANG)[0]:
+            # it was faster: from the start again
+            shutil.rmtree(out)
+            continue
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        for path in out.rglob("*"):
+            if path.is_file() and not unfinished(path):
+                whole(path)
+    again(datalist, out)
+    one, other = files(uninterrupted), files(out)
+    assert one.keys() == other.keys()
+    for name, content in one.items():
+        assert other[name] == content.replace(str(uninterrupted).encode(), str(out).encode()), name

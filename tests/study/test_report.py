@@ -1,0 +1,239 @@
+"""Tables, figures and pages of a study, from results that were made up."""
+
+import html.parser
+import re
+
+import pytest
+from helpers.study_rows import HEADER, made_up, row, write
+from PIL import Image
+
+from stipple_monai import DatasetError
+from stipple_monai.report.page import Picture
+from stipple_monai.results.statistics import compare_paired
+from stipple_monai.study import paper
+from stipple_monai.study.report import DOI, write_report
+from stipple_monai.study.tables import (
+    TITLES,
+    Results,
+    comparison_table,
+    dice_table,
+    measures_table,
+    not_won,
+    organ_table,
+    position_table,
+    rounds_table,
+)
+
+
+def test_dice_is_the_mean_over_cases_then_folds():
+    rows = [
+        row(fold=0, scan="a", organ=1, dice=0.2),
+        row(fold=0, scan="a", organ=2, dice=0.4),
+        row(fold=0, scan="b", organ=1, dice=0.5),
+        row(fold=0, scan="b", organ=2, dice=""),
+        row(fold=1, scan="c", organ=1, dice=0.8),
+    ]
+    table = dice_table(Results(rows), ["stipple", "baseline"], "t")
+    assert table.header == ["Method", "50%", "paper"]
+    # folds 40 and 80; sd of the two is 28.28
+    assert table.rows == [["Baseline", "60.0 ± 28.3", "70.4 ± 3.4"]]
+
+
+def test_a_single_fold_has_no_spread_and_missing_cells_are_dashes():
+    rows = [row(dice=0.5), row("stipple", 0.33, dice=0.75)]
+    table = dice_table(Results(rows), ["baseline", "stipple"], "t")
+    assert table.rows == [
+        ["Baseline", "50.0", "70.4 ± 3.4", "–", "–"],
+        ["STIPPLE", "–", "74.1 ± 1.4", "75.0", "–"],
+    ]
+
+
+def test_patients_are_compared_with_seeds_averaged():
+    scores = {"a": ([0.5, 0.7], [0.7, 0.9]), "b": ([0.4, 0.4], [0.5, 0.9]), "c": ([0.9], [0.8])}
+    rows = []
+    for scan, (baseline, stipple) in scores.items():
+        for seed, (one, other) in enumerate(zip(baseline, stipple, strict=True)):
+            rows += [row(scan=scan, seed=seed, dice=one)]
+            rows += [row("stipple", scan=scan, seed=seed, dice=other)]
+    rows.append(row("stipple", scan="not of the baseline", dice=1.0))
+    (cells,) = comparison_table(Results(rows)).rows
+    expected = compare_paired([80, 70, 80], [60, 40, 90])
+    assert cells[:4] == ["STIPPLE", "50%", "3", "+13.33"]
+    assert cells[4] == f"{expected.low:+.2f} to {expected.high:+.2f}"
+    assert cells[5:] == [f"{expected.t_test:.2g}", f"{expected.wilcoxon:.2g}", "5.5e-04"]
+
+
+def test_where_stipple_did_not_win_is_said():
+    def scores(stipple, attention):
+        rows = []
+        for i, (one, other) in enumerate(zip(stipple, attention, strict=True)):
+            rows += [row("stipple", scan=str(i), dice=one)]
+            rows += [row("attention_unet", scan=str(i), dice=other)]
+        return Results(rows)
+
+    low, high = [0.5, 0.6, 0.5, 0.6], [0.7, 0.8, 0.72, 0.81]
+    (said,) = not_won(scores(low, high))
+    assert said.startswith("At 50% of labels STIPPLE is not better than Attention U-Net: -20.75")
+    assert not_won(scores(high, low)) == []
+    (said,) = not_won(scores([0.5, 0.9, 0.5, 0.9], [0.55, 0.6, 0.55, 0.7]))
+    assert "is not certainly better than Attention U-Net: +10.00 points" in said
+
+
+def test_empty_predictions_are_counted_beside_the_distances():
+    rows = [
+        row(scan="a", dice=0.8, jaccard=0.6, hd95_mm=10, asd_mm=2, seconds=1),
+        row(scan="b", dice=0.4, jaccard=0.2, hd95_mm=20, asd_mm=4, seconds=3, peak_memory_mib=300),
+        row(scan="c", dice=0, jaccard=0, predicted_voxels=0, seconds=2),
+        row(scan="d", dice="", jaccard="", predicted_voxels=0, true_voxels=0, seconds=2),
+    ]
+    (cells,) = measures_table(Results(rows)).rows
+    expected = ["Baseline", "50%", "4", "0.400", "0.267", "15.0", "3.0", "1", "2.00", "300"]
+    assert cells == expected
+
+
+def test_positions_and_how_many_were_neutral():
+    errors = [2.0, 4.0, 12.0, ""]
+    rows = [
+        row("stipple_single", scan=str(i), position_error_mm=e, confidence=0.6)
+        for i, e in enumerate(errors)
+    ]
+    rows.append(row("stipple_true_position", scan="0", dice=0.9))
+    located, true = position_table(Results(rows)).rows
+    assert located[0] == "KL, mean reference (ours)"
+    assert located[4:] == ["6.0", "4.0", "10.4", "1"]
+    assert true[4:] == ["–"] * 4
+
+
+def test_organs_and_rounds():
+    rows = [row(organ=1, dice=0.5), row(organ=4, dice=0.7), row(scan="b", organ=4, dice=0.9)]
+    table = organ_table(Results(rows))
+    assert table.header[2:] == ["organ 1", "organ 4"]
+    assert table.rows == [["Baseline", "50%", "50.0", "80.0"]]
+    assert organ_table(Results([row()])) is None
+    known = {"method": "stipple", "proportion": "0.5", "fold": "0", "seed": "0", "round": "1"}
+    rounds = [
+        {**known, "selected_voxels": "10", "precision": "0.5", "recall": "0.2", "dice": "0.3"},
+        {**known, "selected_voxels": "0", "precision": "", "recall": "0", "dice": "0"},
+    ]
+    (cells,) = rounds_table(rounds).rows
+    assert cells == ["STIPPLE", "50%", "1", "2", "5", "0.500", "0.100", "0.150"]
+    assert rounds_table([]) is None
+
+
+class Page(html.parser.HTMLParser):
+    """Every tag is closed, and what is loaded from elsewhere is remembered."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.images = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag == "img":
+            self.images.append(attributes)
+        if tag not in {"img", "meta", "br"}:
+            self.open.append(tag)
+        self.links += [(tag, v) for k, v in attrs if k in {"src", "href"}]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def folder(tmp_path):
+    methods = ["baseline", "stipple_single", "relabelling", "stipple", "stipple_true_position"]
+    rows = made_up([*methods, "mean_teacher", "stipple_bins_1", "mine"])
+    rows[0]["scan"] = "<b>&|.nii.gz"
+    write(tmp_path, "results.csv", rows)
+    curves = [
+        {"method": m, "proportion": "0.5", "fold": str(f), "seed": "0", "round": "0"}
+        | {"epoch": str(e), "loss": str(1 / e + f / 10), "train_dice": "", "validation_dice": ""}
+        for m in ("baseline", "stipple_single")
+        for f in range(2)
+        for e in range(1, 6)
+    ]
+    write(tmp_path, "curves.csv", curves)
+    return tmp_path
+
+
+def test_the_page_needs_nothing_beside_it(folder):
+    picture = folder / "figures" / "case.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (4, 4)).save(picture)
+    path = write_report(
+        folder,
+        title="A <study>",
+        dataset="made up",
+        notes=["Said beforehand."],
+        pictures=[Picture("Recovered miss", picture, "where & why")],
+    )
+    text = path.read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    for tag, link in page.links:
+        assert link.startswith("data:image/png;base64,") or (tag, link) == ("a", DOI)
+    titles = [image["alt"] for image in page.images]
+    assert titles == [
+        "Dice by label proportion (figure 3)",
+        "Dice by number of bins (figure 6)",
+        "Learning curves: training loss",
+        "What positioning costs",
+        "Recovered miss",
+    ]
+    assert "A &lt;study&gt;" in text
+    assert "where &amp; why" in text
+    assert "8 methods, 3 folds, 2 seeds, 13 scans tested" in text
+    assert "Said beforehand." in text
+    for name in (
+        "table 1",
+        "table 2",
+        "table 3",
+        "table 4",
+        "Further methods",
+        "not the same data",
+    ):
+        assert name in text
+    assert ">mine<" in text
+
+
+def test_the_markdown_says_the_same_and_its_links_are_there(folder):
+    write_report(folder, title="t", dataset="")
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    links = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(links) == 4
+    assert all((folder / link).is_file() for link in links)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len([line for line in lines if line.startswith("| ---")]) == 6
+    assert "| STIPPLE |" in text
+
+
+def test_the_same_results_give_the_same_bytes(folder):
+    first = write_report(folder, title="t", dataset="d").read_bytes()
+    assert write_report(folder, title="t", dataset="d").read_bytes() == first
+
+
+def test_a_single_cell_is_enough(tmp_path):
+    write(tmp_path, "results.csv", [row()])
+    text = write_report(tmp_path, title="t", dataset="d").read_text(encoding="utf-8")
+    assert "1 methods, 1 fold, 1 seed, 1 scan tested" in text.replace("scans", "scan")
+    assert "<img" not in text
+
+
+def test_a_folder_without_results(tmp_path):
+    with pytest.raises(DatasetError, match=r"`folder` must have a results.csv with rows, got"):
+        write_report(tmp_path, title="t", dataset="d")
+    (tmp_path / "results.csv").write_text(",".join(HEADER))
+    with pytest.raises(DatasetError, match=r"`folder` must have a results.csv with rows, got"):
+        write_report(tmp_path, title="t", dataset="d")
+
+
+def test_the_papers_figures_are_the_papers():
+    """Some cells of its tables, typed a second time."""
+    assert paper.DICE["stipple"][0.1] == (54.45, 6.37)
+    assert paper.DICE["baseline"][1.0] == (76.13, 0.94)
+    assert paper.DICE["mean_teacher"][0.5] == (72.68, 3.05)
+    assert paper.DICE["stipple_naive_position"][0.7] == (72.84, 3.15)
+    assert 1.0 not in paper.DICE["relabelling"]
+    assert paper.T_TEST[0.3] == pytest.approx(6.40e-6 / 100)
+    assert set(paper.DICE) | set(paper.PATCH_3D) <= set(TITLES)

@@ -1,0 +1,318 @@
+"""A small study that really runs: what it leaves, what a rerun does, and who may see what."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.bright_scans import KNOBS, bright_scan
+
+from stipple_monai import DatasetError
+from stipple_monai.__main__ import main
+from stipple_monai.bundle.stages import BUNDLE
+from stipple_monai.data import read_datalist, write_datalist
+from stipple_monai.errors import StudyError
+from stipple_monai.files import read_csv
+from stipple_monai.study import run as study
+from stipple_monai.study.plan import Study
+from stipple_monai.study.run import run_study
+
+METHODS = ["baseline", "stipple_single", "stipple", "relabelling", "stipple_true_position"]
+ENTRIES = {
+    "title": "A small study",
+    "dataset": "bright organs",
+    "datalist": "data/dataset.json",
+    "options": KNOBS,
+    "folds": 3,
+    "run_folds": [0, 1],
+    "proportions": [0.5, 1.0],
+    "methods": METHODS,
+}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:parsing config_file"),
+    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+]
+
+
+def written(folder, **entries):
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**ENTRIES, **entries}), encoding="utf-8")
+    return path
+
+
+def dataset(folder):
+    (folder / "data").mkdir()
+    items = [bright_scan(folder / "data", number) for number in range(6)]
+    write_datalist(folder / "data" / "dataset.json", {"training": items})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a finished study, and its rows."""
+    root = tmp_path_factory.mktemp("study")
+    dataset(root)
+    run_study(written(root), root / "out")
+    return root
+
+
+def stamps(out):
+    return {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and "cells" in p.parts}
+
+
+def test_every_cell_and_scan_has_its_row(done):
+    rows = read_csv(done / "out" / "results.csv")
+    found = {tuple(row[k] for k in ("method", "proportion", "fold", "scan")) for row in rows}
+    assert len(found) == len(rows)
+    for method in METHODS:
+        for proportion in ("0.5", "1.0"):
+            mine = [r for r in rows if (r["method"], r["proportion"]) == (method, proportion)]
+            # two folds of two scans; nothing is left to label at 100 %
+            missing = method == "relabelling" and proportion == "1.0"
+            assert len({r["scan"] for r in mine}) == len(mine) == (0 if missing else 4)
+    bins = {row["method"]: row["bins"] for row in rows}
+    assert bins == dict.fromkeys(METHODS, "5") | {"baseline": "", "relabelling": ""}
+    assert all(0 <= float(row["dice"]) <= 1 for row in rows)
+    assert max(float(row["dice"]) for row in rows) > 0.5
+    located = [row for row in rows if row["method"] == "stipple_single"]
+    assert all(float(row["position_error_mm"]) >= 0 for row in located)
+
+
+def test_all_labels_are_the_same_with_and_without_rounds(done):
+    rows = read_csv(done / "out" / "results.csv")
+
+    def dice(method):
+        return [r["dice"] for r in rows if (r["method"], r["proportion"]) == (method, "1.0")]
+
+    assert dice("stipple") == dice("stipple_single")
+    rounds = read_csv(done / "out" / "rounds.csv")
+    assert {(row["method"], row["proportion"]) for row in rounds} == {
+        ("stipple", "0.5"),
+        ("relabelling", "0.5"),
+    }
+    curves = read_csv(done / "out" / "curves.csv")
+    kinds = {(row["method"], row["round"]) for row in curves if row["proportion"] == "0.5"}
+    assert kinds == {(m, "0") for m in METHODS} | {("stipple", "1"), ("relabelling", "1")}
+    assert {row["epoch"] for row in curves} == {"1", "2"}
+
+
+def test_the_report_is_there_with_pictures(done):
+    text = (done / "out" / "report.html").read_text(encoding="utf-8")
+    assert "A small study" in text
+    assert "Recovered miss" in text or "Removed false positive" in text
+    assert (done / "out" / "report.md").is_file()
+
+
+def test_a_rerun_does_nothing_and_more_cells_only_what_is_missing(done, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(done / "out", out)
+    path = written(tmp_path, datalist=str(done / "data" / "dataset.json"))
+    before = stamps(out)
+    run_study(path, out)
+    assert {p: t for p, t in stamps(out).items() if p.parent.name != "p050"} == before
+    lost = out / "cells" / "p050_fold0_seed0" / "methods" / "stipple"
+    shutil.rmtree(lost)
+    run_study(path, out)
+    after = stamps(out)
+    redone = {p for p in before if after[p] != before[p]}
+    assert lost / "scores.csv" in redone
+    assert not [p for p in redone if p.name in {"model.pt", "quality.csv"}]
+    assert not [p for p in redone if "fold1" in str(p) or "p100" in str(p)]
+
+
+def test_no_test_scan_or_withheld_label_reaches_the_training(done, tmp_path, monkeypatch):
+    """A job whose test scans and withheld labels are garbage ends with the same networks."""
+    job_folder = done / "out" / "cells" / "p050_fold0_seed0"
+    shutil.copytree(done / "data", tmp_path / "data")
+    sections = json.loads((job_folder / "training.json").read_text())
+    test = json.loads((job_folder / "test.json").read_text())["test"]
+    names = [Path(item["truth"]).name for item in sections["unlabelled"]]
+    names += [Path(item[key]).name for item in test for key in ("image", "label")]
+    assert len(names) == 2 + 4
+    for name in names:
+        (tmp_path / "data" / name).write_bytes(b"garbage")
+
+    # what comes after training and may read them: scoring pseudo-labels and the test itself
+    monkeypatch.setattr(
+        "stipple_monai.self_training.rounds.write_quality",
+        lambda path, items, organs: [["", 1, 0, "", "", ""]],
+    )
+    monkeypatch.setattr("stipple_monai.study.run.gather_quality", lambda path, tables: None)
+    monkeypatch.setattr(
+        study, "run_bundle", lambda *a, **k: (Path(k["output_dir"]) / "scores.csv").touch()
+    )
+    it = study.read_study(written(tmp_path))
+    methods = study.read_methods(BUNDLE / "studies" / "methods.yaml", it)
+    jobs = [j for j in study.plan_jobs(it, methods) if j.place == job_folder.name]
+    for job in jobs:
+        study.run_job(it, job, Path(it.datalist), tmp_path / "out", BUNDLE / "configs")
+    again = tmp_path / "out" / "cells" / job_folder.name / "networks"
+    files = [p for p in again.rglob("*") if p.parent.name == "models"]
+    models = sorted(p.relative_to(again) for p in files)
+    assert len([p for p in models if p.name == "model.pt"]) == 4
+    for name in models:
+        # a record has the paths of its settings
+        here = (again / name).read_bytes().replace(str(tmp_path).encode(), str(done).encode())
+        assert here == (job_folder / "networks" / name).read_bytes(), name
+    for name in again.rglob("*_pseudo.nii.gz"):
+        other = job_folder / "networks" / name.relative_to(again)
+        assert name.read_bytes() == other.read_bytes()
+
+
+def test_a_failed_job_does_not_stop_the_others(done, tmp_path, monkeypatch, capsys):
+    shutil.copytree(done / "data", tmp_path / "data")
+    real = study.self_train
+
+    def fails_with_prior(datalist, out, **options):
+        if "baseline" not in options["overlays"]:
+            raise RuntimeError("out of memory")
+        return real(datalist, out, **options)
+
+    monkeypatch.setattr(study, "self_train", fails_with_prior)
+    path = written(tmp_path, methods=["stipple_single", "baseline"], proportions=[1.0])
+    with pytest.raises(StudyError, match=r"2 of 4 jobs failed, see .*error.txt. The report has"):
+        run_study(path, tmp_path / "out")
+    (error, _) = sorted((tmp_path / "out").rglob("*.error.txt"))
+    assert "out of memory" in error.read_text()
+    assert {r["method"] for r in read_csv(tmp_path / "out" / "results.csv")} == {"baseline"}
+    assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert "2 of 2 jobs failed" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert not list((tmp_path / "out").rglob("*.error.txt"))
+
+
+def test_studies_that_contradict_what_is_there(done, tmp_path):
+    shutil.copytree(done / "out", tmp_path / "out")
+    (tmp_path / "data").symlink_to(done / "data")
+    same = {"datalist": str(done / "data" / "dataset.json")}
+    with pytest.raises(DatasetError, match=r"now other: options, folds\.$"):
+        run_study(written(tmp_path, options={}, folds=2, run_folds=[0], **same), tmp_path / "out")
+    other = {"definitions": {"stipple": {"shares": [0.1]}}}
+    with pytest.raises(DatasetError, match=r"now other: stipple\.$"):
+        run_study(written(tmp_path, **other, **same), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_jobs_in_processes_of_their_own(done, tmp_path):
+    pytest.importorskip("submitit")
+    shutil.copytree(done / "data", tmp_path / "data")
+    few = {"methods": ["baseline", "stipple_single"], "proportions": [1.0], "run_folds": [0]}
+    path = written(tmp_path, datalist="nowhere.json", **few)
+    arguments = [str(path), "--datalist", str(tmp_path / "data" / "dataset.json")]
+    arguments += ["--out", str(tmp_path / "out"), "--workers", "2"]
+    assert main(["study", *arguments]) == 0
+    rows = read_csv(tmp_path / "out" / "results.csv")
+    whole = read_csv(done / "out" / "results.csv")
+    for row in rows:
+        (other,) = [
+            r
+            for r in whole
+            if all(r[k] == row[k] for k in ("method", "proportion", "fold"))
+            and Path(r["scan"]).name == Path(row["scan"]).name
+        ]
+        assert row["dice"] == other["dice"]
+    assert len(rows) == 4
+
+
+def processes(word):
+    """Command lines of running processes that contain a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, UnicodeDecodeError):
+            continue
+        found += [line] if word in line else []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="looks for processes in /proc")
+def test_an_interrupt_ends_the_jobs_as_well(done, tmp_path):
+    pytest.importorskip("submitit")
+    path = written(
+        tmp_path,
+        datalist=str(done / "data" / "dataset.json"),
+        methods=["baseline", "stipple_single"],
+        options={**KNOBS, "max_epochs": 1000},
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "stipple_monai", "study", str(path), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([*command, "--workers", "2"], env=environment)
+    limit = time.monotonic() + 120
+    while len(list(out.glob("cells/*/networks/*/round_0/models.part/curve.csv"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    jobs = str(out / "jobs")
+    assert len(processes(jobs)) >= 2
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    while processes(jobs) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert processes(jobs) == []
+    assert not list(out.glob("cells/*/methods/*"))
+
+
+def test_without_submitit_workers_say_what_to_install(done, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
+    shutil.copytree(done / "data", tmp_path / "data")
+    arguments = [str(written(tmp_path)), "--out", str(tmp_path / "out"), "--workers", "2"]
+    assert main(["study", *arguments]) == 1
+    assert "pip install 'stipple-monai[study]'" in capsys.readouterr().err
+
+
+def test_slurm_gets_its_parameters(done, tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    seen = {}
+
+    class Finished:
+        job_id = "1"
+
+        def done(self):
+            return True
+
+        def exception(self):
+            return None
+
+        def result(self):
+            return None
+
+    class Queue:
+        def __init__(self, folder, cluster):
+            seen["cluster"] = cluster
+
+        def update_parameters(self, **parameters):
+            seen.update(parameters)
+
+        def submit(self, *arguments):
+            seen["job"] = arguments
+            return Finished()
+
+    monkeypatch.setattr(submitit, "AutoExecutor", Queue)
+    shutil.copytree(done / "data", tmp_path / "data")
+    few = {"methods": ["baseline"], "proportions": [1.0], "run_folds": [0]}
+    slurm = {"slurm_partition": "gpu", "timeout_min": 60}
+    with pytest.raises(StudyError, match="No cell is finished in"):
+        run_study(written(tmp_path, **few), tmp_path / "out", workers=4, slurm=slurm)
+    assert seen["cluster"] == "slurm"
+    assert (seen["slurm_partition"], seen["timeout_min"]) == ("gpu", 60)
+    assert isinstance(seen["job"][2], Study)
+
+
+def test_a_generated_phantom(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(study, "_one_by_one", lambda jobs: seen.extend(jobs) or [])
+    entries = {"datalist": None, "phantom": {"cases": 3, "size": 16, "progress": False}}
+    with pytest.raises(StudyError, match="No cell is finished"):
+        run_study(written(tmp_path, **entries), tmp_path / "out")
+    assert len(read_datalist(seen[0][2], "training")) == 3
