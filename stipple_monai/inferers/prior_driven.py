@@ -26,7 +26,7 @@ from stipple_monai.positioning import (
     locate_organs,
     positioned_together,
 )
-from stipple_monai.priors import Center, SpatialPrior, organ_position
+from stipple_monai.priors import Center, Mode, SpatialPrior, organ_position
 from stipple_monai.transforms import PriorAlign
 
 POSITION_META = "organ_position_mm"
@@ -81,7 +81,7 @@ class PriorDrivenInferer(Inferer):
         locator: nn.Module | None = None,
         references: Sequence[SpatialPrior] | None = None,
         position: Literal["kl", "prediction_center"] = "kl",
-        mode: Literal["nearest", "linear"] = "nearest",
+        mode: Mode = "auto",
         minimum_confidence: float | None = None,
         spread_mm: float = DEFAULT_SPREAD_MM,
         max_shift_mm: float | None = None,
@@ -105,7 +105,7 @@ class PriorDrivenInferer(Inferer):
             )
         self.locator = locator
         self.position = position
-        self.mode: Literal["nearest", "linear"] = mode
+        self.mode: Mode = mode
         if minimum_confidence is None:
             together = positioned_together(self.references) and max_shift_mm is None
             minimum_confidence = (

@@ -26,6 +26,7 @@ from stipple_monai.priors.prior import (
     Mode,
     SpatialPrior,
 )
+from stipple_monai.priors.recognition import own_cases
 
 __all__ = [
     "UNREADABLE",
@@ -40,6 +41,7 @@ __all__ = [
     "open_label",
     "organ_crop",
     "organ_position",
+    "own_cases",
     "prior_path",
     "spacing_along_ras",
     "world_point",

@@ -213,8 +213,9 @@ def _sampled(
 
 def _on_grid(organ: _Kept, *, half: NDArray[np.int_], spacing_mm: NDArray[np.float64]) -> Case:
     mask = organ.mask()
+    first_mm = organ.center_mm - half * spacing_mm
     values = soft_mask(
-        mask, organ.affine, center_mm=organ.center_mm, half=half, spacing_mm=spacing_mm
+        mask, organ.affine, first_mm=first_mm, shape=2 * half + 1, spacing_mm=spacing_mm
     )
     return _case(values, organ, mask, exact=False)
 

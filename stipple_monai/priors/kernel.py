@@ -46,35 +46,34 @@ def soft_mask(
     mask: NDArray[np.bool_],
     affine: NDArray[np.float64],
     *,
-    center_mm: NDArray[np.float64],
-    half: NDArray[np.int_],
+    first_mm: NDArray[np.float64],
+    shape: NDArray[np.int_],
     spacing_mm: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """The part of each voxel of a grid about ``center_mm`` that an organ fills.
+    """The part of each voxel of a grid along R, A and S that an organ fills.
 
     Args:
         mask: ``(w, h, d)``, the organ's voxels.
         affine: of ``mask``, voxel to world, RAS mm, ``(4, 4)``.
-        center_mm: ``(3,)``, the middle of the grid's middle voxel.
-        half: voxels along R, A and S on each side of the middle one.
-        spacing_mm: their size along R, A and S.
+        first_mm: ``(3,)``, the middle of the grid's first voxel.
+        shape: its voxels along R, A and S.
+        spacing_mm: their size.
 
     Returns:
-        ``2 half + 1`` voxels, in [0, 1]: the mean of linear samples about as dense as the mask's.
+        ``shape``, in [0, 1]: the mean of linear samples about as dense as the mask's.
 
     Example:
         >>> mask = np.ones((4, 4, 4), bool)
-        >>> grid = {"half": np.ones(3, int), "spacing_mm": np.full(3, 2.0)}
-        >>> soft_mask(mask, np.eye(4), center_mm=np.full(3, 1.5), **grid)[1].round(2)
+        >>> grid = {"shape": np.full(3, 3), "spacing_mm": np.full(3, 2.0)}
+        >>> soft_mask(mask, np.eye(4), first_mm=np.full(3, -0.5), **grid)[1].round(2)
         array([[0.25, 0.5 , 0.25],
                [0.5 , 1.  , 0.5 ],
                [0.25, 0.5 , 0.25]], dtype=float32)
     """
-    shape = 2 * half + 1
     count = np.maximum(np.round(spacing_mm / spacing_along_ras(affine)), 1).astype(int)
     step = spacing_mm / count
     grid = np.diag([*step, 1.0])
-    grid[:3, 3] = center_mm - step * (shape * count - 1) / 2
+    grid[:3, 3] = first_mm - (spacing_mm - step) / 2
     means = [
         sparse.kron(sparse.eye_array(n), np.full((1, k), 1 / k), format="csr")
         for n, k in zip(shape.tolist(), count.tolist(), strict=True)
