@@ -117,13 +117,17 @@ def blurred(
         >>> line[:, 1, 1].round(3)
         array([0.242, 0.383, 0.242], dtype=float32)
     """
-    w, h, d = (
+    weights = [
         gaussian_weights(range(b.start, b.stop), range(a, a + n), s)
         for b, a, n, s in zip(box, first, values.shape, sigma, strict=True)
-    )
-    values = np.asarray(values, np.float32)
-    plane = (w @ values.reshape(len(values), -1)).reshape(-1, *values.shape[1:])
-    return np.matmul(np.matmul(h, plane), d.T)
+    ]
+    found = np.asarray(values, np.float32)
+    # The axis that shrinks most first: of a slice, that across it.
+    for axis in sorted(range(3), key=lambda i: weights[i].shape[0] / weights[i].shape[1]):
+        along = np.moveaxis(found, axis, 0)
+        product = weights[axis] @ along.reshape(len(along), -1)
+        found = np.moveaxis(product.reshape(-1, *along.shape[1:]), 0, axis)
+    return found
 
 
 def gaussian_weights(rows: range, columns: range, sigma: float) -> NDArray[np.float32]:

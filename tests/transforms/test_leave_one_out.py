@@ -181,7 +181,7 @@ def test_what_leaving_out_needs():
         with pytest.raises(PriorError, match="`leave_one_out` needs the cases of organ 4's prior"):
             make()
     where = OrganPositiond("label", PRIORS)(SCANS[0])
-    with pytest.raises(PriorError, match="needs 'own_cases', the scan's own cases, got .* put Or"):
+    with pytest.raises(PriorError, match=r"needs 'own_cases', the scan's own cases, got .* put Or"):
         PriorAlignd("image", PRIORS, leave_one_out=True)(where)
 
 
