@@ -510,7 +510,8 @@ def test_without_prior_there_is_no_position(tmp_path, model):
 def test_the_command_hands_on_its_options(monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(
-        "stipple_monai.__main__.segment", lambda *a, **k: calls.append((a, k)) or Path("v.csv")
+        "stipple_monai.commands.segment.segment",
+        lambda *a, **k: calls.append((a, k)) or Path("v.csv"),
     )
     command = ["segment", "a", "b", "--models", "m", "--out", "o"]
     assert main(command) == 0
