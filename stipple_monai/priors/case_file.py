@@ -95,7 +95,7 @@ def read_cases(prior: str | os.PathLike[str], probability: NDArray[np.float32]) 
 
 
 def _case(packed: bytes, record: dict[str, Any]) -> Case:
-    three = {k: tuple(record[k]) for k in ("shape", "first", "middle_mm")}
+    three = {k: tuple(record[k]) for k in ("shape", "first")}
     return Case(packed, **{**record, **three})
 
 

@@ -32,7 +32,6 @@ class Case(NamedTuple):
         dtype: ``"uint8"`` or ``"float32"``.
         shape: of the box.
         first: index of its first voxel in the grid without room.
-        middle_mm: middle of the organ's bounding box about its centre, RAS mm.
         volume_ml: of the organ.
         name: of the label's file, without folders; empty where it has none.
     """
@@ -41,7 +40,6 @@ class Case(NamedTuple):
     dtype: str
     shape: tuple[int, int, int]
     first: tuple[int, int, int]
-    middle_mm: tuple[float, float, float]
     volume_ml: float
     name: str
 
@@ -56,7 +54,6 @@ def pack(
     values: NDArray[np.float32],
     *,
     exact: bool,
-    middle_mm: tuple[float, float, float],
     volume_ml: float,
     name: str,
 ) -> Case:
@@ -65,7 +62,6 @@ def pack(
     Args:
         values: the whole grid without room, in [0, 1].
         exact: as ``float32``, or rounded to 255ths.
-        middle_mm: middle of the organ's box, see :class:`Case`.
         volume_ml: of the organ.
         name: of the label's file.
     """
@@ -81,7 +77,6 @@ def pack(
         dtype=inside.dtype.name,
         shape=(w, h, d),
         first=(box[0].start, box[1].start, box[2].start),
-        middle_mm=middle_mm,
         volume_ml=volume_ml,
         name=name,
     )

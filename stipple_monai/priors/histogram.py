@@ -223,12 +223,10 @@ def _on_grid(organ: _Kept, *, half: NDArray[np.int_], spacing_mm: NDArray[np.flo
 def _case(
     values: NDArray[np.float32], organ: _Kept, mask: NDArray[np.bool_], *, exact: bool
 ) -> Case:
-    middle, _ = center_and_reach(mask, organ.affine, "bbox")
     voxel_ml = abs(float(np.linalg.det(organ.affine[:3, :3]))) / 1000
     return pack(
         values,
         exact=exact,
-        middle_mm=_three((middle - organ.center_mm).tolist()),
         volume_ml=int(mask.sum()) * voxel_ml,
         name=organ.name,
     )

@@ -25,7 +25,7 @@ from stipple_monai.priors.kernel import blurred
 
 FLOOR = 1e-3
 WIDTHS_MM = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0)
-ONE_LABEL_MM = 8.0
+ONE_LABEL_MM = 10.0
 """Width for a single label, of which none can be left out."""
 
 _MOST_VOXELS = 400_000
@@ -154,7 +154,6 @@ def _put_together(case: Case, factor: NDArray[np.int_]) -> Case:
     small = pack(
         values.reshape(blocks).mean(axis=(1, 3, 5)),
         exact=case.dtype == "float32",
-        middle_mm=case.middle_mm,
         volume_ml=case.volume_ml,
         name=case.name,
     )

@@ -160,7 +160,7 @@ class SpatialPrior:
                 to hold any takes the slice that contains its centre.
             smoothing_mm: standard deviation of the Gaussian, the same in all directions; the box
                 grows by three of them. ``"auto"`` takes the one of `likelihood.WIDTHS_MM` with the
-                highest leave-one-out likelihood, 8 mm for a single label. ``None`` or 0, without
+                highest leave-one-out likelihood, 10 mm for a single label. ``None`` or 0, without
                 bins: a histogram with a bin for every slice.
             spacing_mm: grid of the prior along R, A and S, before binning. Where ``None``, cubes
                 of 2.5 mm for a density, and the first map's own for a histogram.

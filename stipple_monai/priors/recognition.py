@@ -1,9 +1,9 @@
 """Which of the label maps that a prior was made of a map is, by what it holds.
 
-A scan's label is known again by its organ: laid box upon box, two masks of one patient overlap
+A scan's label is known again by its organ: laid upon each other, two masks of one patient overlap
 almost wholly, also after resampling and reorientation, and those of two patients do not. A name
 alone would not do (data are moved, and every patient may have a ``label.nii.gz``), but where files
-have the same name, a smaller overlap is enough.
+have the same name, a smaller overlap is enough: a thin organ loses much on a coarse grid.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from stipple_monai.errors import PriorError
 from stipple_monai.priors.cases import Case, Cases
@@ -27,7 +28,7 @@ from stipple_monai.priors.prior import SpatialPrior
 
 SAME = 0.9
 """Overlap from which on two masks are one patient's."""
-SAME_OF_A_NAME = 0.6
+SAME_OF_A_NAME = 0.4
 """Overlap from which on a mask is that of the case whose file has the same name."""
 _VOLUME_RATIO = 1.3
 
@@ -78,7 +79,7 @@ def own_cases(label: Label, prior: SpatialPrior) -> list[int]:
 def overlap(
     mask: NDArray[np.bool_], affine: NDArray[np.float64], case: Case, cases: Cases
 ) -> float:
-    """Dice of an organ and a case, the middles of their boxes on one point.
+    """Dice of an organ and a case, their centres of mass on one point.
 
     Args:
         mask: the organ's voxels, cropped to its box.
@@ -93,15 +94,14 @@ def overlap(
     volume_ml = int(mask.sum()) * voxel_ml
     if not 1 / _VOLUME_RATIO < volume_ml / case.volume_ml < _VOLUME_RATIO:
         return 0.0
-    spacing_mm = np.array(cases.spacing_mm)
-    middle, _ = center_and_reach(mask, affine, "bbox")
-    first = np.array(case.first) - (np.array(cases.shape) - 1) / 2
+    spacing_mm, values = np.array(cases.spacing_mm), case.values()
+    middle_mm, _ = center_and_reach(mask, affine, "mass")
     found = soft_mask(
         mask,
         affine,
-        first_mm=middle - case.middle_mm + first * spacing_mm,
+        first_mm=middle_mm - np.array(ndimage.center_of_mass(values)) * spacing_mm,
         shape=np.array(case.shape),
         spacing_mm=spacing_mm,
     )
-    shared = float(np.minimum(found, case.values()).sum()) * float(np.prod(spacing_mm)) / 1000
+    shared = float(np.minimum(found, values).sum()) * float(np.prod(spacing_mm)) / 1000
     return min(1.0, 2 * shared / (volume_ml + case.volume_ml))

@@ -192,7 +192,7 @@ def test_several_organs_have_a_width_each():
 
 def test_one_label_has_a_documented_width():
     prior = SpatialPrior.estimate(ball(9.0, (1, 1, 1)))
-    assert prior.smoothing_mm == 8.0
+    assert prior.smoothing_mm == 10.0
     assert prior.log_likelihood is None
     assert prior.volumes_ml.deviation is None
 
@@ -218,12 +218,12 @@ def test_the_number_of_workers_does_not_change_a_bit(num_workers):
 def test_what_a_case_keeps(exact):
     values = np.zeros((5, 6, 7), np.float32)
     values[1:3, 2, 3:6] = np.random.default_rng(0).random((2, 3))
-    case = pack(values, exact=exact, middle_mm=(0.0, 0, 0), volume_ml=1.0, name="a")
+    case = pack(values, exact=exact, volume_ml=1.0, name="a")
     assert (case.shape, case.first) == ((2, 1, 3), (1, 2, 3))
     np.testing.assert_allclose(
         case.values(), values[1:3, 2:3, 3:6], atol=0 if exact else 0.5 / 255 + 1e-6
     )
     cases = Cases((case, case), (5, 6, 7), (1.0, 1.0, 1.0))
     np.testing.assert_allclose(cases.mean(), values, atol=0.5 / 255 + 1e-6)
-    empty = pack(np.zeros((5, 6, 7)), exact=exact, middle_mm=(0.0, 0, 0), volume_ml=0.0, name="")
+    empty = pack(np.zeros((5, 6, 7)), exact=exact, volume_ml=0.0, name="")
     assert empty.values().sum() == 0
