@@ -192,7 +192,7 @@ def print_means(rows: Sequence[tuple]) -> None:
     mean = defaultdict(list)
     for *where, _, candidate, _, value in rows:
         mean[tuple(where)].append((candidate, value))
-    names = [c for c in dict.fromkeys(row[5] for row in rows)]
+    names = list(dict.fromkeys(row[5] for row in rows))
     print("|", " | ".join(["data", "organ", "centre", "labels", *names]), "|")
     print("|---" * (4 + len(names)) + "|")
     for where, found in mean.items():
