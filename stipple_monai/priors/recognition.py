@@ -28,7 +28,7 @@ from stipple_monai.priors.prior import SpatialPrior
 
 SAME = 0.9
 """Overlap from which on two masks are one patient's."""
-SAME_OF_A_NAME = 0.4
+SAME_OF_A_NAME = 0.6
 """Overlap from which on a mask is that of the case whose file has the same name."""
 _VOLUME_RATIO = 1.3
 

@@ -251,7 +251,7 @@ def test_a_name_decides_where_the_overlap_is_not_clear(tmp_path):
     prior = SpatialPrior.estimate(in_files(LABELS, tmp_path))
     thinner = LABELS[1].clone()
     inside = thinner[0].numpy() > 0
-    thinner[0, inside.any((1, 2)).argmax() : inside.any((1, 2)).argmax() + 2] = 0
+    thinner[0, inside.any((1, 2)).argmax() : inside.any((1, 2)).argmax() + 4] = 0
     crop = organ_masks(open_label(thinner), [1])[0]
     assert 0.6 < overlap(*crop, prior.cases.items[1], prior.cases) < SAME
     assert own_cases(thinner, prior) == []
