@@ -27,6 +27,8 @@ from stipple_monai.priors.organ import UNREADABLE, Center
 
 FORMAT_VERSION = 1
 
+_AS_WRITTEN = ("organ", "case_count", "center", "offset_mm", "smoothing_mm", "log_likelihood")
+
 _REMEDY = "Estimate it again and save it with `SpatialPrior.save`."
 
 
@@ -70,14 +72,9 @@ def write_prior(prior: Prior, path: str | os.PathLike[str]) -> None:
     image.header["descrip"] = f"STIPPLE prior of organ {prior.organ}"
     record = {
         "stipple_prior": FORMAT_VERSION,
-        "organ": prior.organ,
+        **{key: getattr(prior, key) for key in _AS_WRITTEN},
         "bins": prior.bins,
-        "case_count": prior.case_count,
-        "center": prior.center,
-        "offset_mm": prior.offset_mm,
-        "smoothing_mm": prior.smoothing_mm,
         "volumes_ml": prior.volumes_ml and prior.volumes_ml._asdict(),
-        "log_likelihood": prior.log_likelihood,
     }
     image.header.extensions.append(
         nib.nifti1.Nifti1Extension("comment", json.dumps(record).encode())
@@ -125,13 +122,8 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
         prior = make(
             data,
             spacing_mm=[float(s) for s in image.header.get_zooms()[:3]],
-            organ=record["organ"],
-            case_count=record["case_count"],
-            center=record["center"],
-            offset_mm=record["offset_mm"],
-            smoothing_mm=record["smoothing_mm"],
+            **{key: record[key] for key in _AS_WRITTEN},
             volumes_ml=_volumes(record["volumes_ml"]),
-            log_likelihood=record["log_likelihood"],
             cases=read_cases(path, data),
         )
         if prior.bins != record["bins"]:
