@@ -15,7 +15,7 @@ from stipple_monai.errors import PriorError
 from stipple_monai.priors.alignment import mean_offsets
 from stipple_monai.priors.cases import Cases
 from stipple_monai.priors.histogram import OrganHistogram, count_labels
-from stipple_monai.priors.likelihood import best_width, leave_one_out
+from stipple_monai.priors.likelihood import best_width, coarser, leave_one_out
 from stipple_monai.priors.organ import Center, Label, known_center
 
 Smoothing: TypeAlias = float | Literal["auto"] | None
@@ -74,7 +74,8 @@ def estimate_organs(
             probability, cases = histogram.in_bins(bins, num_workers=num_workers)
         else:
             probability, cases = _density(histogram.on_kernel_grid(num_workers=num_workers), width)
-        found.append(Estimate(histogram.organ, probability, cases, leave_one_out(cases), offset))
+        likelihood = leave_one_out(coarser(cases) if cases.smoothing_mm else cases)
+        found.append(Estimate(histogram.organ, probability, cases, likelihood, offset))
     return found
 
 

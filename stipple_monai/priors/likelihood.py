@@ -28,7 +28,7 @@ WIDTHS_MM = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0)
 ONE_LABEL_MM = 10.0
 """Width for a single label, of which none can be left out."""
 
-_MOST_VOXELS = 400_000
+_MOST_VOXELS = 150_000
 """The likelihood of a larger grid is that of voxels put together."""
 
 
@@ -97,7 +97,7 @@ def leave_one_out(cases: Cases) -> float | None:
 def best_width(cases: Cases) -> float:
     """Width of the Gaussian with the highest leave-one-out likelihood.
 
-    Climbs :data:`WIDTHS_MM` from 6 mm as long as the likelihood grows; a grid of more than 400 000
+    Climbs :data:`WIDTHS_MM` from 6 mm as long as the likelihood grows; a grid of more than 150 000
     voxels is made coarser for it.
 
     Args:
@@ -134,7 +134,7 @@ def climb(height: Callable[[int], float], count: int, *, start: int) -> int:
 
 
 def coarser(cases: Cases) -> Cases:
-    """The same labels on a grid of at most 400 000 voxels, whole numbers of voxels put together."""
+    """The same labels on a grid of at most 150 000 voxels, whole numbers of voxels put together."""
     shape, factor = np.array(cases.shape), np.ones(3, int)
     while math.prod(np.ceil(shape / factor)) > _MOST_VOXELS:
         factor[np.argmin(factor * cases.spacing_mm)] += 1

@@ -61,7 +61,8 @@ OVERLAYS = {
     "unlabelled": ("train", "baseline"),
     "volumes": ("inference",),
 }
-LEFT = {"prior_1.nii.gz", "provenance.json"}  # besides weights, in the folder of the models
+# besides weights, in the folder of the models
+LEFT = {"prior_1.nii.gz", "prior_1_cases.npz", "provenance.json"}
 
 pytestmark = QUIET
 

@@ -113,9 +113,9 @@ def test_a_large_grid_is_made_coarser_and_keeps_its_labels():
     items = [pack(values, exact=True, volume_ml=1.0, name="")]
     cases = Cases(tuple(items), shape, (1.0, 1.0, 2.5))
     small = coarser(cases)
-    assert np.prod(small.shape) <= 400_000
+    assert np.prod(small.shape) <= 150_000
     factor = np.round(np.array(small.spacing_mm) / cases.spacing_mm).astype(int)
-    assert factor.tolist() == [2, 1, 1] or factor.max() <= 3
+    assert 2 <= factor.max() <= 3
     padded = np.pad(values, [(0, -n % f) for n, f in zip(shape, factor, strict=True)])
     w, h, d = (n // f for n, f in zip(padded.shape, factor, strict=True))
     expected = padded.reshape(w, factor[0], h, factor[1], d, factor[2]).mean((1, 3, 5))
