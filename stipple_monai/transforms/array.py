@@ -314,7 +314,8 @@ def _with_cases(priors: Sequence[SpatialPrior]) -> tuple[SpatialPrior, ...]:
         if prior.cases is None:
             raise PriorError(
                 f"`leave_one_out` needs the cases of organ {prior.organ}'s prior, which was loaded "
-                "without: estimate it again, keep the file …_cases.npz beside it, or leave none out."
+                "without: estimate it again, keep the file …_cases.npz beside it, or leave no "
+                "label out."
             )
     return several
 
