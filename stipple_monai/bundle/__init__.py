@@ -5,6 +5,15 @@ config that a flag may replace; an *overlay* is a config on top of another. Impo
 ground (`errors`, `files`) alone.
 """
 
+from stipple_monai.bundle.model_folder import (
+    MODEL,
+    WEIGHTS,
+    Model,
+    model_facts,
+    read_model,
+    trained_knobs,
+    write_model,
+)
 from stipple_monai.bundle.publish import (
     publish_bundle,
 )
@@ -21,12 +30,19 @@ from stipple_monai.bundle.stages import (
 
 __all__ = [
     "BUNDLE",
+    "MODEL",
+    "WEIGHTS",
+    "Model",
     "check_knobs",
     "config_path",
     "configs_of",
+    "model_facts",
     "only_process",
     "progress_only",
     "publish_bundle",
+    "read_model",
     "run_bundle",
+    "trained_knobs",
     "whole_folder",
+    "write_model",
 ]

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
+from stipple_monai.bundle.model_folder import MODEL, read_model
 from stipple_monai.bundle.stages import BUNDLE, check_knobs, config_path, configs_of, whole_folder
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
@@ -50,7 +51,8 @@ def publish_bundle(
         models: folder with ``model.pt`` and the priors. Nothing else of it is handed on:
             ``provenance.json`` has paths of the place where it was trained.
         bundle: the bundle that is handed on.
-        overlays: those that the network was trained with, names in its configs or paths. They and
+        overlays: those that the network was trained with, names in its configs or paths, where
+            ``models`` does not know them itself. They and
             ``options`` are merged into train.yaml, inference.yaml and prior.yaml.
         options: knobs that it was trained with, such as ``{"channels": [16, 32, 64]}``.
         url: where the files above ``largest_file_bytes`` will be found, each under its path in the
@@ -74,6 +76,7 @@ def publish_bundle(
             "folder of a trained network."
         )
     options = dict(options or {})
+    overlays, options = _known(models, configs, overlays, options)
     check_knobs(configs, [*SETTLED, *overlays], options)
     with whole_folder(out) as part:
         for folder in ("configs", "docs"):
@@ -94,6 +97,17 @@ def publish_bundle(
         if url is not None:
             _leave_out_large_files(part, url, largest_file_bytes)
     return out
+
+
+def _known(
+    models: Path, configs: Path, overlays: Sequence[str | Path], options: Mapping[str, Any]
+) -> tuple[Sequence[str | Path], dict[str, Any]]:
+    """Overlays and knobs as the folder of the weights knows them, or else as they are given."""
+    if not (models / MODEL).is_file():
+        return overlays, dict(options)
+    model = read_model(models)
+    model.agree(configs, overlays=overlays, options=options)
+    return model.overlays, {**model.knobs, **options}
 
 
 def _settled(

@@ -30,7 +30,7 @@ def random_references(
         seed: of the draw. A map without one of the organs is passed over.
 
     Returns:
-        One per prior, of the map's own slices (``bins=None``), with their offsets where the priors
+        One per prior, of the map's own slices (a histogram), with their offsets where the priors
         have them.
 
     Raises:

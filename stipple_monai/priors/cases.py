@@ -113,6 +113,7 @@ class Cases:
     smoothing_mm: float = 0.0
 
     def __len__(self) -> int:
+        """Number of labels."""
         return len(self.items)
 
     @property
@@ -187,6 +188,7 @@ class Cases:
         return np.clip(rest / np.float32(len(self) - len(without)), 0, 1)
 
     def __iter__(self) -> Iterator[Case]:
+        """The labels in their order."""
         return iter(self.items)
 
 

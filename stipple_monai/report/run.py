@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from stipple_monai.bundle import MODEL, read_model
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.report.cases import MOST_PICTURES, Case, datalist_cases, organ_names
@@ -61,17 +62,9 @@ def report(
     run = Path(run).absolute()
     kind = detect(run)
     out = _target(run) if out is None else Path(out).absolute()
-    if out.suffix != ".html":
-        raise ValueError(f"`out` must end in .html, got {out}.")
     if pictures < 0:
         raise ValueError(f"`pictures` must be 0 or more, got {pictures}.")
-    beside = out.with_name(f"{out.stem}_files")
-    there = [path for path in (out, out.with_suffix(".md"), beside) if path.exists()]
-    if there and not overwrite:
-        raise DatasetError(
-            f"`out` must not exist yet, got {there[0]}: choose another, or replace it with "
-            "--overwrite."
-        )
+    beside = _free(out, overwrite=overwrite)
     listed = None if datalist is None else Path(datalist).absolute()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / beside.name
@@ -124,6 +117,20 @@ def _target(run: Path) -> Path:
     return run.with_name(f"{stem}_report.html")
 
 
+def _free(out: Path, *, overwrite: bool) -> Path:
+    """The folder beside a page that may be written."""
+    if out.suffix != ".html":
+        raise ValueError(f"`out` must end in .html, got {out}.")
+    beside = out.with_name(f"{out.stem}_files")
+    there = [path for path in (out, out.with_suffix(".md"), beside) if path.exists()]
+    if there and not overwrite:
+        raise DatasetError(
+            f"`out` must not exist yet, got {there[0]}: choose another, or replace it with "
+            "--overwrite."
+        )
+    return beside
+
+
 def _page(
     kind: Kind,
     run: Path,
@@ -135,6 +142,7 @@ def _page(
     logs: Path | None,
     most: int,
 ) -> Page:
+    labels = labels or _known_names(models, run, run.parent)
     if kind == "data set":
         file = run / "dataset.json" if run.is_dir() else run
         given = None if models is None else priors_in(models)
@@ -150,6 +158,16 @@ def _page(
     if kind == "training":
         return training_page(run, folder, organs=organs, references=references, logs=logs)
     return _prior_page(run, folder, organs=organs, references=references)
+
+
+def _known_names(*folders: Path | None) -> dict[int, str]:
+    """Names of the organs as the first of these folders that is a model's knows them."""
+    for folder in folders:
+        if folder is not None and (folder / MODEL).is_file():
+            organs = read_model(folder).organs
+            # numbers are no names: a datalist may know better
+            return {k: name for k, name in organs.items() if name != f"organ {k}"}
+    return {}
 
 
 def _references(datalist: Path | None) -> list[Case]:

@@ -50,13 +50,14 @@ from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.pseudo_labels import select_top_k
 from stipple_monai.self_training.quality import gather_quality, summarize_quality, write_quality
+from stipple_monai.training import describe
 
 UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
 """What ignite saves goes to tmp… first."""
 
 CONFIGS = ("prior", "train", "inference", "pseudo_label")
 QUALITY = "quality.csv"
-"""In ``pseudo_labels`` of a round, see `pseudo_quality.write_quality`."""
+"""In ``pseudo_labels`` of a round, see `quality.write_quality`."""
 
 GIVEN = (
     *("bundle_root", "datalist", "models_dir", "output_dir", "locator_checkpoint"),
@@ -131,7 +132,7 @@ def self_train(
         gammas = [{"share": None, "count": count} for count in counts]
     out, configs = Path(out).resolve(), configs_of(bundle)
     knobs = dict(options or {})
-    rounds = _Rounds(out, configs, [overlays, train_overlays, infer_overlays], knobs)
+    rounds = _Rounds(out, configs, [overlays, train_overlays, infer_overlays], knobs, datalist)
     if position_with not in ("newest", "first"):
         position_with = str(Path(position_with).resolve())
     selection = {"minimum": minimum, "components": components}
@@ -189,11 +190,17 @@ class _Rounds:
     """The two stages of a round, each run unless it is there."""
 
     def __init__(
-        self, out: Path, configs: Path, overlays: Sequence[Sequence[str | Path]], knobs: dict
+        self,
+        out: Path,
+        configs: Path,
+        overlays: Sequence[Sequence[str | Path]],
+        knobs: dict,
+        source: str | Path,
     ) -> None:
-        self.out, self.configs, self.knobs = out, configs, knobs
+        self.out, self.configs, self.knobs, self.source = out, configs, knobs, source
         files = [[config_path(configs, name) for name in names] for names in overlays]
         self.always, self.training, self.labelling = files
+        self.told: dict[str, Any] = {"configs": configs, "overlays": self.always, "knobs": knobs}
         check_knobs(configs, [*CONFIGS, *chain.from_iterable(files)], knobs)
         self.started = time.monotonic()
         parser = ConfigParser()
@@ -211,6 +218,9 @@ class _Rounds:
             self._say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
             with whole_folder(models) as part:
                 places = {"datalist": str(datalist), "models_dir": str(part)}
+                # so that the folder can be used without overlays
+                like = self.out / "round_0" / "models" if number else None
+                describe(part, self.source, like=like, **self.told)
                 if priors is None:
                     self._run(["prior", *self.always], places)
                 else:
