@@ -62,7 +62,7 @@ def fuse_logits(
     references: Sequence[SpatialPrior] | None = None,
     locate_with: Literal["raw", "calibrated"] = "raw",
     position: Literal["kl", "prediction_center"] = "kl",
-    mode: Literal["nearest", "linear"] = "nearest",
+    mode: Mode = "auto",
     minimum_confidence: float | None = None,
     spread_mm: float = DEFAULT_SPREAD_MM,
     max_shift_mm: float | None = None,

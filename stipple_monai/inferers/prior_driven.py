@@ -32,7 +32,7 @@ from stipple_monai.networks import (
     softmax_logits,
 )
 from stipple_monai.positioning import DEFAULT_EPSILON, DEFAULT_SPREAD_MM
-from stipple_monai.priors import SpatialPrior
+from stipple_monai.priors import Mode, SpatialPrior
 from stipple_monai.transforms import PriorAlign
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class PriorDrivenInferer(Inferer):
             a pass of its own. ``None`` takes the backbone's own prediction without prior.
         references: what the prediction is compared with, one per organ; the priors where
             ``None``. The paper's is one labelled volume,
-            ``SpatialPrior.estimate([label], bins=None)``.
+            ``SpatialPrior.estimate([label], smoothing_mm=None)``.
         position: how organs are located: ``"kl"`` by :func:`~stipple_monai.locate_organs`, or
             ``"prediction_center"``, the naive way, at the centre of the voxels that reach
             ``minimum``. It is the centre that the prior has, of mass or of the bounding box; the
@@ -95,7 +95,7 @@ class PriorDrivenInferer(Inferer):
         locator: nn.Module | None = None,
         references: Sequence[SpatialPrior] | None = None,
         position: Literal["kl", "prediction_center"] = "kl",
-        mode: Literal["nearest", "linear"] = "nearest",
+        mode: Mode = "auto",
         minimum_confidence: float | None = None,
         spread_mm: float = DEFAULT_SPREAD_MM,
         max_shift_mm: float | None = None,

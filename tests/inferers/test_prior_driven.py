@@ -157,7 +157,9 @@ def test_references_tell_the_position_and_priors_the_bias():
     volumes = [torch.zeros(1, *SHAPE, dtype=torch.uint8) for _ in priors]
     volumes[0][0, 2:7, 2:4, 2:5], volumes[1][0, 2:4, 2:9, 2:4] = 1, 2
     references = [
-        SpatialPrior.estimate([MetaTensor(v, affine=inputs.affine[0])], organ=k + 1, bins=None)
+        SpatialPrior.estimate(
+            [MetaTensor(v, affine=inputs.affine[0])], organ=k + 1, smoothing_mm=None
+        )
         for k, v in enumerate(volumes)
     ]
     result = PriorDrivenInferer(SimpleInferer(), priors, references=references)(inputs, net)

@@ -210,7 +210,7 @@ def test_a_label_comes_back_from_its_own_prior(affine):
     """One map without bins: the prior, placed at the organ's position, is the organ."""
     mask, _ = blob(affine)
     label = tensor(mask, affine)
-    prior = SpatialPrior.estimate(label, bins=None)
+    prior = SpatialPrior.estimate(label, smoothing_mm=None)
     placed = prior.place(organ_position(label), label)
     np.testing.assert_allclose(placed.numpy(), label.numpy(), atol=1e-3)
     assert float(prior.probability.sum()) == pytest.approx(mask.sum(), rel=1e-4)
@@ -221,7 +221,7 @@ def test_a_label_comes_back_from_its_own_prior(affine):
 def test_measuring_and_locating_follow_the_order_of_voxels(affine, storage):
     mask, _ = blob(affine)
     assume(mask.sum() > 20)
-    prior = SpatialPrior.estimate(tensor(mask, affine), bins=None, center="mass")
+    prior = SpatialPrior.estimate(tensor(mask, affine), smoothing_mm=None, center="mass")
     there = tensor(*stored(mask, affine, storage))
     for find in (measure_position, locate_organ):
         one, other = (find(label, prior) for label in (tensor(mask, affine), there))

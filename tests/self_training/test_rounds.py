@@ -101,7 +101,8 @@ def labels(folder):
 def test_every_round_leaves_its_state(two_rounds, datalist):
     content = json.loads(datalist.read_text())
     scans = [content["unlabelled"][0]["image"], content["training"][2]["image"]]
-    models = {"curve.csv", "model.json", "model.pt", "prior_1.nii.gz", "provenance.json"}
+    models = {"curve.csv", "model.json", "model.pt", "provenance.json"}
+    models |= {"prior_1.nii.gz", "prior_1_cases.npz"}
     pseudo = {"datalist.json", "quality.csv"}
     for scan in scans:
         name = Path(scan).name.removesuffix(".nii.gz")
