@@ -27,7 +27,7 @@ from stipple_monai.positioning import (
     locate_organs,
     positioned_together,
 )
-from stipple_monai.priors import Center, SpatialPrior, organ_position
+from stipple_monai.priors import Center, Mode, SpatialPrior, organ_position
 from stipple_monai.transforms import PriorAlign
 
 MINIMUM_CONFIDENCE_ALONE = 0.51
