@@ -14,9 +14,9 @@ from stipple_monai.data import (
     fold_sections,
     read_content,
     read_datalist,
+    read_label_map,
     read_nnunet_splits,
     read_sections,
-    read_volume,
     split_datalist,
     write_datalist,
     write_nnunet_splits,
@@ -190,7 +190,7 @@ def _strata(items: Sequence[Item], by: str) -> Mapping[str, float | str]:
         return {str(item["image"]): item[by] for item in labelled if by in item}
     organ = _whole(by.removeprefix("volume:"), "--stratify volume:LABEL")
     return {
-        str(item["image"]): organ_volumes(read_volume(item["label"]), [organ])[0]
+        str(item["image"]): organ_volumes(read_label_map(item["label"]), [organ])[0]
         for item in labelled
     }
 

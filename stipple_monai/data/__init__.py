@@ -7,7 +7,9 @@ each, with or without label. Imports from `priors` and below.
 from stipple_monai.data.checks import (
     check_pair,
     check_scan,
+    read_label_map,
     read_volume,
+    rounded_label,
 )
 from stipple_monai.data.datalist import (
     Item,
@@ -32,7 +34,6 @@ from stipple_monai.data.grids import (
     TOLERANCE_MM,
     Grid,
     axis_names,
-    corner_distance_mm,
     onto_grid,
     read_grid,
     spacing_mm,
@@ -57,7 +58,6 @@ __all__ = [
     "axis_names",
     "check_pair",
     "check_scan",
-    "corner_distance_mm",
     "fold_sections",
     "label_names",
     "onto_grid",
@@ -65,9 +65,11 @@ __all__ = [
     "read_content",
     "read_datalist",
     "read_grid",
+    "read_label_map",
     "read_nnunet_splits",
     "read_sections",
     "read_volume",
+    "rounded_label",
     "spacing_mm",
     "split_datalist",
     "unique_names",

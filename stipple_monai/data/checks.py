@@ -10,7 +10,8 @@ from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.priors import UNREADABLE
+from stipple_monai.label_values import whole_labels
+from stipple_monai.nifti import UNREADABLE, corner_distance_mm, with_one_geometry
 
 
 def read_volume(path: str | Path) -> MetaTensor:
@@ -20,10 +21,11 @@ def read_volume(path: str | Path) -> MetaTensor:
         path: a ``.nii`` or ``.nii.gz`` file.
 
     Returns:
-        Volume ``(1, W, H, D)``, float32, with its affine.
+        Volume ``(1, W, H, D)``, float32, with its affine; what a person should know of its header
+        is under ``notes`` of its metadata.
 
     Raises:
-        DatasetError: if the file is missing, no NIfTI, truncated or not 3D.
+        DatasetError: if the file is missing, no NIfTI, truncated, not 3D or not in mm.
     """
     if not Path(path).is_file():
         raise DatasetError(f"`path` must be a NIfTI file, got {path}, which does not exist.")
@@ -44,8 +46,18 @@ def read_volume(path: str | Path) -> MetaTensor:
             f"`path` must be a 3D volume, got shape {tuple(values.shape)} in {path}. "
             "Of a series over time, give one volume."
         )
-    meta = {"filename_or_obj": str(path), "space": SpaceKeys.RAS}
-    return MetaTensor(values[None], affine=torch.as_tensor(file.affine), meta=meta)
+    settled, notes = with_one_geometry(file, str(path))
+    meta = {"filename_or_obj": str(path), "space": SpaceKeys.RAS, "notes": notes}
+    return MetaTensor(values[None], affine=torch.as_tensor(settled.affine), meta=meta)
+
+
+def read_label_map(path: str | Path) -> MetaTensor:
+    """Read a 3D NIfTI file of whole numbers, see :func:`read_volume`.
+
+    Raises:
+        DatasetError: as there; or a value is farther than 1e-3 from a whole number.
+    """
+    return rounded_label(read_volume(path))
 
 
 def check_scan(image: MetaTensor, *, channels: int = 1) -> None:
@@ -108,7 +120,11 @@ def check_pair(
             f"`label` must have the image's shape {tuple(image.shape[1:])}, got "
             f"{tuple(label.shape[1:])} in {_name(label)} for {_name(image)}."
         )
-    distance_mm = _corner_distance_mm(image, label)
+    distance_mm = corner_distance_mm(
+        image.affine.cpu().double().numpy(),
+        label.affine.cpu().double().numpy(),
+        tuple(image.shape[1:]),
+    )
     # a NaN in an affine fails this too
     if not distance_mm <= tolerance_mm:
         raise DatasetError(
@@ -121,12 +137,29 @@ def check_pair(
     # a tenth of the time that torch.unique takes to sort a whole volume
     known = torch.isin(values, torch.tensor(allowed, dtype=values.dtype, device=values.device))
     if not known.all():
+        whole = rounded_label(label).as_tensor()
+        known = torch.isin(whole, torch.tensor(allowed, dtype=values.dtype, device=values.device))
+    if not known.all():
         also = "" if ignore is None else f" or {ignore}"
         wrong = values[~known].unique()[:5].tolist()
         raise DatasetError(
             f"`label` must have values 0 to {classes - 1}{also}, got "
             f"{', '.join(f'{value:g}' for value in wrong)} in {_name(label)}."
         )
+
+
+def rounded_label(label: MetaTensor) -> MetaTensor:
+    """A label map with values that are whole but for rounding made whole; else itself.
+
+    Raises:
+        DatasetError: a value is farther than 1e-3 from a whole number.
+    """
+    values = label.as_tensor()
+    if not values.is_floating_point() or torch.equal(values, values.round()):
+        return label
+    rounded = label.clone()
+    rounded.copy_(torch.from_numpy(whole_labels(values.cpu().numpy(), _name(label))))
+    return rounded
 
 
 def _name(volume: Any) -> str:
@@ -146,12 +179,3 @@ def _require_channels(volume: MetaTensor, argument: str, channels: int) -> None:
             f"{tuple(volume.shape)} in {_name(volume)}. Of a series over time give one volume, "
             "and classes as values, not one-hot."
         )
-
-
-def _corner_distance_mm(image: MetaTensor, label: MetaTensor) -> float:
-    """Greatest distance between the same corner voxel of two volumes of one shape."""
-    last = torch.tensor(image.shape[1:], dtype=torch.float64) - 1
-    corners = torch.cartesian_prod(*(torch.tensor([0.0, float(end)]) for end in last)).double()
-    corners = torch.cat([corners, torch.ones(8, 1, dtype=torch.float64)], dim=1)
-    difference = image.affine.double().cpu() - label.affine.double().cpu()
-    return float((corners @ difference.T)[:, :3].norm(dim=1).max())

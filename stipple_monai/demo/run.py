@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle
-from stipple_monai.data import read_datalist, read_volume, split_datalist, write_datalist
+from stipple_monai.data import (
+    read_datalist,
+    read_label_map,
+    read_volume,
+    split_datalist,
+    write_datalist,
+)
 from stipple_monai.files import read_csv, whole_file
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import load_priors, prior_path
@@ -138,7 +144,7 @@ def _copy_priors(source: Path, target: Path) -> None:
 def _draw(out: Path, datalist: Path) -> None:
     (prior,) = load_priors(out / "models", [1])
     items = read_datalist(datalist, "test")
-    truth = read_volume(items[0]["label"])
+    truth = read_label_map(items[0]["label"])
     prior_figure(
         read_volume(items[0]["image"]),
         prior,

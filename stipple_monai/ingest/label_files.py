@@ -21,6 +21,7 @@ from stipple_monai.ingest.dicom_labels import (
     structure_names,
 )
 from stipple_monai.ingest.series import Series
+from stipple_monai.label_values import whole_labels
 
 PICTURES = (".png",)
 _MOST = 255
@@ -88,6 +89,8 @@ def read_label(
         array, _ = onto_grid(grid, shape, scan.affine, name=str(path), part=True)
     else:
         grid = _read_volume(path)
+        notes += grid.notes
+        grid = grid._replace(array=whole_labels(grid.array, str(path)))
         try:
             array, note = onto_grid(grid, shape, scan.affine, name=str(path))
             notes += [note] if note else []
@@ -98,7 +101,8 @@ def read_label(
             notes.append("The label's header puts it elsewhere; its voxels were taken as they lie.")
     if not table:
         return LabelMap(_as_labels(array, path), names, by_header, notes)
-    numbers = [int(v) for v in np.unique(array) if v == np.rint(v)]
+    numbers = [int(v) for v in np.unique(array)]
+    notes += _absent(numbers, names, choose or {})
     chosen = np.zeros(array.shape, np.int64)
     kept: dict[int, str] = {}
     for number, label in _chosen(numbers, names, table, path).items():
@@ -127,13 +131,20 @@ def _chosen(
     return found
 
 
+def _absent(
+    numbers: Iterable[int], names: Mapping[int, str], choose: Mapping[str, int]
+) -> list[str]:
+    there = {text.casefold() for n in numbers for text in (str(n), names.get(n, ""))}
+    absent = [key for key in choose if key.casefold() not in there]
+    return [f"Chosen, but not in this label: {', '.join(absent)}."] if absent else []
+
+
 def _as_labels(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-    # a NaN fails the comparison
-    if not (low >= 0 and high <= _MOST) or not np.array_equal(array, np.rint(array)):
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if not (low >= 0 and high <= _MOST):
         raise DatasetError(
-            f"`label` must have whole numbers from 0 to {_MOST}, got values from {low:g} to "
-            f"{high:g} in {path}: choose with --map VALUE=LABEL."
+            f"`label` must have whole numbers from 0 to {_MOST}, got values from {low} to {high} "
+            f"in {path}: choose with --map VALUE=LABEL."
         )
     return np.ascontiguousarray(array).astype(np.uint8)
 

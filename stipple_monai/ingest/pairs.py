@@ -16,7 +16,6 @@ from stipple_monai.data import (
     TOLERANCE_MM,
     Grid,
     axis_names,
-    corner_distance_mm,
     read_grid,
     spacing_mm,
     whole_numbers,
@@ -26,6 +25,7 @@ from stipple_monai.ingest.alignment_check import Alignment, Flip, check_alignmen
 from stipple_monai.ingest.label_files import LabelMap, read_label
 from stipple_monai.ingest.series import Series, open_series, read_series
 from stipple_monai.ingest.sources import Case
+from stipple_monai.nifti import corner_distance_mm
 
 Status: TypeAlias = Literal["ingested", "repaired", "refused"]
 
@@ -150,6 +150,7 @@ def _read_scan(case: Case) -> tuple[Grid, Series | None, dict[str, Any]]:
             patient = hashlib.sha256(series.patient.encode()).hexdigest()[:12]
     else:
         scan = _stack([read_grid(path) for path in case.images], case.images)
+        notes += scan.notes
     if not np.isfinite(scan.array).all():
         raise DatasetError(f"`image` must be finite, got NaN or infinity in {case.images[0]}.")
     record = {
@@ -178,7 +179,8 @@ def _stack(channels: Sequence[Grid], files: Sequence[Path]) -> Grid:
                 "one to the other."
             )
     arrays = [whole_numbers(grid.array) for grid in channels]
-    return Grid(arrays[0] if len(arrays) == 1 else np.stack(arrays, -1), first.affine)
+    array = arrays[0] if len(arrays) == 1 else np.stack(arrays, -1)
+    return Grid(array, first.affine, first.notes)
 
 
 def _organs(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 
-from stipple_monai.data import label_names, read_sections, read_volume, unique_names
+from stipple_monai.data import label_names, read_label_map, read_sections, read_volume, unique_names
 from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.page import Block, Text
@@ -108,7 +108,7 @@ def label_values(labels: Iterable[str | Path]) -> set[int]:
     found: set[int] = set()
     for label in labels:
         try:
-            found |= {int(v) for v in np.unique(read_volume(label).numpy())}
+            found |= {int(v) for v in np.unique(read_label_map(label).numpy())}
         except DatasetError:
             continue
     return found - {0, 255}
@@ -166,7 +166,7 @@ def case_viewers(
         which = chosen.get(case.name)
         title = f"{case.name} ({which})" if which else case.name
         try:
-            truth = None if case.truth is None else read_volume(case.truth)
+            truth = None if case.truth is None else read_label_map(case.truth)
             known = case if prepare is None else prepare(case, truth)
             viewer = make_viewer(
                 read_scan(known.image),
@@ -174,7 +174,7 @@ def case_viewers(
                 title=title,
                 organs=organs,
                 truth=truth,
-                prediction=None if case.prediction is None else read_volume(case.prediction),
+                prediction=None if case.prediction is None else read_label_map(case.prediction),
                 placed={
                     k: Placed(point, (priors or {}).get(k))
                     for k, point in known.positions.items()

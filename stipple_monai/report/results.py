@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.data import read_volume
+from stipple_monai.data import read_label_map
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
 from stipple_monai.report.cases import Case, datalist_cases, stem_of
@@ -136,8 +136,8 @@ def measure_cases(known: Predictions, organs: Mapping[int, str]) -> None:
             known.amiss.append(f"{name}: its prediction {name}{SEGMENTATION} is not there.")
             continue
         try:
-            predicted = read_volume(case.prediction)
-            truth = None if case.truth is None else read_volume(case.truth)
+            predicted = read_label_map(case.prediction)
+            truth = None if case.truth is None else read_label_map(case.truth)
             volumes = on_one_grid(prediction=predicted, truth=truth)
         except DatasetError as error:
             known.amiss.append(f"{name}: {error}")

@@ -37,7 +37,7 @@ from stipple_monai.bundle import (
 from stipple_monai.data import label_names, read_datalist, unique_names, write_datalist
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
-from stipple_monai.priors import UNREADABLE, is_invertible
+from stipple_monai.nifti import UNREADABLE, with_one_geometry
 from stipple_monai.results import (
     RECORD,
     first_file,
@@ -217,18 +217,11 @@ def _is_utf_8(text: str) -> bool:
 def _check_header(file: Path) -> None:
     try:
         image = nib.load(file)
-        affine, unit = image.affine, image.header.get_xyzt_units()[0]
     except (*UNREADABLE, KeyError) as error:
         raise DatasetError(
             f"A scan must be a whole NIfTI file, got {file}, which cannot be read: {error}"
         ) from error
-    if unit not in ("unknown", "mm"):
-        raise DatasetError(f"A scan must be in mm, got {unit} in {file}: convert its header.")
-    if not is_invertible(affine):
-        raise DatasetError(
-            f"A scan must have an invertible affine, got {affine.tolist()} in {file}: correct its "
-            "header."
-        )
+    with_one_geometry(image, str(file))
 
 
 def _begin(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.label_values import whole_labels
 from stipple_monai.priors import open_label, spacing_along_ras
 
 Array: TypeAlias = NDArray[Any]
@@ -99,7 +100,7 @@ def open_grid(label: MetaTensor, tissues: Mapping[int, Tissue]) -> tuple[Grid, A
     if not tissues or not all(0 < value < FIRST for value in tissues):
         raise ValueError(f"`tissues` must have keys from 1 to {FIRST - 1}, got {list(tissues)}.")
     array, affine, name = open_label(label)
-    array = np.asarray(array).reshape(array.shape[:3])
+    array = whole_labels(np.asarray(array).reshape(array.shape[:3]), name)
     values = np.unique(array)
     unknown = values[~np.isin(values, [0, *tissues])]
     if unknown.size:

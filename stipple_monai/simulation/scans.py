@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from tqdm import tqdm
 
-from stipple_monai.data import read_volume
+from stipple_monai.data import read_label_map
 from stipple_monai.simulation.body import (
     BOWEL,
     BTCV_TISSUES,
@@ -191,7 +191,7 @@ def write_simulated(
         if image_path.is_file() and label_path.is_file():
             continue
         draw_mm = np.random.default_rng([seed, index, 1]).uniform(0, margin_mm)
-        label = _regrid(read_volume(labels[index]), spacing_mm, size, draw_mm)
+        label = _regrid(read_label_map(labels[index]), spacing_mm, size, draw_mm)
         image = simulate_ct(label, seed=[seed, index], tissues=tissues)
         affine = label.affine.numpy()
         write_nifti(image_path, np.rint(image.numpy()[0]).astype(np.int16), affine)

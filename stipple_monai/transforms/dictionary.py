@@ -13,9 +13,10 @@ from monai.data import ImageReader
 from monai.transforms import LoadImaged, MapTransform, Randomizable, Spacingd
 from monai.utils import TransformBackends, ensure_tuple
 
-from stipple_monai.data import check_pair, check_scan
+from stipple_monai.data import check_pair, check_scan, rounded_label
 from stipple_monai.errors import DatasetError, PriorError
-from stipple_monai.priors import UNREADABLE, SpatialPrior
+from stipple_monai.nifti import UNREADABLE
+from stipple_monai.priors import SpatialPrior
 from stipple_monai.transforms.array import (
     OrganPosition,
     PriorAlign,
@@ -23,6 +24,7 @@ from stipple_monai.transforms.array import (
     SelectPseudoLabels,
     as_positions,
 )
+from stipple_monai.transforms.reading import ScanReader
 
 POSITION_KEY = "organ_position"
 """Key of the positions. It must not begin with another key and ``_``: ``Spacingd`` trips on it."""
@@ -210,15 +212,20 @@ class SelectPseudoLabelsd(MapTransform):
 
 
 class LoadScand(LoadImaged):
-    """MONAI's loader with an error that names the file that cannot be read.
+    """MONAI's loader with the geometry of `ScanReader` and errors that name the file.
 
-    Data whose keys hold tensors or arrays already are left as they are: MONAI Deploy hands over
-    scans in memory, and takes out of a pipeline only loaders that are named ``LoadImage…``.
+    Where a ``reader`` is given, it is MONAI's that reads. Data whose keys hold tensors or arrays
+    already are left as they are: MONAI Deploy hands over scans in memory, and takes out of a
+    pipeline only loaders that are named ``LoadImage…``.
 
     Args:
         *args: as for ``monai.transforms.LoadImaged``.
         **kwargs: likewise.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._given = (args[1] if len(args) > 1 else kwargs.get("reader")) is not None
 
     def __call__(
         self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
@@ -227,12 +234,17 @@ class LoadScand(LoadImaged):
         found = [data[key] for key in self.key_iterator(dict(data))]
         if found and all(isinstance(scan, (torch.Tensor, np.ndarray)) for scan in found):
             return dict(data)
+        ours = ScanReader()
+        if reader is None and not self._given and all(map(ours.verify_suffix, found)):
+            reader = ours
         try:
             return super().__call__(data, reader)
         except _UNLOADABLE as error:
             for key in self.key_iterator(dict(data)):
                 try:
                     self._loader(data[key], reader)
+                except DatasetError:
+                    raise
                 except _UNLOADABLE as fault:
                     said = f" ({fault})" if str(fault) else ""
                     raise DatasetError(
@@ -326,11 +338,12 @@ class CheckPaird(MapTransform):
         self.classes, self.channels = classes, channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return ``data`` as it is, or raise :class:`DatasetError`."""
+        """Return ``data``, the label's values whole, or raise :class:`DatasetError`."""
         d = dict(data)
         found = [d[key] for key in self.key_iterator(d)]
         if len(found) == 2:
             check_pair(found[0], found[1], classes=self.classes, channels=self.channels)
+            d[self.keys[1]] = rounded_label(found[1])
         return d
 
 
