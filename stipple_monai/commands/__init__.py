@@ -1,12 +1,33 @@
 """The commands of the command line, a module each: arguments in, one call, one line out.
 
-Imports from all packages below it.
+Words: a *command* is a module with `add_parser`, which adds its parser to that of `__main__`, and
+`run`, which receives the parsed options. Imports from all packages below it.
 """
 
-from stipple_monai.commands.data_commands import (
-    add_data_commands,
+from stipple_monai.commands import (
+    check,
+    demo,
+    ingest,
+    phantom,
+    publish,
+    report,
+    segment,
+    self_train,
+    simulate,
+    split,
+    study,
 )
 
 __all__ = [
-    "add_data_commands",
+    "check",
+    "demo",
+    "ingest",
+    "phantom",
+    "publish",
+    "report",
+    "segment",
+    "self_train",
+    "simulate",
+    "split",
+    "study",
 ]

@@ -45,6 +45,10 @@ from stipple_monai.data.naming import (
 from stipple_monai.data.repeated import (
     RepeatedDataset,
 )
+from stipple_monai.data.strata import (
+    fold_strata,
+    organ_volumes,
+)
 
 __all__ = [
     "LPS_TO_RAS",
@@ -59,8 +63,10 @@ __all__ = [
     "check_pair",
     "check_scan",
     "fold_sections",
+    "fold_strata",
     "label_names",
     "onto_grid",
+    "organ_volumes",
     "patient_of",
     "read_content",
     "read_datalist",

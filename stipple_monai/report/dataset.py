@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
 
-from stipple_monai.data import check_pair, check_scan, read_label_map
+from stipple_monai.data import check_pair, check_scan, organ_volumes, read_label_map
 from stipple_monai.errors import DatasetError
 from stipple_monai.parallel import map_in_order
 from stipple_monai.priors import SpatialPrior
@@ -29,7 +29,6 @@ from stipple_monai.report.page import Block, Lines, Page, Picture, Section, Tabl
 from stipple_monai.report.plots import histogram
 from stipple_monai.report.priors import with_true_positions
 from stipple_monai.report.provenance import settings_blocks, versions_table
-from stipple_monai.results import organ_volumes
 from stipple_monai.visualize import CONVENTION, spacing_mm
 
 SCAN_HEADER = [

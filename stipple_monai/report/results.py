@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.data import read_label_map
+from stipple_monai.data import organ_volumes, read_label_map
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
 from stipple_monai.report.cases import Case, datalist_cases, stem_of
-from stipple_monai.results import first_file, organ_volumes, read_records, score
+from stipple_monai.results import first_file, read_records, score
 from stipple_monai.visualize import on_one_grid, spacing_mm
 
 SEGMENTATION = "_seg.nii.gz"

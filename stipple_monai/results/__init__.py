@@ -28,7 +28,6 @@ from stipple_monai.results.volumes import (
     ScanNames,
     VolumeTable,
     first_file,
-    organ_volumes,
     read_records,
     write_tables,
 )
@@ -47,7 +46,6 @@ __all__ = [
     "compare_paired",
     "first_file",
     "has_highdicom",
-    "organ_volumes",
     "read_records",
     "score",
     "series_files",

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from stipple_monai.data import label_names, unique_names
+from stipple_monai.data import label_names, organ_volumes, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file, write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
@@ -28,24 +27,6 @@ RECORD = "_volumes.json"
 """What a record's file name ends with, behind the scan's name."""
 
 COLUMNS = ("scan", "organ", "name", "volume_ml", "r_mm", "a_mm", "s_mm", "confidence")
-
-
-def organ_volumes(label: MetaTensor, organs: Iterable[int]) -> list[float]:
-    """Volume of each organ in ml: its voxels times the volume of a voxel.
-
-    Args:
-        label: label map ``(1, W, H, D)`` whose affine is in mm; it may be oblique or sheared.
-        organs: label values.
-
-    Example:
-        >>> affine = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))
-        >>> label = MetaTensor(torch.ones(1, 10, 10, 5), affine=affine)
-        >>> organ_volumes(label, [1, 2])
-        [1.0, 0.0]
-    """
-    voxel_ml = abs(float(torch.linalg.det(label.affine[:3, :3].double()))) / 1000
-    values = label.as_tensor()
-    return [int((values == organ).sum()) * voxel_ml for organ in organs]
 
 
 class ScanNames(Transform):

@@ -10,6 +10,7 @@ from stipple_monai.simulation.anatomy import (
 from stipple_monai.simulation.body import (
     BTCV_TISSUES,
     Tissue,
+    read_tissues,
 )
 from stipple_monai.simulation.phantom import (
     simulate_abdomen,
@@ -28,6 +29,7 @@ __all__ = [
     "BTCV_TISSUES",
     "ORGANS",
     "Tissue",
+    "read_tissues",
     "simulate_abdomen",
     "simulate_ct",
     "write_json",

@@ -6,10 +6,12 @@ space that is left. Most bowel is made of what the pancreas is: only its place t
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import nibabel as nib
 import numpy as np
+import yaml
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -68,6 +70,25 @@ _FAT, _SKIN, _MUSCLE, _COMPACT, _SPONGY, _LUNG, _HEART = range(FIRST, FIRST + 7)
 BOWEL, _FLUID, _GAS, _CONTRAST, _STOOL = range(FIRST + 7, FIRST + 12)
 INVENTED = {_AIR: Tissue("air", -1000, 0, 0)}
 INVENTED |= {i: Tissue(*row) for i, row in enumerate(_BODY, FIRST)}
+
+
+def read_tissues(path: str | Path) -> dict[int, Tissue]:
+    """Tissues of label values, from YAML.
+
+    Args:
+        path: of a file with a line ``value: [name, mean_hu, sd_hu, texture_hu]`` for each.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    rows = read.items() if isinstance(read, dict) else []
+    if not rows or not all(isinstance(row, list) and len(row) == 4 for _, row in rows):
+        raise ValueError(
+            f"{path} must hold `value: [name, mean_hu, sd_hu, texture_hu]`, a line for each label "
+            f"value, got {read!r}."
+        )
+    return {int(value): Tissue(*row) for value, row in rows}
 
 
 class Grid(NamedTuple):

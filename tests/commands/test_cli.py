@@ -9,8 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
-from stipple_monai import __main__ as command_line
 from stipple_monai.__main__ import main
+from stipple_monai.bundle import BUNDLE
+from stipple_monai.commands import demo, phantom
 from stipple_monai.data import read_datalist
 
 
@@ -118,12 +119,10 @@ def test_error_is_one_line_and_status_1(arguments, message, tmp_path, capsys):
 
 def test_demo_gets_its_options(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(
-        command_line, "run_demo", lambda out, **options: calls.append((out, options))
-    )
+    monkeypatch.setattr(demo, "run_demo", lambda out, **options: calls.append((out, options)))
     assert main(["demo", "--out", str(tmp_path), "--seed", "3"]) == 0
     assert main(["demo", "--bundle", "somewhere"]) == 0
-    standard = {"bundle": command_line.BUNDLE, "seed": 3}
+    standard = {"bundle": BUNDLE, "seed": 3}
     assert calls == [
         (tmp_path, standard),
         (Path("runs/demo"), {"bundle": Path("somewhere"), "seed": 0}),
@@ -145,7 +144,7 @@ def test_an_error_is_a_line_and_on_request_a_traceback(tmp_path, monkeypatch, ca
         except KeyError as error:
             raise RuntimeError("applying transform") from error
 
-    monkeypatch.setattr(command_line, "write_phantom", fails)
+    monkeypatch.setattr(phantom, "write_phantom", fails)
     arguments = ["phantom", str(tmp_path / "data")]
     assert main(arguments) == 1
     said = "stipple_monai phantom: KeyError: 'deep' (--traceback shows where)"

@@ -201,7 +201,7 @@ def test_the_command(datalist, tmp_path, capsys):
         (["--fold", "0", "--stratify", "age"], "`--stratify` must be given with --folds"),
         (["--fold", "0", "--nnunet", "x.json"], "with --folds or --from-nnunet"),
         (["--folds", "2", "--stratify", "age"], "`strata` must have every labelled image"),
-        (["--folds", "2", "--stratify", "volume:x"], "labels from 0 to 255, got x"),
+        (["--folds", "2", "--stratify", "volume:x"], "labels from 1 to 255, got volume:x"),
     ],
 )
 def test_the_command_says_what_is_wrong(datalist, tmp_path, capsys, arguments, match):

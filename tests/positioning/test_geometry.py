@@ -22,8 +22,9 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy.spatial.transform import Rotation
 
 from stipple_monai import SpatialPrior, locate_organ, organ_position
+from stipple_monai.data.strata import organ_volumes
 from stipple_monai.positioning.single import measure_position
-from stipple_monai.results.volumes import organ_volumes, read_records
+from stipple_monai.results.volumes import read_records
 from stipple_monai.segmentation.run import segment
 
 some = settings(

@@ -16,7 +16,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 import stipple_monai
-from stipple_monai.__main__ import _parser
+from stipple_monai.__main__ import make_parser
 from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.simulation import write_phantom
 
@@ -111,7 +111,7 @@ def test_commands_parse():
     for page in PAGES:
         for words in commands(page):
             if words[1:3] == ["-m", "stipple_monai"] and words[3:4] != ["--help"]:
-                _parser().parse_args(words[3:])
+                make_parser().parse_args(words[3:])
                 found += 1
     assert found > 10
 

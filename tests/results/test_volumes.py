@@ -4,8 +4,6 @@ import csv
 import json
 import math
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
@@ -19,20 +17,9 @@ from stipple_monai.inferers.prior_driven import CONFIDENCE_META, POSITION_META
 from stipple_monai.results.volumes import (
     ScanNames,
     VolumeTable,
-    organ_volumes,
     read_records,
     write_tables,
 )
-
-
-def test_a_volume_is_counted_voxel_by_voxel():
-    rng = np.random.default_rng(0)
-    values = rng.integers(0, 4, (5, 6, 7))
-    affine = np.diag([0.8, -1.5, 5.0, 1.0])
-    expected = [sum(0.8 * 1.5 * 5 for v in values.flat if v == k) / 1000 for k in (1, 3, 9)]
-    for dtype in (torch.uint8, torch.float32):
-        label = MetaTensor(torch.from_numpy(values)[None].to(dtype), affine=affine)
-        assert organ_volumes(label, [1, 3, 9]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -151,14 +138,3 @@ def test_what_is_no_record_is_not_taken_for_one(tmp_path, text):
     (tmp_path / "x_volumes.json").write_text(text)
     with pytest.raises(DatasetError, match=r"x_volumes.json` must be a record of a segmentation"):
         read_records(tmp_path)
-
-
-def test_volumes_of_a_real_label_agree_with_its_header(tmp_path):
-    values = np.zeros((6, 6, 6), np.uint8)
-    values[1:4, 2:5, 3] = 1
-    image = nib.Nifti1Image(values, np.diag([0.7, 0.7, 2.5, 1]))
-    nib.save(image, tmp_path / "l.nii.gz")
-    read = nib.load(tmp_path / "l.nii.gz")
-    label = MetaTensor(torch.from_numpy(values)[None], affine=read.affine)
-    zooms = np.prod(read.header.get_zooms())
-    assert organ_volumes(label, [1]) == pytest.approx([9 * zooms / 1000])

@@ -141,8 +141,11 @@ def test_equal_file_names_are_told_apart(tmp_path, model):
         ("torn.nii.gz", "A scan must be a whole NIfTI file, got .*torn.nii.gz, which cannot"),
         ("cut.nii.gz", "`image` must be a scan that MONAI can read, got .*cut.nii.gz: "),
         ("text.nii", "A scan must be a whole NIfTI file, got .*text.nii, which cannot"),
-        ("micron.nii.gz", "A scan must be in mm, got micron in .*micron.nii.gz"),
-        ("flat.nii.gz", "A scan must have an invertible affine, got .*flat.nii.gz"),
+        ("micron.nii.gz", "`path` must be in mm, got micron in .*micron.nii.gz"),
+        (
+            "flat.nii.gz",
+            "`path` must say once how large its voxels are, got 3 × 2 × 0 .*flat.nii.gz",
+        ),
         ("nan.nii.gz", "`image` must be finite, got 1 .*nan.nii.gz"),
         ("series.nii.gz", "`image` must .*series.nii.gz"),
         ("same", "Scans must have names of their own"),
@@ -510,7 +513,8 @@ def test_without_prior_there_is_no_position(tmp_path, model):
 def test_the_command_hands_on_its_options(monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(
-        "stipple_monai.__main__.segment", lambda *a, **k: calls.append((a, k)) or Path("v.csv")
+        "stipple_monai.commands.segment.segment",
+        lambda *a, **k: calls.append((a, k)) or Path("v.csv"),
     )
     command = ["segment", "a", "b", "--models", "m", "--out", "o"]
     assert main(command) == 0

@@ -1,0 +1,42 @@
+"""``check``: a datalist's cases in a table, and what is wrong with them."""
+
+import argparse
+from pathlib import Path
+
+from stipple_monai.bundle import progress_only
+from stipple_monai.commands.options import Commands
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import write_csv
+from stipple_monai.ingest import DATASET_COLUMNS, check_dataset, table_text
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "check", help="tabulate a datalist's cases; fail on scans or patients in two places"
+    )
+    parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
+    parser.add_argument("--csv", type=Path, help="write the table there, too")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print table, notes and problems.
+
+    Raises:
+        DatasetError: there are problems.
+    """
+    with progress_only():
+        found = check_dataset(options.datalist)
+    print(table_text(DATASET_COLUMNS, found.rows))
+    for text in found.notes:
+        print(f"note: {text}")
+    if options.csv is not None:
+        write_csv(options.csv, DATASET_COLUMNS, found.rows)
+    if found.problems:
+        for text in found.problems:
+            print(f"problem: {text}")
+        raise DatasetError(
+            f"`datalist` must be sound, got {len(found.problems)} problems in {options.datalist}, "
+            f"the first: {found.problems[0]}"
+        )

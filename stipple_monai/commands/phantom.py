@@ -1,0 +1,31 @@
+"""``phantom``: generated anatomy, as scans and labels in MSD layout."""
+
+import argparse
+from pathlib import Path
+
+from stipple_monai.commands.options import Commands
+from stipple_monai.simulation import write_phantom
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("phantom", help="write simulated abdominal CT in MSD layout")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cases", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=128, help="voxels along each in-plane axis")
+    parser.add_argument("--organs", choices=["pancreas", "all"], default="pancreas")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the phantom."""
+    write_phantom(
+        options.folder,
+        cases=options.cases,
+        seed=options.seed,
+        size=options.size,
+        organs=options.organs,
+        overwrite=options.overwrite,
+    )

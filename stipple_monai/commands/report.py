@@ -1,0 +1,40 @@
+"""``report``: one HTML page about a data set, a prior, a training or predictions."""
+
+import argparse
+from pathlib import Path
+
+from stipple_monai.bundle import progress_only
+from stipple_monai.commands.options import Commands, add_labels, read_names
+from stipple_monai.report import MOST_PICTURES, report
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "report", help="one HTML page about a data set, a prior, a training or predictions"
+    )
+    parser.add_argument("source", metavar="RUN", type=Path, help="datalist, prior, or a folder")
+    parser.add_argument("--out", type=Path, help="….html; else report.html in the folder")
+    parser.add_argument("--datalist", type=Path, help="has reference scans and truth")
+    parser.add_argument("--models", type=Path, help="folder of the priors, to be drawn")
+    add_labels(parser)
+    parser.add_argument("--logs", type=Path, help="folder of a training's TensorBoard events")
+    parser.add_argument("--pictures", type=int, default=MOST_PICTURES, help="cases with pictures")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the page, and print its path."""
+    with progress_only():
+        page = report(
+            options.source,
+            options.out,
+            datalist=options.datalist,
+            models=options.models,
+            labels=read_names(options.labels),
+            logs=options.logs,
+            pictures=options.pictures,
+            overwrite=options.overwrite,
+        )
+        print(page)

@@ -1,0 +1,121 @@
+"""``split``: a datalist into sections, into folds, or into the sections of one fold."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stipple_monai.commands.options import Commands
+from stipple_monai.data import (
+    Item,
+    assign_folds,
+    fold_sections,
+    fold_strata,
+    read_content,
+    read_datalist,
+    read_nnunet_splits,
+    read_sections,
+    split_datalist,
+    write_datalist,
+    write_nnunet_splits,
+)
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "split",
+        help="divide a datalist into labelled, unlabelled, validation and test, or in folds",
+    )
+    parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
+    parser.add_argument("out", type=Path, help="datalist to write")
+    parser.add_argument("--section", default="training", help="what is divided")
+    parser.add_argument("--seed", type=int, default=0)
+    numbers = parser.add_argument_group("into sections")
+    numbers.add_argument("--labelled", type=int, help="patients that train with label")
+    numbers.add_argument("--validation", type=int, default=0)
+    numbers.add_argument("--test", type=int)
+    _add_folds(parser.add_argument_group("into folds, written as `fold` of each item"))
+    one = parser.add_argument_group("into the sections of one fold of a datalist with folds")
+    one.add_argument("--fold", type=int)
+    one.add_argument("--proportion", type=float, default=1.0, help="of labels")
+    parser.set_defaults(run=run)
+
+
+def _add_folds(folds: Any) -> None:
+    folds.add_argument("--folds", type=int, metavar="K")
+    folds.add_argument(
+        "--proportions", nargs="+", type=float, default=[], help="of labels, nested: 0.1 0.25 1"
+    )
+    folds.add_argument(
+        "--stratify", metavar="BY", help="a key of the items, or volume:LABEL, such as volume:1"
+    )
+    folds.add_argument(
+        "--from-nnunet", type=Path, metavar="FILE", help="folds of a splits_final.json"
+    )
+    folds.add_argument("--nnunet", type=Path, metavar="FILE", help="write splits_final.json, too")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the divided datalist, and print how many items each section has.
+
+    Raises:
+        ValueError: options do not go together.
+    """
+    _check(options)
+    if options.fold is not None:
+        sections = _sections_of_fold(options)
+    elif options.labelled is not None:
+        sections = split_datalist(
+            read_datalist(options.datalist, options.section),
+            labelled=options.labelled,
+            validation=options.validation,
+            test=options.test,
+            seed=options.seed,
+        )
+    else:
+        items = _with_folds(options)
+        sections = {**read_sections(options.datalist), options.section: items}
+        if options.nnunet is not None:
+            write_nnunet_splits(options.nnunet, items)
+    content = read_content(options.datalist)
+    kept: dict[str, Any] = {k: content[k] for k in ("labels", "modality") if k in content}
+    write_datalist(options.out, sections, metadata=kept)
+    print(", ".join(f"{name}: {len(items)}" for name, items in sections.items()))
+
+
+def _check(options: argparse.Namespace) -> None:
+    ways = {
+        "--labelled and --test": options.labelled is not None and options.test is not None,
+        "--folds": options.folds is not None,
+        "--from-nnunet": options.from_nnunet is not None,
+        "--fold": options.fold is not None,
+    }
+    if sum(ways.values()) != 1:
+        raise ValueError(
+            f"`split` must be given one of {', '.join(ways)}, got {sum(ways.values())}."
+        )
+    if (options.proportions or options.stratify) and not ways["--folds"]:
+        raise ValueError("`--proportions` and `--stratify` must be given with --folds.")
+    if options.nnunet is not None and not (ways["--folds"] or ways["--from-nnunet"]):
+        raise ValueError("`--nnunet` must be given with --folds or --from-nnunet.")
+
+
+def _sections_of_fold(options: argparse.Namespace) -> Mapping[str, list[Item]]:
+    items = read_datalist(options.datalist, options.section)
+    if options.section != "unlabelled":
+        items += read_datalist(options.datalist, "unlabelled", optional=True)
+    return fold_sections(items, fold=options.fold, proportion=options.proportion)
+
+
+def _with_folds(options: argparse.Namespace) -> list[Item]:
+    items = read_datalist(options.datalist, options.section)
+    if options.from_nnunet is not None:
+        return read_nnunet_splits(options.from_nnunet, items)
+    return assign_folds(
+        items,
+        folds=options.folds,
+        seed=options.seed,
+        proportions=options.proportions,
+        strata=fold_strata(items, options.stratify) if options.stratify else None,
+    )
