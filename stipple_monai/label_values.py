@@ -37,8 +37,9 @@ def whole_labels(array: NDArray[Any], name: str) -> NDArray[Any]:
     if array.dtype.kind in "bui":
         return array
     rounded = np.rint(array)
-    # a NaN fails the comparison
-    wrong = ~(np.abs(array - rounded) <= NEARLY)
+    # NaN and infinity fail the comparison
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(array - rounded) <= NEARLY)
     if wrong.any():
         first = array[wrong].ravel()[0].item()
         raise DatasetError(

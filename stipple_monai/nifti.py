@@ -75,7 +75,7 @@ def with_one_geometry(image: Any, name: str) -> tuple[Any, list[str]]:
         unit = image.header.get_xyzt_units()[0]
     except KeyError as error:
         raise DatasetError(
-            f"`path` must be in mm, got the unknown unit {error} in {name}: correct its header."
+            f"`path` must be in mm, got the unknown unit {error.args[0]} in {name}: correct its header."
         ) from error
     if unit not in ("unknown", "mm"):
         raise DatasetError(f"`path` must be in mm, got {unit} in {name}: convert its header.")

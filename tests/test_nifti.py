@@ -140,7 +140,7 @@ def test_units_that_no_standard_has_are_refused(tmp_path):
     data[123] = 5
     path.write_bytes(data)
     for read in (read_volume, read_grid, organ_position):
-        with pytest.raises(DatasetError, match="got the unknown unit 5 in .*a.nii"):
+        with pytest.raises(DatasetError, match=r"got the unknown unit 5 in .*a.nii"):
             read(path)
 
 
@@ -149,6 +149,6 @@ def test_voxels_of_no_scan_in_mm_are_refused(tmp_path, factor):
     scaled = np.diag([factor, factor, factor, 1.0]) @ TRUE
     path = save(tmp_path / "a.nii", blob(), sform=scaled, qform=scaled, units="unknown")
     for read in (read_volume, read_grid, organ_position):
-        with pytest.raises(DatasetError, match="in mm, got voxels of .* are they in m or µm"):
+        with pytest.raises(DatasetError, match=r"in mm, got voxels of .* are they in m or µm"):
             read(path)
     assert VOXEL_MM == (0.01, 200.0)

@@ -147,7 +147,9 @@ def _read_scan(case: Case) -> tuple[Grid, Series | None, dict[str, Any]]:
         notes += [*series.notes, *found]
         # pseudonymous, so that scans of one patient can be kept together
         if series.patient:
-            patient = hashlib.sha256(series.patient.encode()).hexdigest()[:12]
+            patient = hashlib.sha256(series.patient.encode(errors="surrogateescape")).hexdigest()[
+                :12
+            ]
     else:
         scan = _stack([read_grid(path) for path in case.images], case.images)
         notes += scan.notes

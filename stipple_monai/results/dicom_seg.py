@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
@@ -37,12 +36,9 @@ _MAY_BE_EMPTY = (
 def series_files(folder: str | os.PathLike[str]) -> list[str]:
     """List the files of the DICOM series in a folder, in the order of their positions.
 
-    They are those that MONAI's ``ITKReader`` reads, which gives every series a grid at right
-    angles with even steps.
-
     Raises:
-        DatasetError: there is no series, or more than one, or it is not such a grid, see
-            :func:`open_series`; or the gantry was tilted, or the reader would read other files.
+        DatasetError: there is no series, or more than one, or it is no grid, see
+            :func:`open_series`; or the gantry was tilted.
     """
     series = open_series(folder)
     if series.tilt_degrees:
@@ -50,18 +46,6 @@ def series_files(folder: str | os.PathLike[str]) -> list[str]:
             f"Slices of a DICOM series must lie straight above each other, got {folder}, where the "
             f"gantry was tilted by {series.tilt_degrees:.3g}°: convert it to NIfTI, such as with "
             "`python -m stipple_monai ingest`, which keeps the shear."
-        )
-    names = itk.GDCMSeriesFileNames.New()
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")
-    names.SetDirectory(str(folder))
-    read = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
-    if [[Path(file).name for file in files] for files in read] != [
-        [Path(file).name for file in series.files]
-    ]:
-        raise DatasetError(
-            f"A folder must hold one DICOM series and nothing else of DICOM, got {len(read)} in "
-            f"{folder}: move each to a folder of its own."
         )
     return list(series.files)
 
