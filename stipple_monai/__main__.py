@@ -18,7 +18,13 @@ from stipple_monai.commands import (
     split,
     study,
 )
-from stipple_monai.errors import DatasetError, PositionError, PriorError, StudyError
+from stipple_monai.errors import (
+    DatasetError,
+    PositionError,
+    PriorError,
+    StudyError,
+    TrainingError,
+)
 
 # in the order of --help
 COMMANDS = (
@@ -82,8 +88,10 @@ def _said(error: BaseException) -> str:
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    known = (ValueError, OSError, ImportError, StudyError)
-    ours = [e for e in chain if isinstance(e, (PriorError, PositionError, DatasetError))]
+    known = (ValueError, OSError, ImportError, StudyError, TrainingError)
+    ours = [
+        e for e in chain if isinstance(e, (PriorError, PositionError, DatasetError, TrainingError))
+    ]
     told = [*ours[::-1], *(e for e in chain if isinstance(e, known)), chain[-1]][0]
     text = " ".join(str(told).split())
     if isinstance(told, known):

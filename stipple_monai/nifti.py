@@ -15,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data.utils import correct_nifti_header_if_necessary
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
@@ -75,7 +76,8 @@ def with_one_geometry(image: Any, name: str) -> tuple[Any, list[str]]:
         unit = image.header.get_xyzt_units()[0]
     except KeyError as error:
         raise DatasetError(
-            f"`path` must be in mm, got the unknown unit {error.args[0]} in {name}: correct its header."
+            f"`path` must be in mm, got the unknown unit {error.args[0]} in {name}: correct its "
+            "header."
         ) from error
     if unit not in ("unknown", "mm"):
         raise DatasetError(f"`path` must be in mm, got {unit} in {name}: convert its header.")
@@ -97,7 +99,7 @@ def require_mm(affine: Any, name: str) -> None:
             f"`path` must have an invertible affine, got {np.asarray(affine).tolist()} in {name}: "
             "correct its header."
         )
-    sizes = nib.affines.voxel_sizes(np.asarray(affine, np.float64))
+    sizes = voxel_sizes(np.asarray(affine, np.float64))
     if not sizes.max() >= VOXEL_MM[0] or not sizes.min() <= VOXEL_MM[1]:
         raise DatasetError(
             f"`path` must be in mm, got voxels of {_sizes(sizes)} in {name}: are they in m or µm? "
@@ -112,7 +114,7 @@ def _notes(image: Any, taken: NDArray[np.float64], name: str) -> list[str]:
         if codes[0] and not np.allclose(taken, header.get_sform()):
             raise DatasetError(
                 f"`path` must say once how large its voxels are, got "
-                f"{_sizes(nib.affines.voxel_sizes(header.get_sform()))} mm by the sform and "
+                f"{_sizes(voxel_sizes(header.get_sform()))} mm by the sform and "
                 f"{_sizes(header.get_zooms()[:3])} mm by pixdim in {name}, and no qform: correct "
                 "its header."
             )
@@ -121,7 +123,7 @@ def _notes(image: Any, taken: NDArray[np.float64], name: str) -> list[str]:
     apart_mm = corner_distance_mm(sform, qform, image.shape[:3])
     if apart_mm <= _SAME_MM:
         return []
-    sizes = [_sizes(nib.affines.voxel_sizes(form)) for form in (sform, qform)]
+    sizes = [_sizes(voxel_sizes(form)) for form in (sform, qform)]
     which = "sform" if np.allclose(taken, sform) else "qform"
     return [
         f"sform and qform put corners {apart_mm:.4g} mm apart, with voxels of {sizes[0]} and "

@@ -10,6 +10,7 @@ from stipple_monai.bundle.publish import (
 )
 from stipple_monai.bundle.stages import (
     BUNDLE,
+    as_written,
     check_knobs,
     config_path,
     configs_of,
@@ -21,6 +22,7 @@ from stipple_monai.bundle.stages import (
 
 __all__ = [
     "BUNDLE",
+    "as_written",
     "check_knobs",
     "config_path",
     "configs_of",

@@ -20,7 +20,14 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-from stipple_monai.bundle.stages import BUNDLE, check_knobs, config_path, configs_of, whole_folder
+from stipple_monai.bundle.stages import (
+    BUNDLE,
+    as_written,
+    check_knobs,
+    config_path,
+    configs_of,
+    whole_folder,
+)
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
 
@@ -105,7 +112,9 @@ def _settled(
     parser.read_config([str(base), *(str(config_path(configs, overlay)) for overlay in overlays)])
     # an overlay's folders of its own keep networks apart; here is only one
     parser.update({k: v for k, v in parser.load_config_file(base).items() if k in _FOLDERS})
-    known = {key: value for key, value in options.items() if key.partition("#")[0] in parser}
+    known = {
+        key: as_written(value) for key, value in options.items() if key.partition("#")[0] in parser
+    }
     parser.update(known)
     return {key: value for key, value in parser.get().items() if key != "_meta_"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -52,15 +52,46 @@ def run_bundle(configs: Path, names: Sequence[str | Path], **knobs: Any) -> None
         configs: the bundle's folder of configs.
         names: the config and its overlays; a name is a file of ``configs`` without ``.yaml``, a
             path is any file.
-        **knobs: values that replace those of the configs, also by None.
+        **knobs: values that replace those of the configs, also by None. Paths stay what they are
+            whatever their names; of strings, those that begin with ``$``, ``@`` or ``%`` are in
+            MONAI's language.
     """
     # MONAI takes None for "not given".
-    given = {name: "$None" if value is None else value for name, value in knobs.items()}
+    given = {k: "$None" if v is None else as_written(v) for k, v in knobs.items()}
     monai.bundle.run(
         config_file=[str(config_path(configs, name)) for name in names],
         meta_file=str(configs / "metadata.json"),
         **given,
     )
+
+
+def as_written(value: Any) -> Any:
+    """A value of a config that MONAI does not interpret: an expression of the bytes of a text.
+
+    In MONAI's configs ``#`` and ``::`` separate the names of settings, ``@`` refers to one, ``%``
+    to a file and ``$`` begins an expression; as parts of a path they lead elsewhere.
+
+    Args:
+        value: a path, or of JSON's types. A string that begins with ``$``, ``@`` or ``%`` is meant
+            for MONAI and stays.
+
+    Example:
+        >>> as_written("a/b"), as_written("@bundle_root")
+        ('a/b', '@bundle_root')
+        >>> eval(as_written("/runs#1")[1:])
+        '/runs#1'
+    """
+    if isinstance(value, Mapping):
+        return {key: as_written(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_written(element) for element in value]
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not any(sign in text for sign in ("#", "::", "@", "%", "$")):
+        return text
+    if text.startswith(("$", "@", "%")) and text is value:
+        return text
+    code = os.fsencode(text).hex()
+    return f"$bytes.fromhex('{code}').decode('utf-8', 'surrogateescape')"
 
 
 def config_path(configs: Path, name: str | Path) -> Path:

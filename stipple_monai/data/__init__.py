@@ -13,6 +13,7 @@ from stipple_monai.data.checks import (
 )
 from stipple_monai.data.datalist import (
     Item,
+    ignored_value,
     label_names,
     patient_of,
     read_content,
@@ -40,6 +41,7 @@ from stipple_monai.data.grids import (
     whole_numbers,
 )
 from stipple_monai.data.naming import (
+    stem_of,
     unique_names,
 )
 from stipple_monai.data.repeated import (
@@ -64,6 +66,7 @@ __all__ = [
     "check_scan",
     "fold_sections",
     "fold_strata",
+    "ignored_value",
     "label_names",
     "onto_grid",
     "organ_volumes",
@@ -78,6 +81,7 @@ __all__ = [
     "rounded_label",
     "spacing_mm",
     "split_datalist",
+    "stem_of",
     "unique_names",
     "whole_numbers",
     "write_datalist",

@@ -224,12 +224,49 @@ def write_datalist(
 def label_names(datalist: str | Path) -> dict[int, str]:
     """Names of the label values in a datalist's ``labels``, which may be the wrong way round.
 
-    MSD has ``{"1": "pancreas"}``, nnU-Net ``{"pancreas": 1}``; without ``labels`` it is empty.
+    MSD has ``{"1": "pancreas"}``, nnU-Net ``{"pancreas": 1}`` and, for regions, ``{"whole": [1,
+    2]}``; without ``labels`` it is empty. A value that is called ``ignore`` has no name.
     """
-    labels = read_content(Path(datalist)).get("labels", {})
+    content = read_content(Path(datalist))
+    labels, ignored = content.get("labels", {}), ignored_value(content)
     pairs = labels.items() if isinstance(labels, dict) else []
-    straight = {int(k): str(v) for k, v in pairs if str(k).isdigit()}
-    return straight or {v: str(k) for k, v in pairs if isinstance(v, int)}
+    straight = {int(k): str(v) for k, v in pairs if str(k).isdecimal()}
+    named = straight or _names_of_regions({str(k): v for k, v in pairs})
+    return {value: name for value, name in named.items() if value != ignored}
+
+
+def ignored_value(content: Mapping[str, Any]) -> int | None:
+    """The label value that a datalist calls ``ignore``, as nnU-Net has it: not annotated.
+
+    Example:
+        >>> ignored_value({"labels": {"background": 0, "pancreas": 1, "ignore": 2}})
+        2
+    """
+    labels = content.get("labels", {})
+    for key, value in labels.items() if isinstance(labels, dict) else []:
+        if str(key).casefold() == "ignore" and type(value) is int:
+            return value
+        if str(value).casefold() == "ignore" and str(key).isdecimal():
+            return int(key)
+    return None
+
+
+def _names_of_regions(labels: Mapping[str, Any]) -> dict[int, str]:
+    """Names of values from nnU-Net's labels, of which one may be a region of several values.
+
+    A value is called as the smallest region that has it, *without* those within.
+    """
+    regions = {
+        name: {v for v in (values if isinstance(values, list) else [values]) if type(v) is int}
+        for name, values in labels.items()
+    }
+    found = {}
+    for value in sorted(set().union(*regions.values())):
+        having = sorted((len(vs), name) for name, vs in regions.items() if value in vs)
+        name = having[0][1]
+        within = [n for n, vs in regions.items() if vs < regions[name]]
+        found[value] = f"{name} without {', '.join(within)}" if within else name
+    return found
 
 
 def read_content(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stipple_monai.data.datalist import Item, patient_of
-from stipple_monai.data.grids import NIFTI
+from stipple_monai.data.naming import stem_of
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 
@@ -249,6 +249,5 @@ def case_name(item: Mapping[str, Any]) -> str:
     """
     several = not isinstance(item["image"], str)
     name = Path(item["image"][0] if several else item["image"]).name
-    for ending in NIFTI[::-1]:
-        name = name.removesuffix(ending)
+    name = stem_of(Path(name))
     return name.removesuffix("_0000") if several else name

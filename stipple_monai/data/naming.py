@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
         ['1_ct', '2_ct', '1.2.840']
     """
     paths = [Path(os.path.abspath(scan)) for scan in scans]
-    stems = [p.name.removesuffix(".gz").removesuffix(".nii") for p in paths]
+    stems = [stem_of(p) for p in paths]
     names, twice = list(stems), _twice(stems)
     for depth in range(1, max((len(p.parts) for p in paths), default=1)):
         for i in twice:
@@ -37,6 +38,11 @@ def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
             "have the same: rename one, or write them into folders of their own."
         )
     return names
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without ``.nii`` or ``.nii.gz``, in upper or lower case."""
+    return re.sub(r"(?i)\.nii(\.gz)?$|\.gz$", "", path.name)
 
 
 def _twice(names: Sequence[str]) -> list[int]:

@@ -66,7 +66,7 @@ def run_demo(
 def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) -> Path:
     started = time.monotonic()
     datalist = _prepare_data(out, seed)
-    knobs = {"bundle_root": str(out), "datalist": str(datalist), **options}
+    knobs = {"bundle_root": out, "datalist": datalist, **options}
 
     def stage(title: str, done: Path, names: Sequence[str], **extra: Any) -> None:
         if done.exists():
@@ -90,13 +90,13 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
     second = models / "round_1"
     if not prior_path(second, 1).exists():
         _copy_priors(models, second)
-    again = {"models_dir": str(second), "datalist": str(pseudo)}
+    again = {"models_dir": second, "datalist": pseudo}
     stage("train on labels and pseudo-labels", second / "model.pt", ["train"], **training, **again)
     overlays: dict[str, tuple[list[str], dict[str, Any]]] = {
         "baseline": (["baseline"], {}),
         "stipple": ([], {}),
         "true_position": (["true_position"], {}),
-        "relabelled": ([], {"models_dir": str(second)}),
+        "relabelled": ([], {"models_dir": second}),
     }
     for name, (overlay, extra) in overlays.items():
         folder = results / name

@@ -8,6 +8,11 @@ from stipple_monai.handlers.provenance import (
     RunRecord,
     versions,
 )
+from stipple_monai.handlers.soundness import (
+    DefinedMeanDice,
+    FiniteTraining,
+    not_finite,
+)
 from stipple_monai.handlers.training import (
     EpochSeed,
     LearningCurve,
@@ -17,11 +22,14 @@ from stipple_monai.handlers.training import (
 )
 
 __all__ = [
+    "DefinedMeanDice",
     "EpochSeed",
+    "FiniteTraining",
     "LearningCurve",
     "PositionTable",
     "RunRecord",
     "WeightsLoader",
     "WholeCheckpointSaver",
+    "not_finite",
     "versions",
 ]

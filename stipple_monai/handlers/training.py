@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,9 +15,11 @@ from ignite.engine import Engine, Events
 from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
 from monai.handlers import CheckpointLoader, CheckpointSaver
+from torch.nn import Module
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, write_csv
+from stipple_monai.handlers.soundness import not_finite
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
 
 
@@ -34,6 +37,7 @@ class WholeCheckpointSaver(CheckpointSaver):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._told = False
         for part in (
             self._final_checkpoint,
             self._key_metric_checkpoint,
@@ -43,6 +47,29 @@ class WholeCheckpointSaver(CheckpointSaver):
                 part.save_handler._atomic = True
                 if part.save_handler.filename is not None:
                     part.save_handler.remove = lambda filename: None
+
+    def metrics_completed(self, engine: Engine) -> None:
+        """Save where the score is the best; an undefined one chooses nothing.
+
+        As long as none was defined, the last epoch's weights are kept, as without validation.
+        """
+        best = self._key_metric_checkpoint
+        if not math.isnan(engine.state.metrics[engine.state.key_metric_name]):
+            super().metrics_completed(engine)
+            return
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"{engine.state.key_metric_name} is undefined: no validation scan has an organ. "
+                "It chooses no epoch.",
+                stacklevel=2,
+            )
+        if not best._saved:
+            best.save_handler(best._setup_checkpoint(), best.save_handler.filename)
+
+    def exception_raised(self, engine: Engine, e: Exception) -> None:
+        """Raise the error; what MONAI would save here is no final model."""
+        raise e
 
     def state_dict(self) -> dict[str, Any]:
         """Give what `load_state_dict` takes: the best score so far, empty before the first."""
@@ -67,6 +94,14 @@ class WeightsLoader(CheckpointLoader):
                 f"{self.load_path} must hold weights of this network, as this bundle saves them: "
                 f"give the file and the knobs it was trained with. {said[:200]}"
             ) from error
+        for loaded in self.load_dict.values():
+            state = loaded.state_dict() if isinstance(loaded, Module) else {}
+            name = next(not_finite(state), None)
+            if name is not None:
+                raise DatasetError(
+                    f"{self.load_path} must hold finite weights, got NaN or infinity in {name}: "
+                    "its training has diverged; train anew."
+                )
 
 
 class EpochSeed:
@@ -129,7 +164,8 @@ class LearningCurve:
         self._validated = ""
 
     def _keep(self, validator: Engine) -> None:
-        self._validated = f"{validator.state.metrics['val_mean_dice']:.5f}"
+        dice = validator.state.metrics["val_mean_dice"]
+        self._validated = "" if math.isnan(dice) else f"{dice:.5f}"
 
     def _collect(self, engine: Engine) -> None:
         self._losses.append(float(engine.state.output[0]["loss"]))

@@ -8,6 +8,9 @@ from stipple_monai.ingest.alignment_check import (
     FLIPS,
     check_alignment,
 )
+from stipple_monai.ingest.cases import (
+    LAYOUTS,
+)
 from stipple_monai.ingest.dataset_check import (
     DATASET_COLUMNS,
     check_dataset,
@@ -25,9 +28,6 @@ from stipple_monai.ingest.run import (
 from stipple_monai.ingest.series import (
     open_series,
     read_series,
-)
-from stipple_monai.ingest.sources import (
-    LAYOUTS,
 )
 
 __all__ = [

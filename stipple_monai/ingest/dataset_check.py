@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from stipple_monai.data import patient_of, read_sections, unique_names
 from stipple_monai.errors import DatasetError
+from stipple_monai.ingest.cases import Case
 from stipple_monai.ingest.pairs import Options, Pair, read_pair
 from stipple_monai.ingest.qa_report import mean_and_sd
-from stipple_monai.ingest.sources import Case
 
 DATASET_COLUMNS = (
     *("section", "fold", "case", "shape", "spacing_mm", "orientation", "labels", "volume_ml"),

@@ -22,9 +22,9 @@ from stipple_monai.data import (
 )
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest.alignment_check import Alignment, Flip, check_alignment
+from stipple_monai.ingest.cases import Case
 from stipple_monai.ingest.label_files import LabelMap, read_label
 from stipple_monai.ingest.series import Series, open_series, read_series
-from stipple_monai.ingest.sources import Case
 from stipple_monai.nifti import corner_distance_mm
 
 Status: TypeAlias = Literal["ingested", "repaired", "refused"]
@@ -39,6 +39,7 @@ class Options(NamedTuple):
         repair: reverse a label that fits clearly better so; it is refused otherwise.
         ignore_header: see `label_files.read_label`.
         names: of the label values that the label's file does not name.
+        ignore: see `label_files.read_label`.
     """
 
     choose: Mapping[str, int] | None = None
@@ -46,6 +47,7 @@ class Options(NamedTuple):
     repair: bool = False
     ignore_header: bool = False
     names: Mapping[int, str] = MappingProxyType({})
+    ignore: int | None = None
 
 
 class Pair(NamedTuple):
@@ -77,7 +79,13 @@ def read_pair(case: Case, options: Options) -> Pair:
     if case.label is None:
         return Pair(scan.array, None, scan.affine, {**record, "label": None, "alignment": None})
     label = read_label(
-        case.label, scan, series=series, choose=options.choose, ignore_header=options.ignore_header
+        case.label,
+        scan,
+        series=series,
+        choose=options.choose,
+        ignore_header=options.ignore_header,
+        ignore=options.ignore,
+        structures=case.structures,
     )
     notes = list(label.notes)
     array = np.flip(label.array, options.flip)
@@ -139,17 +147,16 @@ def _judge(alignment: Alignment, label: LabelMap, options: Options, case: Case) 
 
 def _read_scan(case: Case) -> tuple[Grid, Series | None, dict[str, Any]]:
     notes: list[str] = []
-    series, patient = None, None
+    series, patient = None, case.patient or None
     if case.is_dicom:
         series = open_series(case.images[0])
         array, found = read_series(series)
         scan = Grid(array, series.affine)
         notes += [*series.notes, *found]
         # pseudonymous, so that scans of one patient can be kept together
-        if series.patient:
-            patient = hashlib.sha256(series.patient.encode(errors="surrogateescape")).hexdigest()[
-                :12
-            ]
+        if series.patient and not patient:
+            said = series.patient.encode(errors="surrogateescape")
+            patient = hashlib.sha256(said).hexdigest()[:12]
     else:
         scan = _stack([read_grid(path) for path in case.images], case.images)
         notes += scan.notes

@@ -27,10 +27,11 @@ from tqdm import tqdm
 from stipple_monai.bundle import only_process
 from stipple_monai.data import axis_names
 from stipple_monai.errors import DatasetError
+from stipple_monai.ingest.cases import Case, Layout, Source
 from stipple_monai.ingest.folders import listed
 from stipple_monai.ingest.pairs import Options, read_pair
 from stipple_monai.ingest.qa_report import QA_JSON, QA_MARKDOWN, write_qa_report
-from stipple_monai.ingest.sources import Case, Layout, Source, find_cases
+from stipple_monai.ingest.sources import find_cases
 from stipple_monai.priors import UNREADABLE
 from stipple_monai.simulation import write_json, write_nifti
 
@@ -77,7 +78,9 @@ def ingest(
     found = find_cases(root, labels=labels, layout=layout)
     chosen = options.choose or {}
     # what values of the source mean says nothing of those that they are turned into
-    options = options._replace(names={**({} if chosen else found.labels), **options.names})
+    options = options._replace(
+        names={**({} if chosen else found.labels), **options.names}, ignore=found.ignore
+    )
     settings = {
         "source": str(root.resolve()),
         "labels": None if labels is None else str(Path(labels).resolve()),
@@ -149,7 +152,8 @@ def _case(case: Case, out: Path, options: Options) -> dict[str, Any]:
     if pair.label is not None:
         files.append(f"labelsTr/{case.name}.nii.gz")
         write_nifti(out / files[1], pair.label, pair.affine)
-    record = {**pair.record, "test": case.test, "files": files, "inputs": inputs}
+    about = {"test": case.test, "section": case.section}
+    record = {**pair.record, **about, "files": files, "inputs": inputs}
     write_json(path, record)
     return record
 
@@ -168,8 +172,8 @@ def _datalist(
             item["label"] = f"./{record['files'][1]}"
         if known and record["image"]["patient"]:
             item["patient"] = record["image"]["patient"]
-        section = "training" if record["label"] else "test" if record["test"] else "unlabelled"
-        sections[section].append(item)
+        section = "test" if record["test"] else "training" if record["label"] else "unlabelled"
+        sections.setdefault(_own_section(record) or section, []).append(item)
     kinds = {record["image"]["modality"] for record in usable}
     modality = found.modality or {"0": (kinds.pop() if len(kinds) == 1 else None) or "unknown"}
     return {
@@ -182,6 +186,12 @@ def _datalist(
         "numTest": len(sections["test"]),
         **{name: items for name, items in sections.items() if items},
     }
+
+
+def _own_section(record: Mapping[str, Any]) -> str:
+    """The section of the source's own datalist, but for scans without label in ``training``."""
+    own = str(record["section"])
+    return "" if own == "training" and not record["label"] else own
 
 
 def _label_names(records: Iterable[Mapping[str, Any]], options: Options) -> dict[str, str]:

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 
-from stipple_monai.data import label_names, read_label_map, read_sections, read_volume, unique_names
+from stipple_monai.data import (
+    label_names,
+    read_label_map,
+    read_sections,
+    read_volume,
+    stem_of,
+    unique_names,
+)
 from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.page import Block, Text
@@ -82,9 +89,9 @@ def datalist_cases(path: str | Path) -> dict[str, list[Case]]:
     }
 
 
-def stem_of(image: Any) -> str:
+def scan_stem(image: Any) -> str:
     """A scan's file name without ``.nii.gz``."""
-    return Path(first_file(image)).name.removesuffix(".gz").removesuffix(".nii")
+    return stem_of(Path(first_file(image)))
 
 
 def organ_names(

@@ -99,7 +99,7 @@ def detect(run: Path) -> Kind:
     if run.is_file():
         if run.suffix == ".json":
             return "data set"
-        if run.name.endswith((".nii", ".nii.gz")):
+        if run.name.lower().endswith((".nii", ".nii.gz")):
             return "prior"
     elif run.is_dir():
         if is_prediction_set(run):

@@ -119,7 +119,7 @@ def segment(
     with only_process(out):
         missing = _begin(out, items, settings, overwrite=overwrite)
         if missing:
-            given = {**flags, **(options or {}), "models_dir": str(models)}
+            given = {**flags, **(options or {}), "models_dir": models}
             _run(configs, out, missing, overlays, given, labels=names)
         return write_tables(out)
 
@@ -137,9 +137,9 @@ def _run(
         datalist = Path(folder) / "scans.json"
         write_datalist(datalist, {"test": items}, metadata={"labels": labels})
         places = {
-            "bundle_root": str(configs.parent),
-            "datalist": str(datalist),
-            "output_dir": str(out),
+            "bundle_root": configs.parent,
+            "datalist": datalist,
+            "output_dir": out,
             "section": "test",
         }
         try:
@@ -166,11 +166,11 @@ def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[d
         path = Path(given).absolute()
         found: list[Any] = [str(path)]
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.name.endswith(_NIFTI))
+            files = sorted(p for p in path.iterdir() if p.name.lower().endswith(_NIFTI))
             found = [str(p) for p in files if not p.name.startswith(".")] or found
         elif path.suffix == ".json":
             found = [item["image"] for item in read_datalist(path, section)]
-        elif not path.name.endswith(_NIFTI) or not path.exists():
+        elif not path.name.lower().endswith(_NIFTI) or not path.exists():
             raise DatasetError(
                 f"Inputs must be NIfTI files, folders or datalists, got {given}, "
                 + ("which has another ending." if path.exists() else "which does not exist.")

@@ -38,6 +38,7 @@ from monai.bundle import ConfigParser
 
 from stipple_monai.bundle import (
     BUNDLE,
+    as_written,
     check_knobs,
     config_path,
     configs_of,
@@ -171,7 +172,7 @@ def _run_rounds(rounds: _Rounds, settings: Mapping[str, Any]) -> None:
         locator = _locator(out, settings["position_with"], number)
         rounds.pseudo_label(number, knobs, locator=locator)
         before, now = out / f"round_{number - 1}", out / f"round_{number}"
-        start = {"initial_weights": str(before / "models" / "model.pt")}
+        start = {"initial_weights": before / "models" / "model.pt"}
         rounds.train(
             number,
             now / "pseudo_labels" / "datalist.json",
@@ -198,7 +199,7 @@ class _Rounds:
         self.started = time.monotonic()
         parser = ConfigParser()
         parser.read_config([config_path(configs, "train"), *self.always])
-        parser.update(knobs)
+        parser.update({key: as_written(value) for key, value in knobs.items()})
         self.organs: list[int] = parser.get_parsed_content("organs")
 
     def train(
@@ -210,14 +211,14 @@ class _Rounds:
         else:
             self._say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
             with whole_folder(models) as part:
-                places = {"datalist": str(datalist), "models_dir": str(part)}
+                places = {"datalist": datalist, "models_dir": part}
                 if priors is None:
                     self._run(["prior", *self.always], places)
                 else:
                     for file in priors.glob("prior_*.nii.gz"):
                         with whole_file(part / file.name) as copy:
                             shutil.copyfile(file, copy)
-                logs = {"output_dir": str(self.out / "logs" / f"round_{number}")}
+                logs = {"output_dir": self.out / "logs" / f"round_{number}"}
                 overlays = [*self.always, *self.training]
                 self._run(["train", *overlays], {**places, **logs, **knobs})
         # They are what an interrupted training goes on from; the next round needs only the model.
@@ -233,16 +234,16 @@ class _Rounds:
         scans = len(read_datalist(datalist, "unlabelled"))
         self._say(f"round {number}: pseudo-label {scans} scans")
         with whole_folder(labels) as part:
-            places = {
-                "datalist": str(datalist),
-                "models_dir": str(self.out / f"round_{number - 1}" / "models"),
-                "output_dir": str(part),
+            places: dict[str, Any] = {
+                "datalist": datalist,
+                "models_dir": self.out / f"round_{number - 1}" / "models",
+                "output_dir": part,
                 "round": number,
             }
             overlays = [*self.always, *self.labelling]
             if locator is not None:
                 overlays.append(config_path(self.configs, "locator"))
-                places["locator_checkpoint"] = str(locator)
+                places["locator_checkpoint"] = locator
             self._run(["inference", "pseudo_label", *overlays], {**places, **knobs})
             items = read_datalist(part / "datalist.json", "training")
             made = [item for item in items if "pseudo_label" in item]
@@ -251,7 +252,7 @@ class _Rounds:
             self._say(summarize_quality(rows, organ=organ))
 
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
-        run_bundle(self.configs, names, **{**self.knobs, "bundle_root": str(self.out), **knobs})
+        run_bundle(self.configs, names, **{**self.knobs, "bundle_root": self.out, **knobs})
 
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)

@@ -129,12 +129,12 @@ def _run_cell(study: Study, job: Job, method: Method, place: Path, configs: Path
     with whole_folder(place / "methods" / method.name) as part:
         names = ["inference", "evaluate", *method.overlays, *method.evaluate, *study.overlays]
         knobs = {
-            "bundle_root": str(part),
-            "models_dir": str(last / "models"),
-            "datalist": str(place / "test.json"),
-            "reference_datalist": str(place / "training.json"),
+            "bundle_root": part,
+            "models_dir": last / "models",
+            "datalist": place / "test.json",
+            "reference_datalist": place / "training.json",
             "reference_seed": job.seed,
-            "output_dir": str(part),
+            "output_dir": part,
         }
         run_bundle(configs, names, **{**study.options, **method.options, **knobs})
         with whole_file(part / "network.json") as file:
