@@ -10,7 +10,7 @@ LOWEST_TORCH ?= $(TORCH)
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest check docs bench build clean
+.PHONY: help demo test test-lowest check docs bench gpu build clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,13 @@ BENCHMARKS := fusion inference positioning_speed prior_estimation training_step 
 
 bench: $(VENV)/installed ## the benchmarks: ratios to the obvious alternatives, seven minutes
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
+
+MINUTES ?= 10
+GPU_OUT ?= runs/gpu
+GPU_OPTIONS ?=
+
+gpu: $(VENV)/installed ## all that only a GPU can tell: tests, benchmarks, scores; ten minutes
+	$(BIN)/python benchmarks/gpu.py --minutes $(MINUTES) --out $(GPU_OUT) $(GPU_OPTIONS)
 
 build: $(VENV)/installed ## wheel and sdist, in dist
 	$(BIN)/python -m build --no-isolation

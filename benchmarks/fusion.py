@@ -5,8 +5,8 @@ on the image alone, cross-entropy on top; and the fusion alone with equation 2 a
 (softmax, times prior, divided by the sum; then the logarithm that a cross-entropy needs).
 
 Sizes: one slice of 256 × 256, or with ``--full`` the practice size, 6 of 512 × 512 (12 GiB, minutes
-on a CPU). On a GPU it is always the practice size, in half precision as the bundle trains, as it
-is and under ``torch.compile``.
+on a CPU). On a GPU it is always the practice size, in each precision, and in half precision also
+under ``torch.compile``.
 
 Read: the wrapped network's ratio to the bare one is to be at most 1.02, its peak memory at most
 1.05 times. The fusion's own time over the bare network's says the same with less noise: on
@@ -45,9 +45,13 @@ def no_fusion(logits: Tensor, _: Tensor) -> Tensor:
     return logits
 
 
-def network_step(network: nn.Module, x: Tensor, target: Tensor, *, amp: bool) -> None:
+def network_step(network: nn.Module, x: Tensor, target: Tensor, *, dtype: torch.dtype) -> None:
     """Forward and backward; the gradients are dropped, so that every step allocates them."""
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
+    with torch.autocast(
+        x.device.type,
+        dtype=torch.bfloat16 if dtype == torch.float32 else dtype,
+        enabled=dtype != torch.float32,
+    ):
         logits = network(x)
     F.cross_entropy(logits.float(), target).backward()
     network.zero_grad(set_to_none=True)
@@ -80,7 +84,15 @@ def saved_bytes(fusion: Fusion, logits: Tensor, prior: Tensor) -> int:
     return sum(kept)
 
 
-def run_network(batch: int, size: int, device: str, *, rounds: int, compiled: bool) -> float:
+def run_network(
+    batch: int,
+    size: int,
+    device: str,
+    *,
+    rounds: int,
+    compiled: bool,
+    dtype: torch.dtype = torch.float32,
+) -> float:
     """Time and measure the wrapped network against the bare one, whose seconds are returned."""
     gpu = device == "cuda"
     image, prior, target = slices(batch, size, device)
@@ -94,8 +106,8 @@ def run_network(batch: int, size: int, device: str, *, rounds: int, compiled: bo
     if compiled:
         bare, wrapped = torch.compile(bare), torch.compile(wrapped)
     steps: dict[str, Callable[[], Any]] = {
-        "bare network": partial(network_step, bare, image, target, amp=gpu),
-        "wrapped network": partial(network_step, wrapped, x, target, amp=gpu),
+        "bare network": partial(network_step, bare, image, target, dtype=dtype),
+        "wrapped network": partial(network_step, wrapped, x, target, dtype=dtype),
     }
     for step in steps.values() if gpu or size < 512 else ():
         step()
@@ -108,7 +120,7 @@ def run_network(batch: int, size: int, device: str, *, rounds: int, compiled: bo
         clock="wall" if gpu else "cpu",
         warm_up=False,
     )
-    floating = "bfloat16" if gpu else "float32"
+    floating = str(dtype).removeprefix("torch.")
     print_table(
         f"Forward and backward, {batch} × {size} × {size}, {device}, {floating}"
         f"{', torch.compile' if compiled else ''}",
@@ -162,6 +174,28 @@ def print_share(device: str, fusion: float, network: float) -> None:
     print(f"On {device}, the fusion adds {fusion / network:.2%} of the bare network's time.")
 
 
+def run_cpu(arguments: argparse.Namespace) -> None:
+    """The CPU's tables."""
+    batch = arguments.batch or (6 if arguments.full else 1)
+    size = arguments.size or (512 if arguments.full else 256)
+    fusion = run_fusion(batch, size, "cpu", rounds=25, compiled=arguments.compile)
+    rounds = arguments.rounds or (1 if arguments.full else 5)
+    network = run_network(batch, size, "cpu", rounds=rounds, compiled=False)
+    print_share("cpu", fusion, network)
+
+
+def run_gpu(device: str, batch: int, size: int, *, rounds: int, compiled: bool) -> None:
+    """The GPU's tables, those first that need no compilation."""
+    # a CPU has no float16
+    half = (torch.float16, torch.bfloat16) if device == "cuda" else ()
+    settings = [(dtype, False) for dtype in (*half, torch.float32)]
+    settings += [(torch.float16, True)] if compiled else []
+    fusion = run_fusion(batch, size, device, rounds=2 * rounds, compiled=compiled)
+    for dtype, compiling in settings:
+        network = run_network(batch, size, device, rounds=rounds, compiled=compiling, dtype=dtype)
+        print_share(device, fusion, network)
+
+
 def main() -> None:
     """Run the tables."""
     parser = argparse.ArgumentParser(
@@ -172,22 +206,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="voxels of a slice along W and H, on the CPU")
     parser.add_argument("--rounds", type=int, help="default: 5, or 1 with --full; 20 on a GPU")
     parser.add_argument("--compile", action="store_true", help="torch.compile on the CPU, too")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: both")
+    parser.add_argument("--tiny", action="store_true", help="the GPU's tables on a CPU, to try it")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    batch = arguments.batch or (6 if arguments.full else 1)
-    size = arguments.size or (512 if arguments.full else 256)
-    fusion = run_fusion(batch, size, "cpu", rounds=25, compiled=arguments.compile)
-    rounds = arguments.rounds or (1 if arguments.full else 5)
-    network = run_network(batch, size, "cpu", rounds=rounds, compiled=False)
-    print_share("cpu", fusion, network)
-    if torch.cuda.is_available():
-        fusion = run_fusion(6, 512, "cuda", rounds=50, compiled=True)
-        for compiled in (False, True):
-            rounds = arguments.rounds or 20
-            network = run_network(6, 512, "cuda", rounds=rounds, compiled=compiled)
-            print_share("cuda", fusion, network)
-    else:
-        print("There is no CUDA device: the GPU tables are left out.")
+    if arguments.tiny:
+        run_gpu("cpu", 1, 32, rounds=1, compiled=False)
+    if arguments.device != "cuda" and not arguments.tiny:
+        run_cpu(arguments)
+    if arguments.device != "cpu" and torch.cuda.is_available():
+        run_gpu("cuda", 6, 512, rounds=arguments.rounds or 20, compiled=True)
+    elif not arguments.tiny:
+        print("The GPU tables are left out.")
     print(f"Done in {time.perf_counter() - start:.0f} s.")
 
 

@@ -228,16 +228,21 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="practice size: 10 GiB, minutes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=6, help="slices at a time")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: both")
+    parser.add_argument("--tiny", action="store_true", help="the GPU's table on a CPU, to try it")
     arguments = parser.parse_args()
     start = time.perf_counter()
     batch, rounds = arguments.batch, arguments.rounds
-    run_whole((96, 96, 24), "cpu", batch=batch, rounds=rounds, amp=False)
-    parts = (512, 512, 240) if arguments.full else (256, 256, 120)
-    run_in_parts(parts, batch=batch, rounds=rounds)
-    if torch.cuda.is_available():
+    if arguments.tiny:
+        run_whole((32, 32, 8), "cpu", batch=batch, rounds=1, amp=False)
+    elif arguments.device != "cuda":
+        run_whole((96, 96, 24), "cpu", batch=batch, rounds=rounds, amp=False)
+        parts = (512, 512, 240) if arguments.full else (256, 256, 120)
+        run_in_parts(parts, batch=batch, rounds=rounds)
+    if arguments.device != "cpu" and torch.cuda.is_available():
         run_whole((512, 512, 240), "cuda", batch=batch, rounds=max(rounds, 5), amp=True)
-    else:
-        print("There is no CUDA device: the GPU table is left out.")
+    elif not arguments.tiny:
+        print("The GPU table is left out.")
     print(f"Done in {time.perf_counter() - start:.0f} s.")
 
 

@@ -7,6 +7,9 @@ Compared, with the bundle's own transforms, network, loss and optimizer (`traini
 
 Sizes: batches of 6 of 512 × 512, four processes that load for each that trains.
 
+With ``--preload``, batches are loaded once and stay on the GPU, so that loading cannot set the
+pace: what the network takes, which `loading.py` compares with what is loaded.
+
 Read: with prior is to be no slower than without, at each setting; the ratio is that of slices per
 second, so more is better, unlike in the other benchmarks. Without a GPU nothing is measured:
 ``--tiny`` runs all of it on the CPU with a tiny network, to see that the script works.
@@ -15,6 +18,7 @@ second, so more is better, unlike in the other benchmarks. Without a GPU nothing
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -25,8 +29,9 @@ from typing import Any
 
 import torch
 from timing import compare, print_markdown, print_notes
-from training_step import OVERLAYS, WITH, WITHOUT, Step, prepare, training
+from training_step import OVERLAYS, WITH, WITHOUT, Step, endless, prepare, training
 
+KEYS = ("image", "label")
 BASELINE = "plain MONAI, without prior, float32"
 SETTINGS: dict[str, dict[str, bool]] = {
     "float16": {"amp": True},
@@ -36,19 +41,54 @@ SETTINGS: dict[str, dict[str, bool]] = {
 TINY: dict[str, Any] = {"channels": [4, 8], "num_workers": 0, "slices_per_scan": 24}
 
 
-def run_one_gpu(knobs: dict[str, Any], *, rounds: int, count: int, tiny: bool) -> None:
+def run_one_gpu(
+    knobs: dict[str, Any], *, rounds: int, count: int, tiny: bool, preload: bool
+) -> None:
     """Slices per second with and without prior, at each setting, in one process."""
-    candidates = {BASELINE: Step(training(OVERLAYS[WITHOUT], **knobs), count=count, amp=False)}
+    batches = {name: loaded(knobs, name) if preload else None for name in OVERLAYS}
+
+    def step(name: str, **options: Any) -> Step:
+        parser = training(OVERLAYS[name], **knobs)
+        return Step(parser, count=count, batches=batches[name], **options)
+
+    candidates = {BASELINE: step(WITHOUT, amp=False)}
     for setting, options in SETTINGS.items():
         # on a CPU, compilation takes minutes and float16 is slower
         changed = {**options, "amp": False, "compiled": False} if tiny else options
+        if preload and options.get("compiled"):
+            # compilation takes a minute: what runs without it is printed before
+            print_rates(candidates, knobs, rounds=rounds, count=count, tiny=tiny, preload=preload)
         for name in (WITHOUT, WITH):
-            step = Step(training(OVERLAYS[name], **knobs), count=count, **changed)
-            candidates[f"{name}, {setting}"] = step
+            candidates[f"{name}, {setting}"] = step(name, **changed)
+    print_rates(candidates, knobs, rounds=rounds, count=count, tiny=tiny, preload=preload)
+
+
+def loaded(knobs: dict[str, Any], name: str, count: int = 4) -> list[dict[str, Any]]:
+    """Some batches of a training, on the GPU where there is one."""
+    parser = training(OVERLAYS[name], **knobs)
+    device = parser.get_parsed_content("device")
+    batches = itertools.islice(endless(parser), count)
+    return [
+        {key: torch.as_tensor(b[key]).as_subclass(torch.Tensor).to(device) for key in KEYS}
+        for b in batches
+    ]
+
+
+def print_rates(
+    candidates: dict[str, Step],
+    knobs: dict[str, Any],
+    *,
+    rounds: int,
+    count: int,
+    tiny: bool,
+    preload: bool,
+) -> None:
+    """Time candidates and print their slices per second."""
     rows = compare(candidates, rounds=rounds, baseline=BASELINE)
     slices = count * knobs["batch_size"]
     rate = {row.name: slices / row.seconds for row in rows}
-    print(f"\n### Training on one GPU{tried(tiny)}\n")
+    loading = ", batches already there" if preload else ""
+    print(f"\n### Training on one GPU{loading}{tried(tiny)}\n")
     print_markdown(
         ["", "slices per second", "to plain MONAI", "with prior to without"],
         [
@@ -129,6 +169,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="try the script on a CPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=40, help="steps timed at a time")
+    parser.add_argument("--preload", action="store_true", help="batches that are loaded once")
+    parser.add_argument("--root", type=Path, help="folder of the scan, which stays")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     rounds, count = arguments.rounds, arguments.count
@@ -140,10 +182,16 @@ def main() -> None:
         return
     tiny = not torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        knobs = prepare(Path(folder), factor=1 if tiny else 4)
+        knobs = prepare(arguments.root or Path(folder), factor=1 if tiny else 4)
+        if arguments.preload:
+            knobs |= {"num_workers": 0}
+            knobs |= {**TINY, "slice_size": [32, 32], "batch_size": 2} if tiny else {}
+            rounds, count = (1, 2) if tiny else (rounds, count)
+            run_one_gpu(knobs, rounds=rounds, count=count, tiny=tiny, preload=True)
+            return
         # scans enough that no epoch, whose end empties the queue of the workers, is short
         knobs |= TINY if tiny else {"num_workers": 4, "slices_per_scan": 960}
-        run_one_gpu(knobs, rounds=rounds, count=count, tiny=tiny)
+        run_one_gpu(knobs, rounds=rounds, count=count, tiny=tiny, preload=False)
         if tiny or torch.cuda.device_count() >= 2:
             run_processes(knobs, rounds=rounds, count=count, tiny=tiny)
         else:

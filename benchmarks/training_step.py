@@ -71,16 +71,22 @@ def write_scans(folder: Path, *, factor: int) -> Path:
 
 
 def prepare(root: Path, *, factor: int) -> dict[str, Any]:
-    """Write scan and prior below ``root``; give the knobs of the configs that lead there."""
-    datalist = write_scans(root / "phantom", factor=factor)
-    labels = [item["label"] for item in read_datalist(datalist, "training")]
-    prior = SpatialPrior.estimate(labels, organ=1, bins=5)
-    (root / "models").mkdir()
-    prior.save(prior_path(root / "models", 1))
+    """Write scan and prior below ``root``; give the knobs of the configs that lead there.
+
+    Those that an earlier call has written stay, whatever their size.
+    """
+    datalist = root / "phantom" / "dataset.json"
+    path = prior_path(root / "models", 1)
+    if not path.exists():
+        datalist = write_scans(root / "phantom", factor=factor)
+        labels = [item["label"] for item in read_datalist(datalist, "training")]
+        path.parent.mkdir()
+        SpatialPrior.estimate(labels, organ=1, bins=5).save(path)
+    scan = nib.load(read_datalist(datalist, "training")[0]["image"])
     return {
         "bundle_root": str(root),
         "dataset_dir": str(datalist.parent),
-        "slice_size": [GENERATED[0] * factor] * 2,
+        "slice_size": [int(n) for n in scan.shape[:2]],
         "batch_size": 6,
         "num_workers": 0,
         "train#dataset#progress": False,
@@ -112,6 +118,7 @@ class Step:
         amp: run the network in float16; ``None``: as the configs say.
         channels_last: keep weights and slices in this memory format.
         compiled: compile the network.
+        batches: train on these, over and over, instead of loading.
     """
 
     def __init__(
@@ -122,8 +129,9 @@ class Step:
         amp: bool | None = None,
         channels_last: bool = False,
         compiled: bool = False,
+        batches: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        self.batches = endless(parser)
+        self.batches = endless(parser) if batches is None else itertools.cycle(batches)
         self.count = count
         self.device = parser.get_parsed_content("device")
         self.format = torch.channels_last if channels_last else torch.contiguous_format

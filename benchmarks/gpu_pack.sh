@@ -1,0 +1,37 @@
+#!/bin/sh
+# Packs what `benchmarks/gpu.py` needs on a lent machine without a network: wheels of the packages
+# that an image with torch usually lacks, and some scans for the cells.
+#   benchmarks/gpu_pack.sh [FOLDER OF btcv_ct] [OUT] [SCANS]
+# There:
+#   python3 -m pip install --no-index --no-deps --target /tmp/site .gpu/wheels/*.whl
+#   PYTHONPATH=/tmp/site:.gpu/absent:. python3 benchmarks/gpu.py --data .gpu/btcv_ct.zip --out OUT
+# An own GPU with an ordinary environment needs none of this: `make gpu` there.
+set -eu
+data=${1:-../shared/data/btcv_ct}
+out=${2:-.gpu}
+scans=${3:-8}
+python=${PYTHON:-python3}
+here=$(dirname "$0")
+mkdir -p "$out/wheels"
+# pure Python. itk is a hundred megabytes and reads DICOM, of which there is none here: a stand-in
+# lets the package be imported
+mkdir -p "$out/absent"
+cat > "$out/absent/itk.py" <<'END'
+"""Stands in for itk where nothing is read with it."""
+
+
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise ImportError(f"itk is not installed here, and itk.{name} was asked for.")
+END
+"$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+  --dest "$out/wheels" monai==1.6.1 nibabel==5.4.2 pytorch-ignite==0.5.5 fire==0.7.1 \
+  termcolor==3.3.0
+if [ -d "$data" ]; then
+  PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}" "$python" "$here/cell.py" pack \
+    --data "$data" --out "$out/btcv_ct.zip" --scans "$scans"
+else
+  echo "There are no scans in $data: the cells are left out."
+fi
+du -sh "$out"
