@@ -15,8 +15,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 import yaml
 from monai.bundle import ConfigParser
 
@@ -26,10 +28,10 @@ from stipple_monai.bundle.stages import (
     check_knobs,
     config_path,
     configs_of,
-    whole_folder,
 )
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
+from stipple_monai.ownership import new_folder
 
 LARGEST_FILE_BYTES = 25 * 1024**2
 """The model zoo takes no larger file into git."""
@@ -69,20 +71,24 @@ def publish_bundle(
         ``out``.
 
     Raises:
-        DatasetError: weights or priors are missing, or ``bundle`` is not the bundle's folder.
+        DatasetError: weights or priors are missing, cannot be loaded safely or do not fit, or
+            ``bundle`` is not the bundle's folder.
         FileExistsError: ``out`` exists.
         ValueError: an option is no knob of the configs.
     """
     out, models, configs = Path(out), Path(models), configs_of(bundle)
-    weights, priors = models / "model.pt", sorted(models.glob("prior_*.nii.gz"))
-    if not weights.is_file() or not priors:
+    weights = models / "model.pt"
+    if not weights.is_file() or next(models.glob("prior_*.nii.gz"), None) is None:
         raise DatasetError(
             f"`models` must have model.pt and a prior for each organ, got {models}: give the "
             "folder of a trained network."
         )
     options = dict(options or {})
     check_knobs(configs, [*SETTLED, *overlays], options)
-    with whole_folder(out) as part:
+    if out.exists():
+        raise FileExistsError(f"`out` must not exist yet, got {out}: choose another.")
+    priors = _checked(configs, overlays, options, models)
+    with new_folder(out) as part:
         for folder in ("configs", "docs"):
             shutil.copytree(configs.parent / folder, part / folder, dirs_exist_ok=True)
         shutil.copy(configs.parent / "LICENSE", part)
@@ -101,6 +107,33 @@ def publish_bundle(
         if url is not None:
             _leave_out_large_files(part, url, largest_file_bytes)
     return out
+
+
+def _checked(
+    configs: Path, overlays: Sequence[str | Path], options: Mapping[str, Any], models: Path
+) -> list[Path]:
+    """The priors that belong to a network, after its weights were loaded into it.
+
+    Raises:
+        DatasetError: the weights cannot be loaded safely, do not fit or are not finite.
+    """
+    parser = ConfigParser(_settled(configs, "inference", overlays, options))
+    parser.update({"models_dir": as_written(models)})
+    weights = models / "model.pt"
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        parser.get_parsed_content("network_def").load_state_dict(state.get("model", state))
+    except (RuntimeError, UnpicklingError, OSError, EOFError, KeyError, AttributeError) as error:
+        said = " ".join(str(error).split())
+        raise DatasetError(
+            f"{weights} must hold weights of this network, as this bundle saves them: give the "
+            f"overlays and knobs it was trained with. {said[:200]}"
+        ) from error
+    if not all(bool(torch.isfinite(t).all()) for t in state.get("model", state).values()):
+        raise DatasetError(f"{weights} must hold finite weights: its training has diverged.")
+    # each loads as the prior of its organ, by its record
+    parser.get_parsed_content("priors")
+    return [models / f"prior_{organ}.nii.gz" for organ in parser.get_parsed_content("organs")]
 
 
 def _settled(

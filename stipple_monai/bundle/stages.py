@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import remove_unfinished
+from stipple_monai.ownership import begin_part, end_part
 
 _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = _PACKAGE / "bundles" / "pancreas_stipple"
@@ -145,21 +146,25 @@ def _first(knob: str) -> str:
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_folder(path: str | os.PathLike[str], *, made_with: Mapping[str, Any]) -> Iterator[Path]:
     """Give the folder to work in, ``path`` with ``.part`` behind; it becomes ``path`` at the end.
 
     After an error it stays, so that the work can go on there.
 
+    Args:
+        path: of the folder.
+        made_with: what tells this work from other work, of JSON's types.
+
     Raises:
         FileExistsError: ``path`` is there already.
+        DatasetError: there is a part of something else.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"`path` must not exist yet, got {path}: the stage is done.")
-    part = path.with_name(f"{path.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
+    part = begin_part(path, made_with)
     yield part
-    part.rename(path)
+    end_part(part, path)
 
 
 @contextmanager

@@ -61,11 +61,11 @@ def _value(text: str, name: str) -> Any:
         if text[0] in "[{":
             return yaml.safe_load(text)
         value = json.loads(text)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"`{name}` must be finite, got {text}.")
-        return value
     except (ValueError, RecursionError, yaml.YAMLError):
         return float(text) if re.fullmatch(r"[+-]?(0?|[1-9]\d*)\.\d*|[+][1-9]\d*", text) else text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {text}.")
+    return value
 
 
 def read_names(texts: Sequence[str], option: str = "--labels") -> dict[int, str]:

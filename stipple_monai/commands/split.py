@@ -19,6 +19,7 @@ from stipple_monai.data import (
     write_datalist,
     write_nnunet_splits,
 )
+from stipple_monai.ownership import claim, refuse_foreign, refuse_inputs
 
 
 def add_parser(commands: Commands) -> None:
@@ -63,6 +64,11 @@ def run(options: argparse.Namespace) -> None:
         ValueError: options do not go together.
     """
     _check(options)
+    inputs = [p for p in (options.datalist, options.from_nnunet) if p is not None]
+    outputs = [p for p in (options.out, options.nnunet) if p is not None]
+    refuse_inputs(outputs, inputs)
+    for path in outputs:
+        refuse_foreign(path.absolute().parent, [path.absolute()])
     if options.fold is not None:
         sections = _sections_of_fold(options)
     elif options.labelled is not None:
@@ -77,9 +83,11 @@ def run(options: argparse.Namespace) -> None:
         items = _with_folds(options)
         sections = {**read_sections(options.datalist), options.section: items}
         if options.nnunet is not None:
+            claim(options.nnunet.parent, [options.nnunet], inputs=inputs)
             write_nnunet_splits(options.nnunet, items)
     content = read_content(options.datalist)
     kept: dict[str, Any] = {k: content[k] for k in ("labels", "modality") if k in content}
+    claim(options.out.parent, [options.out], inputs=inputs)
     write_datalist(options.out, sections, metadata=kept)
     print(", ".join(f"{name}: {len(items)}" for name, items in sections.items()))
 

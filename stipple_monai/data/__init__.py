@@ -13,6 +13,7 @@ from stipple_monai.data.checks import (
 )
 from stipple_monai.data.datalist import (
     Item,
+    files_of_item,
     ignored_value,
     label_names,
     patient_of,
@@ -41,6 +42,7 @@ from stipple_monai.data.grids import (
     whole_numbers,
 )
 from stipple_monai.data.naming import (
+    plain_name,
     stem_of,
     unique_names,
 )
@@ -64,6 +66,7 @@ __all__ = [
     "axis_names",
     "check_pair",
     "check_scan",
+    "files_of_item",
     "fold_sections",
     "fold_strata",
     "ignored_value",
@@ -71,6 +74,7 @@ __all__ = [
     "onto_grid",
     "organ_volumes",
     "patient_of",
+    "plain_name",
     "read_content",
     "read_datalist",
     "read_grid",

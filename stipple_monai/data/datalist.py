@@ -103,6 +103,11 @@ def patient_of(item: Mapping[str, Any]) -> str:
     return str(item.get("patient", item["image"]))
 
 
+def files_of_item(item: Mapping[str, Any], path_keys: Sequence[str] = PATH_KEYS) -> list[str]:
+    """All files that an item names."""
+    return [file for key in path_keys for file in _listed(item.get(key, []))]
+
+
 def read_datalist(
     path: str | Path | Sequence[str | Mapping[str, Any]],
     section: str,

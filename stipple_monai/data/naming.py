@@ -10,6 +10,9 @@ from pathlib import Path
 
 from stipple_monai.errors import DatasetError
 
+LONGEST = 200
+"""Bytes of a name, so that an ending fits behind it."""
+
 
 def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Name scans by their files, and by as many folders above as tell equal ones apart.
@@ -38,6 +41,34 @@ def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
             "have the same: rename one, or write them into folders of their own."
         )
     return names
+
+
+def plain_name(name: object, what: str) -> str:
+    """A name that may be a part of a file's name: it leads nowhere else.
+
+    Args:
+        name: as somebody gave it.
+        what: it is called that in the error.
+
+    Raises:
+        DatasetError: it is no text, empty, too long, hidden, or has a separator of folders.
+
+    Example:
+        >>> plain_name("patient 7", "name")
+        'patient 7'
+    """
+    wrong = (
+        not isinstance(name, str)
+        or not 0 < len(name.encode(errors="replace")) <= LONGEST
+        or name.startswith((".", "~"))
+        or any(sign in name for sign in ("/", "\\", "\0", "\n", "\r"))
+    )
+    if wrong:
+        raise DatasetError(
+            f"`{what}` must be a name of 1 to {LONGEST} bytes without / and \\ that does not begin "
+            f"with a dot, got {name!r}: it becomes a part of file names."
+        )
+    return str(name)
 
 
 def stem_of(path: Path) -> str:

@@ -6,6 +6,7 @@ Words: a *record* says what a file was made with: settings, versions, data. Impo
 
 from stipple_monai.handlers.provenance import (
     RunRecord,
+    data_fingerprint,
     versions,
 )
 from stipple_monai.handlers.soundness import (
@@ -30,6 +31,7 @@ __all__ = [
     "RunRecord",
     "WeightsLoader",
     "WholeCheckpointSaver",
+    "data_fingerprint",
     "not_finite",
     "versions",
 ]

@@ -65,7 +65,9 @@ class WholeCheckpointSaver(CheckpointSaver):
                 stacklevel=2,
             )
         if not best._saved:
-            best.save_handler(best._setup_checkpoint(), best.save_handler.filename)
+            state = best._setup_checkpoint()
+            whole = state if len(state) > 1 else next(iter(state.values()))
+            best.save_handler(whole, best.save_handler.filename)
 
     def exception_raised(self, engine: Engine, e: Exception) -> None:
         """Raise the error; what MONAI would save here is no final model."""

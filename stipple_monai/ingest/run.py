@@ -16,7 +16,6 @@ Files are whole or absent. The same command goes on with the cases that have no 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,12 +26,14 @@ from tqdm import tqdm
 from stipple_monai.bundle import only_process
 from stipple_monai.data import axis_names
 from stipple_monai.errors import DatasetError
+from stipple_monai.files import fingerprint, remove_unfinished
 from stipple_monai.ingest.cases import Case, Layout, Source
 from stipple_monai.ingest.folders import listed
 from stipple_monai.ingest.pairs import Options, read_pair
 from stipple_monai.ingest.qa_report import QA_JSON, QA_MARKDOWN, write_qa_report
 from stipple_monai.ingest.sources import find_cases
-from stipple_monai.priors import UNREADABLE
+from stipple_monai.nifti import UNREADABLE
+from stipple_monai.ownership import begin_set, replace_set
 from stipple_monai.simulation import write_json, write_nifti
 
 _SETTINGS, _RECORDS, _DATALIST = "ingest.json", "qa", "dataset.json"
@@ -61,7 +62,7 @@ def ingest(
         options: how labels are read, judged, repaired and called; names that the source has are
             added.
         skip_refused: write the datalist without the refused cases, rather than none.
-        overwrite: write into a folder that holds another or an earlier ingest, every case anew.
+        overwrite: replace another or an earlier ingest, once this one is whole; other files stay.
         progress: show a progress bar.
 
     Returns:
@@ -81,8 +82,33 @@ def ingest(
     options = options._replace(
         names={**({} if chosen else found.labels), **options.names}, ignore=found.ignore
     )
-    settings = {
-        "source": str(root.resolve()),
+    settings = _settings(found, labels, options, chosen)
+    with only_process(out):
+        work = _begin(out, settings, found, overwrite=overwrite)
+        records = [
+            _case(case, work, options)
+            for case in tqdm(found.cases, desc="ingest", unit="case", disable=not progress)
+        ]
+        write_qa_report(work, records, skipped=found.skipped, about=settings)
+        refused = [record for record in records if record["status"] == "refused"]
+        if refused and not skip_refused:
+            raise DatasetError(
+                f"`source` must have usable cases, got {len(refused)} of {len(records)} that are "
+                f"refused, {refused[0]['name']}: {refused[0]['reason']} All are in "
+                f"{work / QA_MARKDOWN}. Without them: --skip-refused."
+            )
+        write_json(work / _DATALIST, _datalist(found, records, options))
+        if work != out:
+            replace_set(work, out, last=_DATALIST)
+    return out / _DATALIST
+
+
+def _settings(
+    found: Source, labels: str | Path | None, options: Options, chosen: Mapping[str, int]
+) -> dict[str, Any]:
+    """What a dataset is made of, and how."""
+    return {
+        "source": str(found.root.resolve()),
         "labels": None if labels is None else str(Path(labels).resolve()),
         "layout": found.layout,
         "choose": dict(chosen),
@@ -90,27 +116,12 @@ def ingest(
         "flip": axis_names(options.flip),
         "repair": options.repair,
         "ignore_label_header": options.ignore_header,
+        "ignore": options.ignore,
     }
-    with only_process(out):
-        _begin(out, settings, overwrite=overwrite)
-        records = [
-            _case(case, out, options)
-            for case in tqdm(found.cases, desc="ingest", unit="case", disable=not progress)
-        ]
-        write_qa_report(out, records, skipped=found.skipped, about=settings)
-        refused = [record for record in records if record["status"] == "refused"]
-        if refused and not skip_refused:
-            raise DatasetError(
-                f"`source` must have usable cases, got {len(refused)} of {len(records)} that are "
-                f"refused, {refused[0]['name']}: {refused[0]['reason']} All are in "
-                f"{out / QA_MARKDOWN}. Without them: --skip-refused."
-            )
-        write_json(out / _DATALIST, _datalist(found, records, options))
-    return out / _DATALIST
 
 
-def _begin(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Claim the folder for the settings."""
+def _begin(out: Path, settings: Mapping[str, Any], found: Source, *, overwrite: bool) -> Path:
+    """Claim the folder for the settings, or begin a part that replaces it at the end."""
     path = out / _SETTINGS
     ours = path.is_file() and _read(path) == settings
     others = [p for p in listed(out) if p.name != "logs"]
@@ -119,15 +130,19 @@ def _begin(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
             f"`out` must be empty or hold this same ingest, got {out}, which has {others[0].name}: "
             "choose another folder, or replace what is there with --overwrite."
         )
-    if overwrite:
-        # without its datalist, a dataset half replaced is not taken for a whole one
-        for name in (_DATALIST, QA_JSON, QA_MARKDOWN, _SETTINGS):
-            (out / name).unlink(missing_ok=True)
-        for record in listed(out / _RECORDS):
-            for part in ("imagesTr", "labelsTr", "imagesTs"):
-                (out / part / f"{record.stem}.nii.gz").unlink(missing_ok=True)
-            record.unlink()
-    write_json(path, settings)
+    parts = ("imagesTr", "labelsTr", "imagesTs")
+    targets = [f"{part}/{case.name}.nii.gz" for case in found.cases for part in parts]
+    targets += [f"{_RECORDS}/{case.name}.json" for case in found.cases]
+    targets += [_SETTINGS, _DATALIST, QA_JSON, QA_MARKDOWN]
+    inputs = [p for c in found.cases for p in (*c.images, *([c.label] if c.label else []))]
+    work = begin_set(
+        out, targets, made_with=settings, inputs=inputs, overwrite=overwrite and bool(others)
+    )
+    if work != out:
+        remove_unfinished(work)
+    if not (work / _SETTINGS).is_file():
+        write_json(work / _SETTINGS, settings)
+    return work
 
 
 def _case(case: Case, out: Path, options: Options) -> dict[str, Any]:
@@ -217,10 +232,7 @@ def _label_names(records: Iterable[Mapping[str, Any]], options: Options) -> dict
 
 def _fingerprint(case: Case) -> str:
     """Changes when a file of the case does."""
-    roots = [*case.images, *([case.label] if case.label else [])]
-    files = [file for root in roots for file in (listed(root) if root.is_dir() else [root])]
-    stats = [(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+    return fingerprint(*case.images, *([case.label] if case.label else []))[:16]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
+from stipple_monai.ownership import claim, owned, refuse_foreign
 from stipple_monai.report.cases import MOST_PICTURES, Case, datalist_cases, organ_names
 from stipple_monai.report.dataset import dataset_page
 from stipple_monai.report.page import Page, Section, Table, write_page
@@ -54,7 +55,7 @@ def report(
 
     Raises:
         DatasetError: ``run`` is none of these, or a file of it cannot be read; or there is a
-            report already.
+            report already, or a file that is none.
         PriorError: a prior cannot be read.
         ValueError: ``out`` has another ending, or ``pictures`` is negative.
     """
@@ -66,12 +67,14 @@ def report(
     if pictures < 0:
         raise ValueError(f"`pictures` must be 0 or more, got {pictures}.")
     beside = out.with_name(f"{out.stem}_files")
-    there = [path for path in (out, out.with_suffix(".md"), beside) if path.exists()]
+    pages = [out, out.with_suffix(".md")]
+    there = [path for path in (*pages, beside) if path.exists()]
     if there and not overwrite:
         raise DatasetError(
             f"`out` must not exist yet, got {there[0]}: choose another, or replace it with "
             "--overwrite."
         )
+    refuse_foreign(out.parent, pages)
     listed = None if datalist is None else Path(datalist).absolute()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / beside.name
@@ -86,7 +89,8 @@ def report(
             logs=None if logs is None else Path(logs),
             most=pictures,
         )
-        _publish(write_page(Path(made) / out.name, page), out)
+        given = [path for path in (run, listed) if path is not None]
+        _publish(write_page(Path(made) / out.name, page), out, given)
     return out
 
 
@@ -173,15 +177,19 @@ def _prior_page(
     return Page(f"Prior {run.parent.name}/{run.name}", lead, content)
 
 
-def _publish(made: Path, out: Path) -> None:
-    """Copy a page, what lies beside it first, so that whoever finds the page finds all of it."""
+def _publish(made: Path, out: Path, inputs: Sequence[Path]) -> None:
+    """Copy a page, what lies beside it first, so that whoever finds the page finds all of it.
+
+    Pictures of an older page are removed when the new one is whole; other files stay.
+    """
     beside = out.with_name(f"{out.stem}_files")
-    for old in (out, out.with_suffix(".md")):
-        old.unlink(missing_ok=True)
-    if beside.is_dir():
-        shutil.rmtree(beside)
     pictures = sorted(made.with_name(beside.name).iterdir())
     pairs = [(path, beside / path.name) for path in pictures]
-    for source, target in (*pairs, (made.with_suffix(".md"), out.with_suffix(".md")), (made, out)):
+    pairs += [(made.with_suffix(".md"), out.with_suffix(".md")), (made, out)]
+    before = {name for name in owned(out.parent) if Path(name).parent == Path(beside.name)}
+    claim(out.parent, [target for _, target in pairs], inputs=inputs)
+    for source, target in pairs:
         with whole_file(target) as part:
             shutil.copyfile(source, part)
+    for name in before - {f"{beside.name}/{path.name}" for path in pictures}:
+        (out.parent / name).unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from stipple_monai.results.statistics import (
 )
 from stipple_monai.results.volumes import (
     RECORD,
+    TABLES,
     ScanNames,
     VolumeTable,
     first_file,
@@ -35,6 +36,7 @@ from stipple_monai.results.volumes import (
 __all__ = [
     "RECORD",
     "SCORE_COLUMNS",
+    "TABLES",
     "Comparison",
     "DicomSegWriter",
     "GridWriter",

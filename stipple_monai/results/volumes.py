@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from stipple_monai.data import label_names, organ_volumes, unique_names
+from stipple_monai.data import files_of_item, label_names, organ_volumes, plain_name, unique_names
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file, write_csv
+from stipple_monai.files import fingerprint, whole_file, write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
 
 RECORD = "_volumes.json"
 """What a record's file name ends with, behind the scan's name."""
+
+TABLES = ("volumes.csv", "volumes.json")
+"""Files with the records of all scans."""
 
 COLUMNS = ("scan", "organ", "name", "volume_ml", "r_mm", "a_mm", "s_mm", "confidence")
 
@@ -35,6 +39,9 @@ class ScanNames(Transform):
     Args:
         items: of a datalist; a scan's ``name``, or else what is unique in its path.
 
+    Raises:
+        DatasetError: a ``name`` is no plain file name, or two scans have one.
+
     Example:
         >>> names = ScanNames([{"image": "/a/ct.nii.gz"}, {"image": "/b/mr.nii", "name": "7"}])
         >>> names["/a/ct.nii.gz"], names["/b/mr.nii"]
@@ -44,7 +51,18 @@ class ScanNames(Transform):
     def __init__(self, items: Sequence[Mapping[str, Any]]) -> None:
         scans = [first_file(item["image"]) for item in items]
         named = zip(scans, unique_names(scans), items, strict=True)
-        self.names = {os.path.abspath(scan): item.get("name", name) for scan, name, item in named}
+        self.names = {
+            os.path.abspath(scan): plain_name(item.get("name", name), "name")
+            for scan, name, item in named
+        }
+        self.files = {
+            os.path.abspath(s): files_of_image(i) for s, i in zip(scans, items, strict=True)
+        }
+        twice = [
+            n for n, count in Counter(map(str.casefold, self.names.values())).items() if count > 1
+        ]
+        if twice:
+            raise DatasetError(f"Scans must have names of their own, got {twice[0]!r} twice.")
 
     def __getitem__(self, scan: str) -> str:
         """Name of the scan that was loaded from a file or folder."""
@@ -53,6 +71,11 @@ class ScanNames(Transform):
     def __call__(self, metadict: Mapping[str, Any], saver: Any) -> dict[str, Any]:
         """Tell ``SaveImaged`` a file name, with an ending, which MONAI takes off again."""
         return {"subject": f"{self[metadict['filename_or_obj']]}.nii.gz", "idx": None}
+
+
+def files_of_image(item: Mapping[str, Any]) -> list[str]:
+    """All files of an item's image."""
+    return files_of_item(item, ("image",))
 
 
 def first_file(image: str | Sequence[str]) -> str:
@@ -98,7 +121,12 @@ class VolumeTable:
     def _record(self, engine: Engine) -> None:
         for item in engine.state.output:
             scan, label = item[self.image_key].meta["filename_or_obj"], item[self.pred_key]
-            record = {"scan": scan, "organs": self._organs(label)}
+            files = self.names.files[os.path.abspath(scan)]
+            record = {
+                "scan": scan,
+                "fingerprint": fingerprint(*files),
+                "organs": self._organs(label),
+            }
             with whole_file(self.folder / f"{self.names[scan]}{RECORD}") as part:
                 part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

@@ -15,7 +15,6 @@ Files are whole or absent. The same command goes on with the scans that have no 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
@@ -34,12 +33,20 @@ from stipple_monai.bundle import (
     only_process,
     run_bundle,
 )
-from stipple_monai.data import label_names, read_datalist, unique_names, write_datalist
+from stipple_monai.data import (
+    files_of_item,
+    label_names,
+    read_datalist,
+    unique_names,
+    write_datalist,
+)
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import fingerprint, sha256, whole_file
 from stipple_monai.nifti import UNREADABLE, with_one_geometry
+from stipple_monai.ownership import adopt, claim
 from stipple_monai.results import (
     RECORD,
+    TABLES,
     first_file,
     has_highdicom,
     read_records,
@@ -107,9 +114,9 @@ def segment(
     names = {str(value): name for value, name in known.items()}
     flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
     settings = {
-        "models": {p.name: _sha256(p) for p in _weights_and_priors(models)},
+        "models": {p.name: sha256(p) for p in _weights_and_priors(models)},
         "configs": {
-            str(name): _sha256(config_path(configs, name))
+            str(name): sha256(config_path(configs, name))
             for name in ("inference", "volumes", *overlays)
         },
         "knobs": dict(options or {}),
@@ -233,7 +240,8 @@ def _begin(
     names = {item["name"] for item in items}
     records = read_records(out)
     if not ours:
-        there = [p for p in [path, *_results(out, names)] if p.exists()]
+        tables = [out / name for name in TABLES]
+        there = [p for p in [path, *tables, *_results(out, names)] if p.exists()]
         if there and not overwrite:
             raise DatasetError(
                 f"`out` must have no results made with other settings, got {there[0]}: choose "
@@ -244,6 +252,11 @@ def _begin(
                 f"`out` has results of other scans made with other settings, such as "
                 f"{min(records.keys() - names)}: choose another folder."
             )
+    targets = [path, *(out / name for name in TABLES), *_results(out, names)]
+    if ours:
+        adopt(out, targets)
+    inputs = [file for item in items for file in files_of_item(item, ("image",))]
+    claim(out, targets, inputs=inputs)
     if overwrite:
         # First of all, so that an interrupted run goes on without --overwrite.
         for name in names & records.keys():
@@ -252,19 +265,18 @@ def _begin(
     for item in items:
         record = records.get(item["name"])
         if record is not None:
-            _refuse_other_scan(record["scan"], item, out / f"{item['name']}{RECORD}")
+            _refuse_other_scan(record, item)
     if not ours:
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
     return [item for item in items if item["name"] not in records]
 
 
-def _refuse_other_scan(before: str, item: Mapping[str, Any], record: Path) -> None:
-    scan = Path(first_file(item["image"]))
-    files = map(Path, series_files(scan)) if scan.is_dir() else [scan]
-    changed = max(file.stat().st_mtime_ns for file in files) > record.stat().st_mtime_ns
-    if str(scan) != before or changed:
-        what = f"{scan}, which was changed since" if str(scan) == before else f"{before}"
+def _refuse_other_scan(record: Mapping[str, Any], item: Mapping[str, Any]) -> None:
+    scan, files = first_file(item["image"]), files_of_item(item, ("image",))
+    changed = record.get("fingerprint") != fingerprint(*files)
+    if scan != record["scan"] or changed:
+        what = f"{scan}, which was changed since" if scan == record["scan"] else record["scan"]
         raise DatasetError(
             f"`out` has a segmentation called {item['name']!r} of {what}: choose another folder, "
             "or replace it with --overwrite."
@@ -278,10 +290,6 @@ def _results(out: Path, names: Iterable[str]) -> list[Path]:
 
 def _weights_and_priors(models: Path) -> list[Path]:
     return [models / "model.pt", *sorted(models.glob("prior_*.nii.gz"))]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _reason(error: BaseException) -> str:

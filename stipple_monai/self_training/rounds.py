@@ -48,7 +48,8 @@ from stipple_monai.bundle import (
 )
 from stipple_monai.data import read_datalist, read_sections, write_datalist
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import sha256, whole_file
+from stipple_monai.handlers import data_fingerprint
 from stipple_monai.pseudo_labels import select_top_k
 from stipple_monai.self_training.quality import gather_quality, summarize_quality, write_quality
 
@@ -146,6 +147,10 @@ def self_train(
     settings = {
         "scans": {name: [str(i["image"]) for i in items] for name, items in sections.items()},
         "labels": [str(item["label"]) for item in sections["training"]],
+        "data": {
+            name: data_fingerprint(items, keys=("image", "label", "truth"))["sha256"]
+            for name, items in sections.items()
+        },
         "overlays": [list(map(str, x)) for x in (overlays, train_overlays, infer_overlays)],
         **selection,
         "fine_tune": fine_tune,
@@ -210,7 +215,8 @@ class _Rounds:
             self._say(f"round {number}: trained before")
         else:
             self._say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
-            with whole_folder(models) as part:
+            made_with = self._made_with(f"training of round {number}", datalist, knobs)
+            with whole_folder(models, made_with=made_with) as part:
                 places = {"datalist": datalist, "models_dir": part}
                 if priors is None:
                     self._run(["prior", *self.always], places)
@@ -233,7 +239,8 @@ class _Rounds:
         datalist = self.out / "round_0" / "datalist.json"
         scans = len(read_datalist(datalist, "unlabelled"))
         self._say(f"round {number}: pseudo-label {scans} scans")
-        with whole_folder(labels) as part:
+        made_with = self._made_with(f"pseudo-labels of round {number}", datalist, knobs)
+        with whole_folder(labels, made_with=made_with) as part:
             places: dict[str, Any] = {
                 "datalist": datalist,
                 "models_dir": self.out / f"round_{number - 1}" / "models",
@@ -250,6 +257,10 @@ class _Rounds:
             rows = write_quality(part / QUALITY, made, self.organs)
         for organ in self.organs:
             self._say(summarize_quality(rows, organ=organ))
+
+    def _made_with(self, stage: str, datalist: Path, knobs: Mapping[str, Any]) -> dict[str, Any]:
+        """What tells a stage's folder from others: its datalist and its knobs."""
+        return {"stage": stage, "datalist": sha256(datalist), "knobs": {**self.knobs, **knobs}}
 
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
         run_bundle(self.configs, names, **{**self.knobs, "bundle_root": self.out, **knobs})

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from stipple_monai.simulation.anatomy import ORGANS, Canvas, paint_abdomen
-from stipple_monai.simulation.writing import begin_set, end_set, write_nifti
+from stipple_monai.simulation.writing import begin_folder, end_folder, write_nifti
 
 # to be raised with any change that gives a seed another patient
 _VERSION = 1
@@ -181,7 +181,7 @@ def write_phantom(
         slice_spacing_mm: least and greatest.
         organs: which are labelled; ``dataset.json`` names them under ``labels``.
         orientation: of the grid.
-        overwrite: write into a folder whatever it holds, and every case anew.
+        overwrite: replace another phantom, once this one is whole; other files stay.
         progress: show a progress bar.
 
     Returns:
@@ -203,10 +203,10 @@ def write_phantom(
     }
     _check(**options)
     recipe = {"version": _VERSION, "seed": seed, **options}
-    begin_set(folder, recipe, name="phantom", overwrite=overwrite, what="phantom")
     names = [f"phantom_{index:03d}.nii.gz" for index in range(cases)]
+    work = begin_folder(folder, recipe, names, name="phantom", overwrite=overwrite, what="phantom")
     for index, name in enumerate(tqdm(names, desc="phantom", unit="case", disable=not progress)):
-        image_path, label_path = folder / "imagesTr" / name, folder / "labelsTr" / name
+        image_path, label_path = work / "imagesTr" / name, work / "labelsTr" / name
         if image_path.is_file() and label_path.is_file():
             continue
         case_seed = np.random.SeedSequence(seed, spawn_key=(index,))
@@ -215,7 +215,8 @@ def write_phantom(
         write_nifti(label_path, label, affine)
 
     names_of_labels = ORGANS if organs == "all" else ORGANS[:2]
-    return end_set(
+    return end_folder(
+        work,
         folder,
         names,
         dict(enumerate(names_of_labels)),

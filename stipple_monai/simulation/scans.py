@@ -19,6 +19,8 @@ from scipy import fft, ndimage
 from tqdm import tqdm
 
 from stipple_monai.data import read_label_map
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import fingerprint
 from stipple_monai.simulation.body import (
     BOWEL,
     BTCV_TISSUES,
@@ -29,7 +31,7 @@ from stipple_monai.simulation.body import (
     invent_body,
     open_grid,
 )
-from stipple_monai.simulation.writing import begin_set, end_set, write_nifti
+from stipple_monai.simulation.writing import begin_folder, end_folder, write_nifti
 
 Seed: TypeAlias = int | Sequence[int]
 Array: TypeAlias = NDArray[Any]
@@ -148,7 +150,7 @@ def write_simulated(
         margin_mm: greatest margin; each case has another.
         tissues: see `simulate_ct`.
         seed: decides on all cases.
-        overwrite: write into a folder whatever it holds, and every case anew.
+        overwrite: replace another set, once this one is whole; other files stay.
         progress: show a progress bar.
 
     Returns:
@@ -159,13 +161,13 @@ def write_simulated(
         DatasetError: a label map is not usable, see `simulate_ct`, or ``folder`` is not a folder
             or holds something other than these scans.
     """
-    folder, names = Path(folder), [Path(path).name for path in labels]
+    folder, labels = Path(folder), list(map(Path, labels))
     organs = {value: value for value in tissues} if organs is None else dict(organs)
     known = set(organs) <= set(tissues) and all(0 < value < 256 for value in organs.values())
-    if not names or not known:
+    if not labels or not known:
         raise ValueError(
             "`labels` must name a file, and `organs` map values of `tissues` to 1 … 255, got "
-            f"{len(names)} files and {organs}."
+            f"{len(labels)} files and {organs}."
         )
     if min(spacing_mm) <= 0 or min(n or 16 for n in size) < 16 or margin_mm < 0:
         raise ValueError(
@@ -180,14 +182,22 @@ def write_simulated(
         "size": list(size),
         "margin_mm": margin_mm,
         "organs": {str(value): target for value, target in organs.items()},
-        "labels": names,
+        "labels": [{"name": p.name, "fingerprint": _fingerprint(p)} for p in labels],
     }
-    begin_set(folder, recipe, name="simulated", overwrite=overwrite, what="set of scans")
-    files = [f"simulated_{index:03d}.nii.gz" for index in range(len(names))]
+    files = [f"simulated_{index:03d}.nii.gz" for index in range(len(labels))]
+    work = begin_folder(
+        folder,
+        recipe,
+        files,
+        name="simulated",
+        overwrite=overwrite,
+        what="set of scans",
+        inputs=labels,
+    )
     table = np.zeros(FIRST, np.uint8)
     table[list(organs)] = list(organs.values())
     for index, name in enumerate(tqdm(files, desc="simulation", unit="case", disable=not progress)):
-        image_path, label_path = folder / "imagesTr" / name, folder / "labelsTr" / name
+        image_path, label_path = work / "imagesTr" / name, work / "labelsTr" / name
         if image_path.is_file() and label_path.is_file():
             continue
         draw_mm = np.random.default_rng([seed, index, 1]).uniform(0, margin_mm)
@@ -198,13 +208,20 @@ def write_simulated(
         write_nifti(label_path, table[label.numpy()[0].astype(np.int16)], affine)
     values = sorted(set(organs.values()))
     wording = {v: " + ".join(tissues[k].name for k in organs if organs[k] == v) for v in values}
-    return end_set(
+    return end_folder(
+        work,
         folder,
         files,
         {0: "background"} | wording,
         name="Simulated CT of real anatomy",
         description=f"stipple_monai.simulation.scans, seed {seed}",
     )
+
+
+def _fingerprint(label: Path) -> str:
+    if not label.is_file():
+        raise DatasetError(f"`labels` must be files that exist, got {label}.")
+    return fingerprint(label)
 
 
 def _regrid(

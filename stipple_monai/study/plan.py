@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from monai.data import partition_dataset
 
-from stipple_monai.data import patient_of, split_datalist
+from stipple_monai.data import patient_of, plain_name, split_datalist
 from stipple_monai.errors import DatasetError
 
 Items = list[dict[str, Any]]
@@ -53,7 +53,8 @@ class Method:
         """Name of the network that is trained; methods with the same name share it."""
         recipe = [self.overlays, self.train, self.options, self.self_train, self.branch]
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-        return "-".join([*self.overlays, *self.train, digest[:8]])
+        # an overlay may be a path, which must not become folders
+        return "-".join([*(Path(name).stem for name in (*self.overlays, *self.train)), digest[:8]])
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def read_methods(path: Path, study: Study) -> list[Method]:
                 f"`methods` must be among {', '.join(defined)}, got {name}: correct the name or "
                 "add it to the study's `definitions`."
             )
+        plain_name(name, "methods")
         entries = dict(defined[name] or {})
         unknown = set(entries) - {f.name for f in fields(Method)}
         if unknown:

@@ -19,6 +19,7 @@ several GPUs by torchrun.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -34,6 +35,7 @@ from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle, 
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import DatasetError, StudyError
 from stipple_monai.files import read_csv, remove_unfinished, whole_file, write_csv
+from stipple_monai.handlers import data_fingerprint
 from stipple_monai.priors import SpatialPrior, prior_path
 from stipple_monai.report import Picture
 from stipple_monai.results import SCORE_COLUMNS
@@ -126,7 +128,8 @@ def _run_cell(study: Study, job: Job, method: Method, place: Path, configs: Path
         options={**study.options, **method.options},
         **method.self_train,
     )
-    with whole_folder(place / "methods" / method.name) as part:
+    made_with = {"cell": job.place, "method": dataclasses.asdict(method), "network": str(last)}
+    with whole_folder(place / "methods" / method.name, made_with=made_with) as part:
         names = ["inference", "evaluate", *method.overlays, *method.evaluate, *study.overlays]
         knobs = {
             "bundle_root": part,
@@ -226,10 +229,12 @@ def _remember(out: Path, study: Study, methods: Sequence[Method]) -> None:
         del asked[name]
     for name in ("methods", "proportions", "seeds", "run_folds"):
         del asked[name]
+    if study.datalist is not None:
+        asked["data"] = _digest(read_datalist(study.datalist, "training"))
     defined = {m.name: json.loads(json.dumps(dataclasses.asdict(m))) for m in methods}
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in asked if before["study"].get(name) != asked[name]]
+        other = [n for n in asked if before["study"].get(n, asked[n]) != asked[n]]
         known = before["methods"]
         other += [n for n in defined if n in known and known[n] != defined[n]]
         if other:
@@ -241,6 +246,12 @@ def _remember(out: Path, study: Study, methods: Sequence[Method]) -> None:
     with whole_file(path) as part:
         text = json.dumps({"study": asked, "methods": defined}, indent=2)
         part.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _digest(items: Sequence[Mapping[str, Any]]) -> str:
+    """Changes when an item or the content of a file does."""
+    listed = json.dumps([items, data_fingerprint(items)], sort_keys=True, default=str)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _datalist(study: Study, out: Path) -> Path:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import nibabel as nib
 import numpy as np
@@ -65,6 +66,16 @@ def test_a_resumed_training_starts_where_it_was(scans, tmp_path):
     assert (models / "curve.csv").read_text().splitlines()[1] == before
 
 
+def first_error(function):
+    """What MONAI and ignite wrap in errors of their own."""
+    with pytest.raises(Exception, match=r".") as caught:
+        function()
+    error = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def empty(label):
     image = nib.load(label)
     nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), label)
@@ -85,12 +96,9 @@ def test_validation_scans_without_the_organ_choose_nothing(scans, tmp_path):
 def test_a_diverged_training_leaves_no_model(scans, tmp_path):
     models = tmp_path / "models"
     stage("prior", scans, models)
-    with pytest.raises(Exception, match="must stay finite") as caught:
-        stage("train", scans, models, learning_rate=1e30)
-    chain = [caught.value]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    assert isinstance(chain[-1], TrainingError)
+    first = first_error(lambda: stage("train", scans, models, learning_rate=1e30))
+    assert isinstance(first, TrainingError)
+    assert "must stay finite" in str(first)
     saved = [p for p in models.glob("*.pt") if "checkpoint" not in p.name]
     for path in saved:
         assert all(t.isfinite().all() for t in torch.load(path, weights_only=True).values())
@@ -103,5 +111,6 @@ def test_weights_that_are_not_finite_are_refused(scans, tmp_path):
     state = torch.load(models / "model.pt", weights_only=True)
     next(iter(state.values())).fill_(math.nan)
     torch.save(state, models / "model.pt")
-    with pytest.raises(DatasetError, match=r"model\.pt must hold finite weights, got NaN"):
-        stage("inference", scans, models, minimum_confidence=0)
+    first = first_error(lambda: stage("inference", scans, models, minimum_confidence=0))
+    assert isinstance(first, DatasetError)
+    assert re.search(r"model\.pt must hold finite weights, got NaN", str(first))
