@@ -56,11 +56,11 @@ class ScanNames(Transform):
             for scan, name, item in named
         }
         self.files = {
-            os.path.abspath(s): files_of_image(i) for s, i in zip(scans, items, strict=True)
+            os.path.abspath(scan): files_of_item(item, ("image",))
+            for scan, item in zip(scans, items, strict=True)
         }
-        twice = [
-            n for n, count in Counter(map(str.casefold, self.names.values())).items() if count > 1
-        ]
+        counts = Counter(name.casefold() for name in self.names.values())
+        twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise DatasetError(f"Scans must have names of their own, got {twice[0]!r} twice.")
 
@@ -71,11 +71,6 @@ class ScanNames(Transform):
     def __call__(self, metadict: Mapping[str, Any], saver: Any) -> dict[str, Any]:
         """Tell ``SaveImaged`` a file name, with an ending, which MONAI takes off again."""
         return {"subject": f"{self[metadict['filename_or_obj']]}.nii.gz", "idx": None}
-
-
-def files_of_image(item: Mapping[str, Any]) -> list[str]:
-    """All files of an item's image."""
-    return files_of_item(item, ("image",))
 
 
 def first_file(image: str | Sequence[str]) -> str:
@@ -124,7 +119,8 @@ class VolumeTable:
             files = self.names.files[os.path.abspath(scan)]
             record = {
                 "scan": scan,
-                "fingerprint": fingerprint(*files),
+                # a scan in memory has none
+                "fingerprint": fingerprint(*files) if all(map(os.path.exists, files)) else None,
                 "organs": self._organs(label),
             }
             with whole_file(self.folder / f"{self.names[scan]}{RECORD}") as part:

@@ -58,12 +58,16 @@ def voxels(path):
 
 
 def names_in(folder):
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def state(folder):
     """Every file and when it was written."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
+    return {
+        path.name: path.stat().st_mtime_ns
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def results(*names, more=()):
@@ -451,8 +455,14 @@ def test_another_or_a_changed_scan_of_a_name_is_refused(tmp_path, model):
     segment([scan], out, **model)
     with pytest.raises(DatasetError, match=r"a segmentation called 'a' of .*in/a.nii.gz: choose"):
         segment([other], out, **model)
+    # a copy with another time is the same scan, another scan with an old time is another
     later = time.time() + 10
     os.utime(scan, (later, later))
+    before = state(out)["a_seg.nii.gz"]
+    segment([scan], out, **model)
+    assert state(out)["a_seg.nii.gz"] == before
+    write_scan(scan, organ(1), AFFINE)
+    os.utime(scan, (0, 0))
     with pytest.raises(DatasetError, match=r"called 'a' of .*in/a.nii.gz, which was changed since"):
         segment([scan], out, **model)
 
