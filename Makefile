@@ -35,9 +35,10 @@ test-lowest: $(VENV)/installed ## the same with the oldest dependencies that set
 	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' -c $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pytest $(TESTS)
 
-check: $(VENV)/installed ## lint, format, types, YAML
+check: $(VENV)/installed ## lint, format, imports between packages, types, YAML
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/yamllint --strict .
 

@@ -88,7 +88,7 @@ def print_rates(
     slices = count * knobs["batch_size"]
     rate = {row.name: slices / row.seconds for row in rows}
     loading = ", batches already there" if preload else ""
-    print(f"\n### Training on one GPU{loading}{tried(tiny)}\n")
+    print(f"\n### Training on one GPU{loading}{tried(tiny=tiny)}\n")
     print_markdown(
         ["", "slices per second", "to plain MONAI", "with prior to without"],
         [
@@ -113,7 +113,7 @@ def run_processes(knobs: dict[str, Any], *, rounds: int, count: int, tiny: bool)
         for processes, found in rates.items():
             found.append(rate_under_torchrun(knobs, processes=processes, count=count))
     ratios = sorted(two / one for one, two in zip(rates[1], rates[2], strict=True))
-    print(f"\n### Training with the prior on two GPUs{tried(tiny)}\n")
+    print(f"\n### Training with the prior on two GPUs{tried(tiny=tiny)}\n")
     print_markdown(
         ["processes", "slices per second"],
         [[str(n), f"{sorted(found)[len(found) // 2]:.1f}"] for n, found in rates.items()],
@@ -124,7 +124,7 @@ def run_processes(knobs: dict[str, Any], *, rounds: int, count: int, tiny: bool)
     )
 
 
-def tried(tiny: bool) -> str:
+def tried(*, tiny: bool) -> str:
     """What a title says of figures that mean nothing."""
     return ": a trial of the script on a CPU, in float32, with a tiny network" if tiny else ""
 

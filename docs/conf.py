@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "mathml",
     "outside_pages",
+    "packages",
     "public_names",
 ]
 source_suffix = {".md": "markdown"}
@@ -41,10 +42,10 @@ myst_heading_anchors = 3
 # not need, so that their names stay text.
 nitpicky = True
 STANDARD = ("collections", "os", "pathlib", "typing")
-OTHERS = ("ignite", "matplotlib", "monai", "nibabel", "numpy", "torch")
+OTHERS = ("ignite", "matplotlib", "monai", "nibabel", "numpy", "np", "scipy", "torch")
 nitpick_ignore_regex = [(r"py:.*", rf"{name}(\..*)?") for name in (*STANDARD, *OTHERS)]
-# how annotations that were never evaluated spell three of them
-nitpick_ignore_regex += [("py:class", r"Tensor|Flip|tuple\[str")]
+# how annotations that were never evaluated spell some of them
+nitpick_ignore_regex += [("py:class", r"Tensor|Flip|tuple\[str|NDArray|Path|Block|Verdict")]
 
 html_theme = "pydata_sphinx_theme"
 html_title = project

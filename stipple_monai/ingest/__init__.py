@@ -6,6 +6,9 @@ Words: a *source* is a folder as somebody left it, a *case* a scan and what belo
 
 from stipple_monai.ingest.alignment_check import (
     FLIPS,
+    Alignment,
+    FlipScore,
+    Intensities,
     check_alignment,
 )
 from stipple_monai.ingest.cases import (
@@ -13,10 +16,15 @@ from stipple_monai.ingest.cases import (
 )
 from stipple_monai.ingest.dataset_check import (
     DATASET_COLUMNS,
+    Checked,
     check_dataset,
     table_text,
 )
+from stipple_monai.ingest.dicom_header import (
+    Slice,
+)
 from stipple_monai.ingest.label_files import (
+    LabelMap,
     read_label,
 )
 from stipple_monai.ingest.pairs import (
@@ -26,6 +34,7 @@ from stipple_monai.ingest.run import (
     ingest,
 )
 from stipple_monai.ingest.series import (
+    Series,
     open_series,
     read_series,
 )
@@ -34,7 +43,14 @@ __all__ = [
     "DATASET_COLUMNS",
     "FLIPS",
     "LAYOUTS",
+    "Alignment",
+    "Checked",
+    "FlipScore",
+    "Intensities",
+    "LabelMap",
     "Options",
+    "Series",
+    "Slice",
     "check_alignment",
     "check_dataset",
     "ingest",

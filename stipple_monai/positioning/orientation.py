@@ -102,7 +102,7 @@ def check_orientation(
     affine = volume.affine.to(dtype=torch.float64, device="cpu")
     fit_of = None if predict else _fit_of(_organs(volume, priors), priors)
     fit: dict[str, float] = {}
-    for world in _relabelings(permutations):
+    for world in _relabelings(permutations=permutations):
         relabeled = world @ affine
         if predict is not None:
             prediction = predict(MetaTensor(volume.as_tensor(), affine=relabeled))
@@ -153,7 +153,7 @@ def _fit_of(organs: MetaTensor, priors: Sequence[SpatialPrior]) -> Callable[[tor
     return fit
 
 
-def _relabelings(permutations: bool) -> list[torch.Tensor]:
+def _relabelings(*, permutations: bool) -> list[torch.Tensor]:
     """World axes reversed, and exchanged if asked: the identity first."""
     orders = itertools.permutations(range(3)) if permutations else [(0, 1, 2)]
     matrices = []

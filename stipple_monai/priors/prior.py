@@ -95,6 +95,7 @@ class SpatialPrior:
         return w, h, b
 
     def __repr__(self) -> str:
+        """What it is of, its grid and of how many cases, in a line."""
         w, h, b = self.probability.shape
         sizes = " × ".join(f"{s:.4g}" for s in self.spacing_mm)
         return (

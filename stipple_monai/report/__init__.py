@@ -9,10 +9,15 @@ from stipple_monai.report.cases import (
 )
 from stipple_monai.report.page import (
     Lines,
+    Mark,
     Page,
     Picture,
+    PlaneView,
     Section,
+    Slice,
     Table,
+    Text,
+    Viewer,
     write_page,
 )
 from stipple_monai.report.run import (
@@ -22,10 +27,15 @@ from stipple_monai.report.run import (
 __all__ = [
     "MOST_PICTURES",
     "Lines",
+    "Mark",
     "Page",
     "Picture",
+    "PlaneView",
     "Section",
+    "Slice",
     "Table",
+    "Text",
+    "Viewer",
     "report",
     "write_page",
 ]

@@ -58,7 +58,7 @@ UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
 
 CONFIGS = ("prior", "train", "inference", "pseudo_label")
 QUALITY = "quality.csv"
-"""In ``pseudo_labels`` of a round, see `pseudo_quality.write_quality`."""
+"""In ``pseudo_labels`` of a round, see `quality.write_quality`."""
 
 GIVEN = (
     *("bundle_root", "datalist", "models_dir", "output_dir", "locator_checkpoint"),

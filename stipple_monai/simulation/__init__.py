@@ -13,6 +13,7 @@ from stipple_monai.simulation.body import (
     read_tissues,
 )
 from stipple_monai.simulation.phantom import (
+    Abdomen,
     simulate_abdomen,
     write_phantom,
 )
@@ -28,6 +29,7 @@ from stipple_monai.simulation.writing import (
 __all__ = [
     "BTCV_TISSUES",
     "ORGANS",
+    "Abdomen",
     "Tissue",
     "read_tissues",
     "simulate_abdomen",

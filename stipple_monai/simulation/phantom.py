@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from stipple_monai.simulation.anatomy import ORGANS, Canvas, paint_abdomen
+from stipple_monai.simulation.anatomy import ORGANS, Canvas
+from stipple_monai.simulation.trunk import paint_trunk
+from stipple_monai.simulation.viscera import paint_viscera
 from stipple_monai.simulation.writing import begin_folder, end_folder, write_nifti
 
 # to be raised with any change that gives a seed another patient
@@ -130,7 +132,7 @@ def simulate_abdomen(
     axes_mm.append(bottom_mm + np.arange(count) * dz_mm)
 
     canvas = Canvas([axis / s for axis, s in zip(axes_mm, scale, strict=True)], rng)
-    paint_abdomen(canvas, rng, fat_mm=fat_mm)
+    paint_viscera(canvas, rng, paint_trunk(canvas, rng, fat_mm))
 
     psf_voxels = (1.1 / spacing_mm, 1.1 / spacing_mm, 0.35)
     image = gaussian_filter(canvas.image, psf_voxels, mode="nearest")

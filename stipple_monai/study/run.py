@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from monai.utils import optional_import
 
 from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle, whole_folder
 from stipple_monai.data import read_datalist, write_datalist
@@ -44,6 +45,8 @@ from stipple_monai.simulation import write_phantom
 from stipple_monai.study.plan import Job, Method, Study, divide, plan_jobs, read_methods, read_study
 from stipple_monai.study.report import write_report
 from stipple_monai.visualize import draw_comparisons
+
+submitit, has_submitit = optional_import("submitit")
 
 CELL = ("method", "proportion", "fold", "seed")
 
@@ -192,12 +195,10 @@ def _submit(
     workers: int,
     slurm: Mapping[str, Any] | None,
 ) -> list[Path]:
-    try:
-        import submitit
-    except ImportError as error:
+    if not has_submitit:
         raise ImportError(
             "`workers` and `slurm` need submitit: pip install 'stipple-monai[study]'."
-        ) from error
+        )
     executor = submitit.AutoExecutor(folder=logs, cluster="slurm" if slurm else "local")
     executor.update_parameters(**{"timeout_min": 60 * 24 * 7, **(slurm or {})})
     threads = torch.get_num_threads() if slurm else max(1, (os.cpu_count() or 1) // workers)

@@ -11,13 +11,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from helpers.series import write_series
-from monai.data import load_decathlon_datalist
+from monai.data import MetaTensor, load_decathlon_datalist
 
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.data import read_sections
 from stipple_monai.ingest.pairs import Options
 from stipple_monai.ingest.run import ingest
+from stipple_monai.results.dicom_seg import series_files, write_dicom_seg
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 dicom = pytest.mark.skipif(
@@ -268,10 +269,6 @@ def test_nnunet_and_its_channels(tmp_path):
 
 def test_a_value_with_two_names_is_refused(tmp_path):
     pytest.importorskip("highdicom")
-    from monai.data import MetaTensor
-
-    from stipple_monai.results.dicom_seg import series_files, write_dicom_seg
-
     for number, name in enumerate(["liver", "spleen"]):
         image, label = organ(number)
         folder = tmp_path / "src" / f"p{number}"

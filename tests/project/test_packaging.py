@@ -94,8 +94,8 @@ def test_installed_package_runs_its_bundle(wheel, tmp_path):
     run(*pip, "--no-compile", "--target", site, wheel)
     script = """
 import stipple_monai
-from stipple_monai.data import write_phantom
-from stipple_monai.bundle.stages import BUNDLE, configs_of, run_bundle
+from stipple_monai.simulation import write_phantom
+from stipple_monai.bundle import BUNDLE, configs_of, run_bundle
 
 print(stipple_monai.__file__, BUNDLE)
 write_phantom("phantom", cases=2, size=32, slices=(12, 12), progress=False)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose
 
 from stipple_monai.simulation import write_phantom
 
@@ -15,23 +13,25 @@ ROOT = Path(__file__).parents[2]
 
 def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    write_phantom(tmp_path / "phantom", cases=1, size=32, slices=(16, 16), progress=False)
-    label_file = tmp_path / "phantom" / "labelsTr" / "phantom_000.nii.gz"
+    write_phantom(tmp_path / "phantom", cases=1, size=72, slices=(20, 20), progress=False)
+    scan_file, label_file = (
+        tmp_path / "phantom" / folder / "phantom_000.nii.gz" for folder in ("imagesTr", "labelsTr")
+    )
     monkeypatch.chdir(tmp_path)
-    names: dict = {"label_files": [label_file]}
-    exec(code, names)
-
-    assert (tmp_path / "prior_1.nii.gz").is_file()
-    label = torch.zeros(1, 32, 32, 16)
-    label[0, 10:20, 12:18, 4:9] = 1
-    item = {"image": MetaTensor(torch.rand(1, 32, 32, 16)), "label": MetaTensor(label)}
-    item = Compose([*names["on_whole_scans"], *names["on_crops"]])(item)
-    assert item["image"].shape == (2, 32, 32, 16)
-    names["net"].eval()
+    names: dict = {"label_files": [label_file], "scan_file": scan_file}
     with torch.no_grad():
-        logits = names["net"](item["image"].as_tensor()[None])
-        located = names["inferer"](item["image"][None, :1], names["net"])
-    assert logits.shape == located.shape == (1, 2, 32, 32, 16)
+        exec(code, names)
+
+        assert (tmp_path / "prior_1.nii.gz").is_file()
+        crops = names["training"]({"image": scan_file, "label": label_file})
+        assert len(crops) == 2
+        for crop in crops:
+            assert set(crop) >= {"image", "label"}
+            assert crop["image"].shape == (2, 64, 64, 16)
+        adjusted = names["network"](crops[0]["image"].as_tensor()[None])
+    assert adjusted.shape == (1, 2, 64, 64, 16)
+    assert names["logits"].shape == (1, 2, 72, 72, 20)
+    assert "organ_position_mm" in names["logits"].meta
 
 
 def test_links_lead_somewhere() -> None:
