@@ -51,10 +51,11 @@ def claim(
     Raises:
         DatasetError: a target is an input, comes twice, or is there and not in the manifest.
     """
-    folder, targets = Path(folder).absolute(), [Path(target).absolute() for target in targets]
-    refuse_inputs(targets, inputs)
-    refuse_foreign(folder, targets)
-    _enter(folder, owned(folder).union(os.path.relpath(target, folder) for target in targets))
+    folder = Path(folder).absolute()
+    paths = [Path(target).absolute() for target in targets]
+    refuse_inputs(paths, inputs)
+    refuse_foreign(folder, paths)
+    _enter(folder, owned(folder).union(os.path.relpath(path, folder) for path in paths))
 
 
 def adopt(folder: Path, targets: Iterable[Path]) -> None:

@@ -161,13 +161,13 @@ def write_simulated(
         DatasetError: a label map is not usable, see `simulate_ct`, or ``folder`` is not a folder
             or holds something other than these scans.
     """
-    folder, labels = Path(folder), list(map(Path, labels))
+    folder, files_read = Path(folder), list(map(Path, labels))
     organs = {value: value for value in tissues} if organs is None else dict(organs)
     known = set(organs) <= set(tissues) and all(0 < value < 256 for value in organs.values())
-    if not labels or not known:
+    if not files_read or not known:
         raise ValueError(
             "`labels` must name a file, and `organs` map values of `tissues` to 1 … 255, got "
-            f"{len(labels)} files and {organs}."
+            f"{len(files_read)} files and {organs}."
         )
     if min(spacing_mm) <= 0 or min(n or 16 for n in size) < 16 or margin_mm < 0:
         raise ValueError(
@@ -182,7 +182,7 @@ def write_simulated(
         "size": list(size),
         "margin_mm": margin_mm,
         "organs": {str(value): target for value, target in organs.items()},
-        "labels": [{"name": p.name, "fingerprint": _fingerprint(p)} for p in labels],
+        "labels": [{"name": p.name, "fingerprint": _fingerprint(p)} for p in files_read],
     }
     files = [f"simulated_{index:03d}.nii.gz" for index in range(len(labels))]
     work = begin_folder(
@@ -192,7 +192,7 @@ def write_simulated(
         name="simulated",
         overwrite=overwrite,
         what="set of scans",
-        inputs=labels,
+        inputs=files_read,
     )
     table = np.zeros(FIRST, np.uint8)
     table[list(organs)] = list(organs.values())
