@@ -5,6 +5,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from stipple_monai.commands import (
     check,
     demo,
@@ -18,6 +20,7 @@ from stipple_monai.commands import (
     split,
     study,
 )
+from stipple_monai.commands.options import OneLineParser, UsageError
 from stipple_monai.errors import (
     DatasetError,
     PositionError,
@@ -52,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 after an error, which is one line on standard error, or 130 after an
         interrupt.
     """
-    options = make_parser().parse_args(arguments)
+    try:
+        options = make_parser().parse_args(arguments)
+    except UsageError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 1
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -61,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.traceback:
             raise
+        _close_bars()
         print(f"stipple_monai {options.command}: {_said(error)}", file=sys.stderr)
         return 1
     return 0
@@ -68,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Parser of the whole command line; what it parses has ``run``, the command's function."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m stipple_monai",
         description="STIPPLE for MONAI: 3D spatial priors and pseudo-labels for organ "
         "segmentation. Training and inference are MONAI Bundle commands, see "
@@ -83,6 +91,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _close_bars() -> None:
+    """End what progress bars there are, so that none is painted over the error."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 def _said(error: BaseException) -> str:
     """One line of what the first error said, around which MONAI puts its own words."""
     chain = [error]
@@ -93,7 +107,7 @@ def _said(error: BaseException) -> str:
         e for e in chain if isinstance(e, (PriorError, PositionError, DatasetError, TrainingError))
     ]
     told = [*ours[::-1], *(e for e in chain if isinstance(e, known)), chain[-1]][0]
-    text = " ".join(str(told).split())
+    text = " ".join(str(told).encode(errors="backslashreplace").decode().split())
     if isinstance(told, known):
         return text
     return f"{type(told).__name__}: {text} (--traceback shows where)"

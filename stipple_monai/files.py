@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
+import math
 import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _UNFINISHED = ".part-"
 # a number of 32 digits, so that nothing that a person wrote is taken for it
@@ -112,6 +115,29 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
         return [path]
     below = (p for p in path.rglob("*") if p.is_file())
     return sorted(p for p in below if not any(x.startswith(".") for x in p.relative_to(path).parts))
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, nested too deeply, or has a number that is not finite.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"numbers must be finite, got {text}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:

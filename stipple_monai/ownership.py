@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_json, whole_file
 
 MANIFEST = ".stipple_monai.json"
 """Names of the files that were written into a folder, relative to it."""
@@ -29,9 +29,9 @@ MARK = ".made_with.json"
 def owned(folder: str | os.PathLike[str]) -> set[str]:
     """Names of the files in a folder that this package wrote."""
     try:
-        names = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))["files"]
+        names = read_json(Path(folder) / MANIFEST)["files"]
         return {str(name) for name in names}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return set()
 
 

@@ -124,7 +124,8 @@ def _checked(
         state = torch.load(weights, map_location="cpu", weights_only=True)
         parser.get_parsed_content("network_def").load_state_dict(state.get("model", state))
     except (RuntimeError, UnpicklingError, OSError, EOFError, KeyError, AttributeError) as error:
-        said = " ".join(str(error).split())
+        unsafe = isinstance(error, UnpicklingError)
+        said = "It holds more than tensors." if unsafe else " ".join(str(error).split())
         raise DatasetError(
             f"{weights} must hold weights of this network, as this bundle saves them: give the "
             f"overlays and knobs it was trained with. {said[:200]}"

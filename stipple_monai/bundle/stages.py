@@ -127,11 +127,13 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
         path = config_path(configs, name)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise DatasetError(f"{path} must be YAML: {error}") from error
         if not isinstance(content, dict):
             raise DatasetError(f"{path} must hold a mapping, got {type(content).__name__}.")
         known |= {_first(key) for key in content}
+    if isinstance(knobs, Mapping):
+        check_values(knobs)
     unknown = sorted(knob for knob in knobs if _first(knob) not in known)
     if unknown:
         meant = get_close_matches(_first(unknown[0]), known, n=1)
@@ -139,6 +141,20 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
             f"Knobs must be in the configs, got {', '.join(unknown)}"
             + (f": did you mean {meant[0]}?" if meant else ".")
         )
+
+
+def check_values(knobs: Mapping[str, Any]) -> None:
+    """Stop at values with which no training begins.
+
+    Raises:
+        ValueError: a count is no whole number of at least 1.
+    """
+    for name in ("max_epochs", "batch_size", "slices_per_scan", "val_interval", "sw_batch_size"):
+        value = knobs.get(name, 1)
+        if isinstance(value, str) and value.startswith(("$", "@", "%")):
+            continue
+        if type(value) is not int or value < 1:
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
 
 
 def _first(knob: str) -> str:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
@@ -14,6 +14,29 @@ from stipple_monai.bundle import BUNDLE
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a command adds its parser to."""
+
+
+class UsageError(ValueError):
+    """A command line cannot be parsed."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others of the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and ending."""
+        raise UsageError(f"{self.prog}: {message} (--help shows what there is)")
+
+
+def whole_number(text: str) -> int:
+    """A number that is 0 or more, as type of an option.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 999999999, got {text}")
+    return int(text)
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:

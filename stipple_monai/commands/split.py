@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.commands.options import Commands
+from stipple_monai.commands.options import Commands, whole_number
 from stipple_monai.data import (
     Item,
     assign_folds,
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
     parser.add_argument("out", type=Path, help="datalist to write")
     parser.add_argument("--section", default="training", help="what is divided")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     numbers = parser.add_argument_group("into sections")
     numbers.add_argument("--labelled", type=int, help="patients that train with label")
     numbers.add_argument("--validation", type=int, default=0)

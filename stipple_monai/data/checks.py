@@ -146,6 +146,11 @@ def check_pair(
             f"`label` must have values 0 to {classes - 1}{also}, got "
             f"{', '.join(f'{value:g}' for value in wrong)} in {_name(label)}."
         )
+    if ignore is not None and bool((values == ignore).all()):
+        raise DatasetError(
+            f"`label` must have voxels that are not to be ignored, got {ignore} in all of "
+            f"{_name(label)}: leave the scan unlabelled."
+        )
 
 
 def rounded_label(label: MetaTensor) -> MetaTensor:

@@ -17,7 +17,7 @@ from typing import Any
 from monai.data import partition_dataset
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_json, whole_file
 
 Item = dict[str, Any]
 
@@ -67,9 +67,10 @@ def split_datalist(
     for item in items:
         if "image" not in item:
             raise DatasetError(f'`items` must all have an "image", got {dict(item)}.')
-        image = str(item["image"])
+        named = files_of_item(item, ("image",))
+        image = tuple(os.path.realpath(file) for file in map(str, named))
         if image in images:
-            raise DatasetError(f"`items` must not have an image twice, got {image} again.")
+            raise DatasetError(f"`items` must not have an image twice, got {item['image']} again.")
         images.add(image)
         patients.setdefault(patient_of(item), []).append(dict(item))
     annotated = [
@@ -283,7 +284,7 @@ def read_content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"`path` must be a datalist, got {path}, which is no file.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise DatasetError(f"`path` must be JSON, got {path}: {error}.") from error
     if not isinstance(content, dict):
@@ -326,7 +327,8 @@ def _refuse_shared_images(named: Mapping[str, list[Any]], base: str, path: Path)
             for file in _listed(image):
                 if not isinstance(file, str):
                     continue
-                first = owner.setdefault(_absolute(file, base), section)
+                # links and spellings of a path are one scan
+                first = owner.setdefault(os.path.realpath(_absolute(file, base)), section)
                 if first != section:
                     raise DatasetError(
                         f"Sections must not share images, got {file} in {first!r} and in "

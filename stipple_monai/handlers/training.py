@@ -91,7 +91,9 @@ class WeightsLoader(CheckpointLoader):
         try:
             super().__call__(engine)
         except (RuntimeError, UnpicklingError, OSError, EOFError, KeyError) as error:
-            said = " ".join(str(error).split())
+            # torch recommends to load what it refuses
+            unsafe = isinstance(error, UnpicklingError)
+            said = "It holds more than tensors." if unsafe else " ".join(str(error).split())
             raise DatasetError(
                 f"{self.load_path} must hold weights of this network, as this bundle saves them: "
                 f"give the file and the knobs it was trained with. {said[:200]}"

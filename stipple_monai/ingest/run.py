@@ -16,7 +16,6 @@ Files are whole or absent. The same command goes on with the cases that have no 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from stipple_monai.bundle import only_process
 from stipple_monai.data import axis_names
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import fingerprint, remove_unfinished
+from stipple_monai.files import fingerprint, read_json, remove_unfinished
 from stipple_monai.ingest.cases import Case, Layout, Source
 from stipple_monai.ingest.folders import listed
 from stipple_monai.ingest.pairs import Options, read_pair
@@ -150,7 +149,7 @@ def _case(case: Case, out: Path, options: Options) -> dict[str, Any]:
     path, inputs = out / _RECORDS / f"{case.name}.json", _fingerprint(case)
     if path.is_file():
         record = _read(path)
-        if record["inputs"] != inputs:
+        if record.get("inputs") != inputs:
             raise DatasetError(
                 f"`out` has {case.name} as it was before {case.images[0]} or its label changed: "
                 "choose another folder, or replace what is there with --overwrite."
@@ -237,7 +236,7 @@ def _fingerprint(case: Case) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise DatasetError(f"{path} must be JSON of an ingest, got something else.") from error
     if not isinstance(content, dict):

@@ -29,6 +29,9 @@ from stipple_monai.priors.organ import Center, Label, is_invertible, known_cente
 from stipple_monai.priors.prior_file import read_prior, write_prior
 from stipple_monai.spatial import sample_on_grid
 
+# wider than any organ: a blur of a metre would take minutes and say nothing
+_MOST_SMOOTHING_MM = 100.0
+
 
 class SpatialPrior:
     """How often an organ was found at each place around its centre.
@@ -65,6 +68,8 @@ class SpatialPrior:
         center: Center = "bbox",
         offset_mm: Sequence[float] | None = None,
     ) -> None:
+        if torch.as_tensor(probability).is_complex():
+            raise PriorError("`probability` must be of real numbers, got complex ones.")
         probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu").detach()
         probability = probability.as_subclass(torch.Tensor)
         if probability.ndim != 3 or probability.numel() == 0:
@@ -79,6 +84,8 @@ class SpatialPrior:
         self.probability = probability
         self.spacing_mm = _lengths(spacing_mm)
         self.organ = int(organ)
+        if type(case_count) is bool or int(case_count) != case_count or case_count < 0:
+            raise PriorError(f"`case_count` must be a number of maps, got {case_count}.")
         self.case_count = int(case_count)
         self.center = known_center(center)
         self.offset_mm = None if offset_mm is None else _point(offset_mm)
@@ -179,10 +186,13 @@ class SpatialPrior:
         Returns:
             The priors in the order of ``organs``.
         """
-        if bins is not None and bins < 1:
-            raise PriorError(f"`bins` must be at least 1, got {bins}.")
-        if not 0 <= smoothing < float("inf"):
-            raise PriorError(f"`smoothing` must be a length of at least 0 mm, got {smoothing}.")
+        if bins is not None and (isinstance(bins, bool) or int(bins) != bins or bins < 1):
+            raise PriorError(f"`bins` must be a whole number of at least 1, got {bins}.")
+        if not 0 <= smoothing <= _MOST_SMOOTHING_MM:
+            raise PriorError(
+                f"`smoothing` must be a length from 0 to {_MOST_SMOOTHING_MM:g} mm, got "
+                f"{smoothing}."
+            )
         if num_workers < 0:
             raise PriorError(f"`num_workers` must be at least 0, got {num_workers}.")
         spacing = None if spacing_mm is None else np.array(_lengths(spacing_mm))

@@ -7,6 +7,7 @@ The record, JSON in a header extension, holds what an image has no place for.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -22,6 +23,8 @@ from stipple_monai.priors.organ import UNREADABLE, Center
 
 FORMAT_VERSION = 1
 
+# of the largest prior, a box of 60 cm in voxels of 1.5 mm, some times over
+_MOST_VOXELS = 2**28
 _REMEDY = "Estimate it again and save it with `SpatialPrior.save`."
 
 
@@ -88,7 +91,8 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
     """
     try:
         image = nib.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32)
+        if not isinstance(image, nib.Nifti1Image):
+            raise ValueError("it is of another format")
         texts = [e.get_content() for e in image.header.extensions if e.get_code() == 6]
     except FileNotFoundError:
         raise PriorError(f"There is no prior at {path}. {_REMEDY}") from None
@@ -104,9 +108,11 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
             f"{path} is a prior of format {record['stipple_prior']}, and this version reads "
             f"format {FORMAT_VERSION}: update stipple-monai. {_REMEDY}"
         )
+    if math.prod(image.shape) > _MOST_VOXELS or len(image.shape) != 3:
+        raise PriorError(f"{path} is not a valid prior: its shape is {image.shape}. {_REMEDY}")
     try:
         prior = make(
-            data,
+            np.asarray(image.dataobj, dtype=np.float32),
             spacing_mm=[float(s) for s in image.header.get_zooms()[:3]],
             organ=record["organ"],
             case_count=record["case_count"],
@@ -118,7 +124,7 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
         expected = _centred_affine(prior.spacing_mm, prior.probability.shape)
         if not np.allclose(image.affine, expected, rtol=1e-4, atol=1e-3):
             raise PriorError(f"its affine must be {expected.tolist()}, so it was reoriented.")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, *UNREADABLE) as error:
         raise PriorError(f"{path} is not a valid prior: {error} {_REMEDY}") from error
     return prior
 
@@ -132,6 +138,6 @@ def _centred_affine(spacing_mm: Sequence[float], shape: Sequence[int]) -> NDArra
 def _json_object(text: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

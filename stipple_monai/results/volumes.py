@@ -21,7 +21,7 @@ from monai.transforms import Transform
 
 from stipple_monai.data import files_of_item, label_names, organ_volumes, plain_name, unique_names
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import fingerprint, whole_file, write_csv
+from stipple_monai.files import fingerprint, read_json, whole_file, write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
 
 RECORD = "_volumes.json"
@@ -154,14 +154,24 @@ def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
     records = {}
     for path in sorted(Path(folder).glob(f"*{RECORD}")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            record["scan"], record["organs"]
-        except (ValueError, TypeError, KeyError) as error:
+            record = read_json(path)
+            str(record["scan"]), [_row(row) for row in record["organs"]]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DatasetError(
                 f"`{path}` must be a record of a segmentation, got something else: move it away."
             ) from error
         records[path.name.removesuffix(RECORD)] = record
     return records
+
+
+def _row(row: Mapping[str, Any]) -> list[Any]:
+    """What the table says of an organ."""
+    point = row["position_mm"] or []
+    where = [f"{x:.2f}" for x in point] or ["", "", ""]
+    if len(where) != 3:
+        raise ValueError(f"positions must be three numbers, got {point}")
+    sure = "" if row["confidence"] is None else f"{row['confidence']:.3f}"
+    return [row["organ"], row["name"], f"{row['volume_ml']:.3f}", *where, sure]
 
 
 def write_tables(folder: str | Path) -> Path:
@@ -178,11 +188,7 @@ def write_tables(folder: str | Path) -> Path:
     rows = []
     for record in records.values():
         for row in record["organs"]:
-            point = row["position_mm"] or ["", "", ""]
-            where = ["" if x == "" else f"{x:.2f}" for x in point]
-            sure = "" if row["confidence"] is None else f"{row['confidence']:.3f}"
-            volume = f"{row['volume_ml']:.3f}"
-            rows.append([record["scan"], row["organ"], row["name"], volume, *where, sure])
+            rows.append([record["scan"], *_row(row)])
     with whole_file(folder / "volumes.json") as part:
         part.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     path = folder / "volumes.csv"

@@ -48,7 +48,7 @@ from stipple_monai.bundle import (
 )
 from stipple_monai.data import read_datalist, read_sections, write_datalist
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import sha256, whole_file
+from stipple_monai.files import read_json, sha256, whole_file
 from stipple_monai.handlers import data_fingerprint
 from stipple_monai.pseudo_labels import select_top_k
 from stipple_monai.self_training.quality import gather_quality, summarize_quality, write_quality
@@ -318,7 +318,10 @@ def _remember(path: Path, settings: dict[str, Any]) -> None:
     """Refuse settings that contradict the rounds that are there; further rounds do not."""
     asked = json.loads(json.dumps(settings))
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = read_json(path)
+        except ValueError as error:
+            raise DatasetError(f"{path} must be JSON that this command wrote: {error}.") from error
         other = [n for n in asked if n != "gammas" and before.get(n, asked[n]) != asked[n]]
         fewer, more = sorted((before["gammas"], asked["gammas"]), key=len)
         if more[: len(fewer)] != fewer:

@@ -23,6 +23,8 @@ from stipple_monai.simulation.writing import begin_folder, end_folder, write_nif
 
 # to be raised with any change that gives a seed another patient
 _VERSION = 1
+LARGEST = 1024
+"""Voxels along an axis of the plane: some gigabytes while a scan is made."""
 # above that, the standard abdomen ends
 _HIGHEST_MM = 300
 
@@ -57,8 +59,8 @@ def _check(
     organs: str,
     orientation: str,
 ) -> None:
-    if size < 16:
-        raise ValueError(f"`size` must be at least 16, got {size}.")
+    if not 16 <= size <= LARGEST:
+        raise ValueError(f"`size` must be from 16 to {LARGEST}, got {size}.")
     if not 1 <= slices[0] <= slices[1]:
         raise ValueError(f"`slices` must be (fewest, most), both positive, got {slices}.")
     if not 0.5 <= slice_spacing_mm[0] <= slice_spacing_mm[1]:

@@ -169,9 +169,11 @@ def write_simulated(
             "`labels` must name a file, and `organs` map values of `tissues` to 1 … 255, got "
             f"{len(files_read)} files and {organs}."
         )
-    if min(spacing_mm) <= 0 or min(n or 16 for n in size) < 16 or margin_mm < 0:
+    sound = min(spacing_mm) >= 0.1 and max(spacing_mm) <= 100 and 0 <= margin_mm <= 1000
+    if not sound or not all(16 <= (n or 16) <= 1024 for n in size):
         raise ValueError(
-            "`spacing_mm` must be positive, `size` at least 16 or None and `margin_mm` at least 0, "
+            "`spacing_mm` must be from 0.1 to 100, `size` from 16 to 1024 or None, and `margin_mm` "
+            "from 0 to 1000, "
             f"got {spacing_mm}, {size} and {margin_mm}."
         )
     recipe = {

@@ -35,7 +35,7 @@ from monai.utils import optional_import
 from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle, whole_folder
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import DatasetError, StudyError
-from stipple_monai.files import read_csv, remove_unfinished, whole_file, write_csv
+from stipple_monai.files import read_csv, read_json, remove_unfinished, whole_file, write_csv
 from stipple_monai.handlers import data_fingerprint
 from stipple_monai.priors import SpatialPrior, prior_path
 from stipple_monai.report import Picture
@@ -234,7 +234,10 @@ def _remember(out: Path, study: Study, methods: Sequence[Method]) -> None:
         asked["data"] = _digest(read_datalist(study.datalist, "training"))
     defined = {m.name: json.loads(json.dumps(dataclasses.asdict(m))) for m in methods}
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = read_json(path)
+        except ValueError as error:
+            raise DatasetError(f"{path} must be JSON that this command wrote: {error}.") from error
         other = [n for n in asked if before["study"].get(n, asked[n]) != asked[n]]
         known = before["methods"]
         other += [n for n in defined if n in known and known[n] != defined[n]]
