@@ -6,6 +6,7 @@ and below.
 
 from stipple_monai.results.dicom_seg import (
     DicomSegWriter,
+    check_dicom_seg,
     has_highdicom,
     series_files,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Spread",
     "VolumeTable",
     "between_folds",
+    "check_dicom_seg",
     "compare_paired",
     "first_file",
     "has_highdicom",

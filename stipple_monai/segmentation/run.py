@@ -23,8 +23,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-
 from stipple_monai.bundle import (
     BUNDLE,
     check_knobs,
@@ -36,13 +34,10 @@ from stipple_monai.bundle import (
 from stipple_monai.data import (
     files_of_item,
     label_names,
-    read_datalist,
-    unique_names,
     write_datalist,
 )
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint, sha256, whole_file
-from stipple_monai.nifti import UNREADABLE, with_one_geometry
 from stipple_monai.ownership import adopt, claim
 from stipple_monai.results import (
     RECORD,
@@ -50,12 +45,11 @@ from stipple_monai.results import (
     first_file,
     has_highdicom,
     read_records,
-    series_files,
     write_tables,
 )
+from stipple_monai.segmentation.scans import find_scans, sound_scans
 
 SETTINGS = "settings.json"
-_NIFTI = (".nii", ".nii.gz")
 
 
 def segment(
@@ -107,8 +101,7 @@ def segment(
     if dicom_seg and not has_highdicom:
         raise ImportError("DICOM SEG needs highdicom: pip install 'stipple-monai[dicom]'.")
     check_knobs(configs, ["inference", *overlays, "volumes"], options or {})
-    items = find_scans(inputs, section=section)
-    _check_scans(items, out, dicom_seg=dicom_seg)
+    items, faults = sound_scans(find_scans(inputs, section=section), out, dicom_seg=dicom_seg)
     datalists = [path for path in inputs if str(path).endswith(".json")]
     known = labels or next(filter(None, map(label_names, datalists)), {})
     names = {str(value): name for value, name in known.items()}
@@ -125,10 +118,41 @@ def segment(
     }
     with only_process(out):
         missing = _begin(out, items, settings, overwrite=overwrite)
-        if missing:
-            given = {**flags, **(options or {}), "models_dir": models}
-            _run(configs, out, missing, overlays, given, labels=names)
-        return write_tables(out)
+        given = {**flags, **(options or {}), "models_dir": models}
+        faults += _run_all(configs, out, missing, overlays, given, labels=names)
+        tables = write_tables(out)
+    if faults:
+        more = (
+            f" {len(faults)} of {len(items) + len(faults)} scans failed." if len(faults) > 1 else ""
+        )
+        raise DatasetError(f"{faults[0]}{more} The others are in {tables}.")
+    return tables
+
+
+def _run_all(
+    configs: Path, out: Path, missing: Sequence[Mapping[str, Any]], *arguments: Any, **options: Any
+) -> list[DatasetError]:
+    """Segment scans; those that stop it are left out, and what is wrong with them is returned.
+
+    Raises:
+        DatasetError: something else than a scan stopped it.
+    """
+    left, faults = list(missing), []
+    while left:
+        try:
+            _run(configs, out, left, *arguments, **options)
+        except DatasetError as error:
+            records, said = read_records(out), str(error.__cause__) + str(error)
+            waiting = [item for item in left if item["name"] not in records]
+            named = [item for item in waiting if first_file(item["image"]) in said]
+            if not named or len(missing) == 1:
+                raise
+            bad = max(named, key=lambda item: len(first_file(item["image"])))
+            faults.append(error)
+            left = [item for item in waiting if item is not bad]
+        else:
+            left = []
+    return faults
 
 
 def _run(
@@ -157,78 +181,6 @@ def _run(
             raise DatasetError(
                 f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"
             ) from error
-
-
-def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[dict[str, Any]]:
-    """List the scans of files, folders and datalists as a datalist's items with a ``name``.
-
-    A folder is searched for NIfTI files, hidden ones left out; without any it must hold a DICOM
-    series. A scan that is given twice counts once.
-
-    Raises:
-        DatasetError: an input is none of these, or two scans cannot have names of their own.
-    """
-    images: dict[str, Any] = {}
-    for given in inputs:
-        path = Path(given).absolute()
-        found: list[Any] = [str(path)]
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.name.lower().endswith(_NIFTI))
-            found = [str(p) for p in files if not p.name.startswith(".")] or found
-        elif path.suffix == ".json":
-            found = [item["image"] for item in read_datalist(path, section)]
-        elif not path.name.lower().endswith(_NIFTI) or not path.exists():
-            raise DatasetError(
-                f"Inputs must be NIfTI files, folders or datalists, got {given}, "
-                + ("which has another ending." if path.exists() else "which does not exist.")
-            )
-        images |= {first_file(image): image for image in found}
-    names = unique_names(list(images))
-    return [
-        {"image": image, "name": name} for image, name in zip(images.values(), names, strict=True)
-    ]
-
-
-def _check_scans(items: Sequence[Mapping[str, Any]], out: Path, *, dicom_seg: bool) -> None:
-    """Raise for what can be told without reading the voxels."""
-    for item in items:
-        files = [item["image"]] if isinstance(item["image"], str) else item["image"]
-        for file in map(Path, files):
-            if not _is_utf_8(str(file)):
-                raise DatasetError(
-                    f"A scan's path must be UTF-8, as the tables are, got {str(file)!r}: rename it."
-                )
-            if out == (file if file.is_dir() else file.parent).resolve():
-                raise DatasetError(
-                    f"`out` must be another folder than that of the scans, got {out}."
-                )
-            if file.is_dir():
-                series_files(file)
-                continue
-            if dicom_seg:
-                raise DatasetError(
-                    f"DICOM SEG needs DICOM series as input, got {file}: leave out --dicom-seg, "
-                    "or give the folder of the series."
-                )
-            _check_header(file)
-
-
-def _is_utf_8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_header(file: Path) -> None:
-    try:
-        image = nib.load(file)
-    except (*UNREADABLE, KeyError) as error:
-        raise DatasetError(
-            f"A scan must be a whole NIfTI file, got {file}, which cannot be read: {error}"
-        ) from error
-    with_one_geometry(image, str(file))
 
 
 def _begin(

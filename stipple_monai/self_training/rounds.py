@@ -46,11 +46,19 @@ from stipple_monai.bundle import (
     run_bundle,
     whole_folder,
 )
-from stipple_monai.data import read_datalist, read_sections, write_datalist
+from stipple_monai.data import (
+    read_datalist,
+    write_datalist,
+)
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_json, sha256, whole_file
 from stipple_monai.handlers import data_fingerprint
-from stipple_monai.pseudo_labels import select_top_k
+from stipple_monai.self_training.checks import (
+    check_knobs_of_rounds,
+    check_unlabelled,
+    locator_weights,
+    round_sections,
+)
 from stipple_monai.self_training.quality import gather_quality, summarize_quality, write_quality
 
 UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
@@ -59,12 +67,6 @@ UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
 CONFIGS = ("prior", "train", "inference", "pseudo_label")
 QUALITY = "quality.csv"
 """In ``pseudo_labels`` of a round, see `quality.write_quality`."""
-
-GIVEN = (
-    *("bundle_root", "datalist", "models_dir", "output_dir", "locator_checkpoint"),
-    *("seed", "resume", "round", "share", "count", "minimum", "components"),
-)
-"""Knobs of the configs that follow from the arguments of :func:`self_train`."""
 
 
 def self_train(
@@ -137,13 +139,17 @@ def self_train(
     if position_with not in ("newest", "first"):
         position_with = str(Path(position_with).resolve())
     selection = {"minimum": minimum, "components": components}
-    _check_knobs(gammas, selection, len(rounds.organs), str(position_with), knobs)
-    sections = _sections(datalist, unlabelled_sections)
+    check_knobs_of_rounds(gammas, selection, len(rounds.organs), str(position_with), knobs)
+    sections = round_sections(datalist, unlabelled_sections)
     if gammas and not sections["unlabelled"]:
         raise DatasetError(
             f"`datalist` must have unlabelled scans for {len(gammas)} rounds, {datalist} has none "
             f"in {', '.join(unlabelled_sections)} or without label in training."
         )
+    if gammas:
+        check_unlabelled(sections["unlabelled"], rounds.channels)
+    if position_with not in ("newest", "first"):
+        rounds.check_locator(Path(position_with))
     settings = {
         "scans": {name: [str(i["image"]) for i in items] for name, items in sections.items()},
         "labels": [str(item["label"]) for item in sections["training"]],
@@ -206,6 +212,24 @@ class _Rounds:
         parser.read_config([config_path(configs, "train"), *self.always])
         parser.update({key: as_written(value) for key, value in knobs.items()})
         self.organs: list[int] = parser.get_parsed_content("organs")
+        self.channels: int = parser.get_parsed_content("image_channels")
+
+    def check_locator(self, path: Path) -> None:
+        """Raise unless the weights of a locator fit its network.
+
+        Raises:
+            DatasetError: they do not, or cannot be loaded safely.
+        """
+        parser = ConfigParser()
+        parser.read_config([config_path(self.configs, "inference"), *self.always, *self.labelling])
+        parser.update({key: as_written(value) for key, value in self.knobs.items()})
+        try:
+            parser.get_parsed_content("backbone").load_state_dict(locator_weights(path))
+        except RuntimeError as error:
+            raise DatasetError(
+                f"`position_with` must be weights of this network, got {path}: give those that "
+                f"were trained with the same knobs. {' '.join(str(error).split())[:200]}"
+            ) from error
 
     def train(
         self, number: int, datalist: Path, knobs: dict[str, Any], *, priors: Path | None = None
@@ -270,50 +294,6 @@ class _Rounds:
         print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
 
 
-def _sections(datalist: str | Path, unlabelled: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Sections ``training``, ``unlabelled`` and ``validation``; nothing else takes part."""
-    found = read_sections(datalist)
-    for name in ("training", *unlabelled):
-        if name not in found and name != "unlabelled":
-            raise DatasetError(
-                f"`datalist` must have the section {name}, {datalist} has {', '.join(found)}."
-            )
-    training = [item for item in found["training"] if "label" in item]
-    if not training:
-        raise DatasetError(f"`datalist` must have labelled scans in training, {datalist} has none.")
-    rest = [item for item in found["training"] if "label" not in item]
-    for name in unlabelled:
-        rest += found.get(name, [])
-    for item in rest:
-        if "label" in item:
-            item["truth"] = item.pop("label")
-    validation = found.get("validation", [])
-    return {"training": training, "unlabelled": rest, "validation": validation}
-
-
-def _check_knobs(
-    gammas: Sequence[Mapping[str, Any]],
-    selection: Mapping[str, Any],
-    organs: int,
-    position_with: str,
-    options: Mapping[str, Any],
-) -> None:
-    """Find before the first training what would stop one of the later stages."""
-    undecided = torch.full((organs + 1, 1), 1 / (organs + 1))
-    for gamma in gammas:
-        select_top_k(undecided, **gamma, **selection)
-    if position_with not in ("newest", "first") and not Path(position_with).is_file():
-        raise DatasetError(
-            f'`position_with` must be "newest", "first" or a file of weights, got {position_with}.'
-        )
-    taken = [name for name in options if name in GIVEN]
-    if taken:
-        raise ValueError(
-            "`options` must not have knobs that follow from other arguments, got "
-            f"{', '.join(taken)}: give those arguments."
-        )
-
-
 def _remember(path: Path, settings: dict[str, Any]) -> None:
     """Refuse settings that contradict the rounds that are there; further rounds do not."""
     asked = json.loads(json.dumps(settings))
@@ -344,10 +324,7 @@ def _locator(out: Path, position_with: str, number: int) -> Path | None:
     if not path.exists():
         first = out / "round_0" / "models" / "model.pt"
         source = first if position_with == "first" else position_with
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        # The locator is the backbone alone, whose weights are inside those of a network with prior.
-        if all(key.startswith("network.") for key in state):
-            state = {key.removeprefix("network."): value for key, value in state.items()}
+        state = locator_weights(Path(source))
         with whole_file(path) as part:
             torch.save(state, part)
     return path

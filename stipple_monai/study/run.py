@@ -21,16 +21,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from monai.utils import optional_import
 
 from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle, whole_folder
 from stipple_monai.data import read_datalist, write_datalist
@@ -44,9 +41,8 @@ from stipple_monai.self_training import QUALITY, QUALITY_COLUMNS, self_train
 from stipple_monai.simulation import write_phantom
 from stipple_monai.study.plan import Job, Method, Study, divide, plan_jobs, read_methods, read_study
 from stipple_monai.study.report import write_report
+from stipple_monai.study.workers import submit_jobs
 from stipple_monai.visualize import draw_comparisons
-
-submitit, has_submitit = optional_import("submitit")
 
 CELL = ("method", "proportion", "fold", "seed")
 
@@ -90,7 +86,7 @@ def run_study(
     print(f"{len(jobs)} of {len(plan_jobs(study, methods))} jobs to do in {out}", flush=True)
     arguments = [(study, job, source, out, configs) for job in jobs]
     if workers or slurm:
-        failed = _submit(arguments, out / "jobs", max(workers, 1), slurm)
+        failed = submit_jobs(_attempt, arguments, out / "jobs", max(workers, 1), slurm)
     else:
         failed = _one_by_one(arguments)
     report = collect(study, plan_jobs(study, methods), out)
@@ -181,44 +177,6 @@ def _one_by_one(arguments: Sequence[tuple[Study, Job, Path, Path, Path]]) -> lis
         where = f"job {number} of {len(arguments)}: {job[1].place}: {names}"
         print(f"[{minutes}:{seconds:02d}] {where}", flush=True)
         failed.append(_attempt(*job))
-    return [error for error in failed if error]
-
-
-def _in_process(threads: int, *job: Any) -> Path | None:
-    torch.set_num_threads(threads)
-    return _attempt(*job)
-
-
-def _submit(
-    arguments: Sequence[tuple[Study, Job, Path, Path, Path]],
-    logs: Path,
-    workers: int,
-    slurm: Mapping[str, Any] | None,
-) -> list[Path]:
-    if not has_submitit:
-        raise ImportError(
-            "`workers` and `slurm` need submitit: pip install 'stipple-monai[study]'."
-        )
-    executor = submitit.AutoExecutor(folder=logs, cluster="slurm" if slurm else "local")
-    executor.update_parameters(**{"timeout_min": 60 * 24 * 7, **(slurm or {})})
-    threads = torch.get_num_threads() if slurm else max(1, (os.cpu_count() or 1) // workers)
-    waiting, failed = list(arguments), []
-    running: list[Any] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                running.append(executor.submit(_in_process, threads, *waiting.pop(0)))
-            done = [job for job in running if job.done()]
-            for job in done:
-                running.remove(job)
-                failed.append(job.paths.stderr if job.exception() else job.result())
-                left = len(waiting) + len(running)
-                print(f"job {job.job_id} ended, {left} left", flush=True)
-            time.sleep(0 if done else 1)
-    finally:
-        # after an interrupt; nobody else would end them
-        for job in running:
-            job.cancel()
     return [error for error in failed if error]
 
 

@@ -9,13 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ImageReader
-from monai.transforms import LoadImaged, MapTransform, Randomizable, Spacingd
+from monai.transforms import MapTransform, Randomizable
 from monai.utils import TransformBackends, ensure_tuple
 
 from stipple_monai.data import check_pair, check_scan, rounded_label
 from stipple_monai.errors import DatasetError, PriorError
-from stipple_monai.nifti import UNREADABLE
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.transforms.array import (
     OrganPosition,
@@ -24,13 +22,12 @@ from stipple_monai.transforms.array import (
     SelectPseudoLabels,
     as_positions,
 )
-from stipple_monai.transforms.reading import ScanReader
+from stipple_monai.transforms.reading import LoadScand, SpacingScand
 
 POSITION_KEY = "organ_position"
 """Key of the positions. It must not begin with another key and ``_``: ``Spacingd`` trips on it."""
 
 _TORCH = [TransformBackends.TORCH]
-_UNLOADABLE = (*UNREADABLE, RuntimeError, MemoryError)
 
 
 class OrganPositiond(MapTransform):
@@ -209,78 +206,6 @@ class SelectPseudoLabelsd(MapTransform):
         for key in self.key_iterator(d):
             d[key] = self.select(d[key])
         return d
-
-
-class LoadScand(LoadImaged):
-    """MONAI's loader with the geometry of `ScanReader` and errors that name the file.
-
-    Where a ``reader`` is given, it is MONAI's that reads. Data whose keys hold tensors or arrays
-    already are left as they are: MONAI Deploy hands over scans in memory, and takes out of a
-    pipeline only loaders that are named ``LoadImage…``.
-
-    Args:
-        *args: as for ``monai.transforms.LoadImaged``.
-        **kwargs: likewise.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._given = (args[1] if len(args) > 1 else kwargs.get("reader")) is not None
-
-    def __call__(
-        self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
-    ) -> dict[Hashable, Any]:
-        """Load the files of ``data``, or raise :class:`DatasetError`."""
-        found = [data[key] for key in self.key_iterator(dict(data))]
-        if found and all(isinstance(scan, (torch.Tensor, np.ndarray)) for scan in found):
-            return dict(data)
-        ours = ScanReader()
-        if reader is None and not self._given and all(map(ours.verify_suffix, found)):
-            reader = ours
-        try:
-            return super().__call__(data, reader)
-        except _UNLOADABLE as error:
-            for key in self.key_iterator(dict(data)):
-                try:
-                    self._loader(data[key], reader)
-                except DatasetError:
-                    raise
-                except _UNLOADABLE as fault:
-                    said = f" ({fault})" if str(fault) else ""
-                    raise DatasetError(
-                        f"`{key}` must be a scan that MONAI can read, got {data[key]}: "
-                        f"{type(fault).__name__}{said}. It may be of another format, or its copy "
-                        "may have been cut short."
-                    ) from error
-            raise
-
-
-class SpacingScand(Spacingd):
-    """MONAI's ``Spacingd`` for data that has other entries beside the scan.
-
-    ``Spacingd`` takes every key that begins with the scan's own and ``_`` for a dictionary of
-    metadata and updates it: a path under ``image_path``, as MONAI Label passes it, stops it. Here
-    such entries stay as they are.
-
-    Args:
-        *args: as for ``monai.transforms.Spacingd``.
-        **kwargs: likewise.
-
-    Example:
-        >>> from monai.data import MetaTensor
-        >>> scan = MetaTensor(torch.rand(1, 5, 5, 5), meta={"filename_or_obj": "a.nii.gz"})
-        >>> data = {"image": scan, "image_path": "a.nii.gz"}
-        >>> result = SpacingScand("image", pixdim=(2.0, 2.0, 2.0))(data)
-        >>> result["image"].shape, result["image_path"]
-        (torch.Size([1, 3, 3, 3]), 'a.nii.gz')
-    """
-
-    def __call__(
-        self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None
-    ) -> dict[Hashable, torch.Tensor]:
-        """Resample the scans in a copy of ``data``."""
-        scans = {key: data[key] for key in self.keys if key in data}
-        return {**data, **super().__call__(scans, lazy)}
 
 
 class CheckScand(MapTransform):
