@@ -62,17 +62,7 @@ def split_datalist(
             "`labelled` must be at least 1, `validation` and `test` at least 0, "
             f"got {labelled}, {validation} and {test}."
         )
-    patients: dict[str, list[Item]] = {}
-    images = set()
-    for item in items:
-        if "image" not in item:
-            raise DatasetError(f'`items` must all have an "image", got {dict(item)}.')
-        named = files_of_item(item, ("image",))
-        image = tuple(os.path.realpath(file) for file in map(str, named))
-        if image in images:
-            raise DatasetError(f"`items` must not have an image twice, got {item['image']} again.")
-        images.add(image)
-        patients.setdefault(patient_of(item), []).append(dict(item))
+    patients = _by_patient(items)
     annotated = [
         name for name in sorted(patients) if all("label" in item for item in patients[name])
     ]
@@ -97,6 +87,22 @@ def split_datalist(
         if "label" in item:
             item["truth"] = item.pop("label")
     return sections
+
+
+def _by_patient(items: Iterable[Mapping[str, Any]]) -> dict[str, list[Item]]:
+    patients: dict[str, list[Item]] = {}
+    images = set()
+    for item in items:
+        if "image" not in item:
+            raise DatasetError(f'`items` must all have an "image", got {dict(item)}.')
+        # links and spellings of a path are one scan
+        named = files_of_item(item, ("image",))
+        image = tuple(os.path.realpath(file) for file in map(str, named))
+        if image in images:
+            raise DatasetError(f"`items` must not have an image twice, got {item['image']} again.")
+        images.add(image)
+        patients.setdefault(patient_of(item), []).append(dict(item))
+    return patients
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
@@ -156,30 +162,33 @@ def read_datalist(
         raise DatasetError(f"`section` must be in {path}, got {section!r}. There: {present}.")
     if not named[section]:
         raise DatasetError(f"`section` must have items, got {section!r} of {path}, an empty list.")
-    items = []
-    for index, entry in enumerate(named[section]):
-        item = {"image": entry} if isinstance(entry, str) else entry
-        if not isinstance(item, dict) or not item.get("image"):
-            raise DatasetError(
-                f'Items must have an "image", got {entry} as item {index} of {section!r} in {path}.'
-            )
-        for key in path_keys:
-            if not all(isinstance(file, str) for file in _listed(item.get(key, ""))):
-                raise DatasetError(
-                    f"`{key}` must be a path or a list of paths, got {item[key]!r} in item {index} "
-                    f"of {section!r} in {path}."
-                )
-        item = {**item, **{k: _absolute(item[k], base) for k in path_keys if k in item}}
-        for key in path_keys:
-            for file in _listed(item.get(key, [])):
-                if not os.path.exists(file):
-                    raise DatasetError(
-                        f"`{key}` must be a file that exists, got {file} in item {index} of "
-                        f"{section!r} in {path}. Paths are relative to {base}."
-                    )
-        items.append(item)
+    items = [
+        _with_paths(entry, base, path_keys, place=f"{index} of {section!r} in {path}")
+        for index, entry in enumerate(named[section])
+    ]
     _refuse_shared_images(named, base, path)
     return items
+
+
+def _with_paths(entry: Any, base: str, path_keys: Sequence[str], *, place: str) -> Item:
+    """An item with absolute paths to files that exist."""
+    item = {"image": entry} if isinstance(entry, str) else entry
+    if not isinstance(item, dict) or not item.get("image"):
+        raise DatasetError(f'Items must have an "image", got {entry} as item {place}.')
+    for key in path_keys:
+        if not all(isinstance(file, str) for file in _listed(item.get(key, ""))):
+            raise DatasetError(
+                f"`{key}` must be a path or a list of paths, got {item[key]!r} in item {place}."
+            )
+    item = {**item, **{k: _absolute(item[k], base) for k in path_keys if k in item}}
+    for key in path_keys:
+        for file in _listed(item.get(key, [])):
+            if not os.path.exists(file):
+                raise DatasetError(
+                    f"`{key}` must be a file that exists, got {file} in item {place}. Paths are "
+                    f"relative to {base}."
+                )
+    return item
 
 
 def read_sections(path: str | Path, *, base_dir: str | Path | None = None) -> dict[str, list[Item]]:

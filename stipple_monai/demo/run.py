@@ -7,7 +7,7 @@ its last checkpoint. So an interrupted demo continues where it stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,18 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
         print(f"[{_clock(started)}] {title}", flush=True)
         run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
 
+    second = _train(stage, out, seed)
+    _test(stage, out, second)
+    print(f"[{_clock(started)}] draw the pictures", flush=True)
+    _draw(out, datalist)
+    table = _write_results(out)
+    print(f"\n{table.read_text(encoding='utf-8')}")
+    print(f"[{_clock(started)}] all in {out}")
+    return table
+
+
+def _train(stage: Callable[..., None], out: Path, seed: int) -> Path:
+    """Prior, both networks, pseudo-labels and the next training; returns its folder."""
     models, results = out / "models", out / "eval"
     training = {"seed": seed, "resume": True}
     stage("estimate the prior", prior_path(models, 1), ["prior"])
@@ -92,6 +104,10 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
         _copy_priors(models, second)
     again = {"models_dir": second, "datalist": pseudo}
     stage("train on labels and pseudo-labels", second / "model.pt", ["train"], **training, **again)
+    return second
+
+
+def _test(stage: Callable[..., None], out: Path, second: Path) -> None:
     overlays: dict[str, tuple[list[str], dict[str, Any]]] = {
         "baseline": (["baseline"], {}),
         "stipple": ([], {}),
@@ -99,7 +115,7 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
         "relabelled": ([], {"models_dir": second}),
     }
     for name, (overlay, extra) in overlays.items():
-        folder = results / name
+        folder = out / "eval" / name
         stage(
             f"test: {_METHODS[name]}",
             folder / "val_mean_dice_raw.csv",
@@ -107,12 +123,6 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
             output_dir=str(folder),
             **extra,
         )
-    print(f"[{_clock(started)}] draw the pictures", flush=True)
-    _draw(out, datalist)
-    table = _write_results(out)
-    print(f"\n{table.read_text(encoding='utf-8')}")
-    print(f"[{_clock(started)}] all in {out}")
-    return table
 
 
 def read_dice(folder: Path) -> list[float]:

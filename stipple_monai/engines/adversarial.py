@@ -150,6 +150,24 @@ def self_taught_loss(logits: Tensor, confidence: Tensor, *, threshold: float) ->
     return (loss * confident).sum() / confident.sum().clamp_min(1)
 
 
+def _check_options(threshold: float, self_taught_start: float, **weights: float) -> None:
+    for name, value in weights.items():
+        if not value >= 0:
+            raise ValueError(f"`{name}` must be 0 or more, got {value}: 0 switches it off.")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"`threshold` must lie in [0, 1), got {threshold}: 0 takes all.")
+    if not 0 <= self_taught_start <= 1:
+        raise ValueError(
+            f"`self_taught_start` must lie in [0, 1], got {self_taught_start}: it is a share "
+            "of the training."
+        )
+    if idist.get_world_size() > 1:
+        raise ValueError(
+            f"Adversarial training must have one process, got {idist.get_world_size()}: "
+            "start it without torchrun."
+        )
+
+
 class AdversarialSegmentationTrainer(SupervisedTrainer):
     """MONAI's trainer with adversarial and self-taught terms, and a discriminator's training.
 
@@ -194,26 +212,13 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         ignore_index: int = 255,
         **kwargs: Any,
     ) -> None:
-        weights = {
-            "adversarial_weight": adversarial_weight,
-            "unlabelled_adversarial_weight": unlabelled_adversarial_weight,
-            "self_taught_weight": self_taught_weight,
-        }
-        for name, value in weights.items():
-            if not value >= 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {value}: 0 switches it off.")
-        if not 0 <= threshold < 1:
-            raise ValueError(f"`threshold` must lie in [0, 1), got {threshold}: 0 takes all.")
-        if not 0 <= self_taught_start <= 1:
-            raise ValueError(
-                f"`self_taught_start` must lie in [0, 1], got {self_taught_start}: it is a share "
-                "of the training."
-            )
-        if idist.get_world_size() > 1:
-            raise ValueError(
-                f"Adversarial training must have one process, got {idist.get_world_size()}: "
-                "start it without torchrun."
-            )
+        _check_options(
+            threshold,
+            self_taught_start,
+            adversarial_weight=adversarial_weight,
+            unlabelled_adversarial_weight=unlabelled_adversarial_weight,
+            self_taught_weight=self_taught_weight,
+        )
         super().__init__(**kwargs)
         self.discriminator = discriminator
         self.discriminator_optimizer = discriminator_optimizer

@@ -27,7 +27,7 @@ from stipple_monai.data import (
 )
 from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.priors import SpatialPrior
-from stipple_monai.report.page import Block, Text
+from stipple_monai.report.page import Block, Text, Viewer
 from stipple_monai.report.viewer import Placed, make_viewer
 from stipple_monai.results import first_file
 from stipple_monai.transforms import LoadScand
@@ -170,34 +170,41 @@ def case_viewers(
         if case.image is None:
             blocks.append(Text(f"{case.name}: no picture, its scan is not known.", "warning"))
             continue
-        which = chosen.get(case.name)
-        title = f"{case.name} ({which})" if which else case.name
+        path = folder / f"case_{number:02d}_{_safe(case.name)}.png"
         try:
-            truth = None if case.truth is None else read_label_map(case.truth)
-            known = case if prepare is None else prepare(case, truth)
-            viewer = make_viewer(
-                read_scan(known.image),
-                folder / f"case_{number:02d}_{_safe(case.name)}.png",
-                title=title,
-                organs=organs,
-                truth=truth,
-                prediction=None if case.prediction is None else read_label_map(case.prediction),
-                placed={
-                    k: Placed(point, (priors or {}).get(k))
-                    for k, point in known.positions.items()
-                    if k in organs
-                },
-                scroll=which is not None,
-                caption=known.about,
-            )
+            blocks.append(_viewer(case, path, chosen.get(case.name), organs, priors or {}, prepare))
         except (DatasetError, PositionError) as error:
             blocks.append(Text(f"{case.name}: no picture: {error}", "warning"))
-            continue
-        blocks.append(viewer)
     if len(order) > most:
         rest = f"{len(order) - most} further cases have no picture (--pictures)."
         blocks.append(Text(rest, "lead"))
     return blocks
+
+
+def _viewer(
+    case: Case,
+    path: Path,
+    which: str | None,
+    organs: Mapping[int, str],
+    priors: Mapping[int, SpatialPrior],
+    prepare: Callable[[Case, MetaTensor | None], Case] | None,
+) -> Viewer:
+    """The viewer of a case; one that was chosen, as ``which``, can be scrolled through."""
+    truth = None if case.truth is None else read_label_map(case.truth)
+    known = case if prepare is None else prepare(case, truth)
+    return make_viewer(
+        read_scan(known.image),
+        path,
+        title=f"{case.name} ({which})" if which else case.name,
+        organs=organs,
+        truth=truth,
+        prediction=None if case.prediction is None else read_label_map(case.prediction),
+        placed={
+            k: Placed(point, priors.get(k)) for k, point in known.positions.items() if k in organs
+        },
+        scroll=which is not None,
+        caption=known.about,
+    )
 
 
 def _safe(name: str) -> str:

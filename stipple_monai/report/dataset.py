@@ -96,15 +96,42 @@ def dataset_page(
         for (_, c), m in zip(cases, found, strict=True)
         for text in [*([m.fault] if m.fault else []), *m.notes]
     ]
+    amiss: list[Block] = [Lines(faults)] if faults else [Text("Nothing was found to be wrong.")]
+    content = [
+        Section("What is wrong", amiss),
+        Section("Scans", [Table("", SCAN_HEADER, [m.scan for m in found if m.scan])]),
+        Section("Organs", _organ_blocks(found, organs, folder)),
+        Section(
+            "Cases", _case_blocks(cases, found, folder, organs=organs, priors=priors, most=most)
+        ),
+        Section("Settings and versions", [*_recipe(datalist), versions_table()]),
+    ]
+    lead = _lead(sections, organs)
+    return Page(f"Data set {datalist.parent.name}/{datalist.name}", lead, content)
+
+
+def _lead(sections: Mapping[str, Sequence[Case]], organs: Mapping[int, str]) -> list[str]:
     counts = ", ".join(
         f"{section}: {len(listed)} ({sum(c.truth is not None for c in listed)} with label or truth)"
         for section, listed in sections.items()
     )
-    lead = [
-        f"{len(cases)} scans: {counts}. Organs: {', '.join(organs.values()) or 'none'}.",
+    count = sum(map(len, sections.values()))
+    return [
+        f"{count} scans: {counts}. Organs: {', '.join(organs.values()) or 'none'}.",
         f"{CONVENTION} Positions and sizes are in mm, RAS.",
     ]
-    amiss: list[Block] = [Lines(faults)] if faults else [Text("Nothing was found to be wrong.")]
+
+
+def _case_blocks(
+    cases: Sequence[tuple[str, Case]],
+    found: Sequence[Measured],
+    folder: Path,
+    *,
+    organs: Mapping[int, str],
+    priors: Mapping[int, SpatialPrior] | None,
+    most: int,
+) -> list[Block]:
+    """Viewers of the cases without fault, and how they were chosen."""
     scores = {
         c.name: sum(m.volumes_ml.values()) if m.volumes_ml else math.nan
         for (_, c), m in zip(cases, found, strict=True)
@@ -129,14 +156,7 @@ def dataset_page(
         most=most,
         prepare=lambda case, truth: with_true_positions(case, truth, given),
     )
-    content = [
-        Section("What is wrong", amiss),
-        Section("Scans", [Table("", SCAN_HEADER, [m.scan for m in found if m.scan])]),
-        Section("Organs", _organ_blocks(found, organs, folder)),
-        Section("Cases", [Text(rule, "lead"), *pictures]),
-        Section("Settings and versions", [*_recipe(datalist), versions_table()]),
-    ]
-    return Page(f"Data set {datalist.parent.name}/{datalist.name}", lead, content)
+    return [Text(rule, "lead"), *pictures]
 
 
 def measure(section: str, case: Case, *, organs: Mapping[int, str]) -> Measured:

@@ -62,19 +62,9 @@ def report(
     run = Path(run).absolute()
     kind = detect(run)
     out = _target(run) if out is None else Path(out).absolute()
-    if out.suffix != ".html":
-        raise ValueError(f"`out` must end in .html, got {out}.")
     if pictures < 0:
         raise ValueError(f"`pictures` must be 0 or more, got {pictures}.")
-    beside = out.with_name(f"{out.stem}_files")
-    pages = [out, out.with_suffix(".md")]
-    there = [path for path in (*pages, beside) if path.exists()]
-    if there and not overwrite:
-        raise DatasetError(
-            f"`out` must not exist yet, got {there[0]}: choose another, or replace it with "
-            "--overwrite."
-        )
-    refuse_foreign(out.parent, pages)
+    beside = _free(out, overwrite=overwrite)
     listed = None if datalist is None else Path(datalist).absolute()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / beside.name
@@ -126,6 +116,22 @@ def _target(run: Path) -> Path:
         return run / "report.html"
     stem = run.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".json")
     return run.with_name(f"{stem}_report.html")
+
+
+def _free(out: Path, *, overwrite: bool) -> Path:
+    """The folder beside a page that may be written."""
+    if out.suffix != ".html":
+        raise ValueError(f"`out` must end in .html, got {out}.")
+    beside = out.with_name(f"{out.stem}_files")
+    pages = [out, out.with_suffix(".md")]
+    there = [path for path in (*pages, beside) if path.exists()]
+    if there and not overwrite:
+        raise DatasetError(
+            f"`out` must not exist yet, got {there[0]}: choose another, or replace it with "
+            "--overwrite."
+        )
+    refuse_foreign(out.parent, pages)
+    return beside
 
 
 def _page(

@@ -95,55 +95,78 @@ def make_viewer(
         PositionError: a position is not three finite numbers.
     """
     volumes = on_one_grid(image=image, truth=truth, prediction=prediction)
-    scan = volumes["image"]
-    labels: dict[str, NDArray[Any]] = {
-        name: volumes[name][0].numpy() for name in ("truth", "prediction") if name in volumes
-    }
     placed = placed or {}
-    shown = [k for k in organs if k in placed]
-    contours = _placed_chances(scan, [(k, placed[k]) for k in shown])
-    voxels = scan[0].numpy()
-    window = window_for([voxels], window)
-    colours = dict(zip(organs, organ_colours(len(organs)), strict=True))
-    affine = scan.affine.cpu().double()
-    points = {
-        k: (torch.linalg.inv(affine) @ torch.cat([world_point(placed[k].position_mm), _ONE]))[:3]
-        for k in shown
-    }
-    w, h, d = (slice(0, n) for n in scan.shape[1:])
-    whole = w, h, d
-    views = []
-    for plane, axis, letter, sides in _PLANES:
-        keys = _keys(labels, list(organs), axis)
-        inside = {k: p for k, p in points.items() if _is_inside(p, scan)}
-        if inside:
-            keys["position"] = round(float(next(iter(inside.values()))[axis]))
-        keys = keys or {"middle": scan.shape[axis + 1] // 2}
-        kept = _kept(scan.shape[axis + 1], keys.values(), scroll=scroll)
-        sections = [Section(plane, i, whole, spacing_mm(scan)) for i in kept]
-        slices = [
-            Slice(
-                _where(plane, letter, s.index, scan, axis),
-                _scan_uri(s, voxels, window),
-                _layers(s, labels, contours, list(organs), colours),
-            )
-            for s in sections
-        ]
-        marks = [
-            _mark(sections, axis, p.numpy(), colours[k], f"position of {organs[k]}")
-            for k, p in inside.items()
-        ]
-        width, height = sections[0].size_mm
-        places = {name: kept.index(i) for name, i in keys.items()}
-        views.append(PlaneView(plane, width, height, sides, slices, places, marks))
+    shown = {k: placed[k] for k in organs if k in placed}
+    scan = volumes["image"]
+    case = _Case(
+        scan,
+        {k: volumes[k][0].numpy() for k in ("truth", "prediction") if k in volumes},
+        _placed_chances(scan, list(shown.items())),
+        {k: _voxel(scan, one.position_mm) for k, one in shown.items()},
+        window_for([scan[0].numpy()], window),
+        organs,
+    )
+    views = [_view(case, *plane, scroll=scroll) for plane in _PLANES]
     _write_still(still, views)
-    names = [*labels, *(["prior"] if contours else []), *(["position"] if points else [])]
-    legend = [(colours[k], name) for k, name in organs.items()]
-    looks = {**_LOOKS, "truth": "white line" if len(labels) > 1 else "line"}
+    names = [
+        *case.labels,
+        *(["prior"] if case.contours else []),
+        *(["position"] if case.points else []),
+    ]
+    legend = [(case.colours[k], name) for k, name in organs.items()]
+    looks = {**_LOOKS, "truth": "white line" if len(case.labels) > 1 else "line"}
     return Viewer(title, caption, views, [(n, looks[n]) for n in names], legend, still)
 
 
-_ONE = torch.ones(1, dtype=torch.float64)
+class _Case(NamedTuple):
+    """What is drawn: volumes ``(W, H, D)``, priors in 0 … 254, positions as voxels."""
+
+    scan: MetaTensor
+    labels: Mapping[str, NDArray[Any]]
+    contours: Mapping[int, NDArray[np.uint8]]
+    points: Mapping[int, torch.Tensor]
+    window: Window
+    organs: Mapping[int, str]
+
+    @property
+    def colours(self) -> dict[int, str]:
+        return dict(zip(self.organs, organ_colours(len(self.organs)), strict=True))
+
+
+def _view(
+    case: _Case, plane: Plane, axis: int, letter: str, sides: str, *, scroll: bool
+) -> PlaneView:
+    """A plane's slices, those that matter and where positions lie in them."""
+    scan, organs, colours = case.scan, list(case.organs), case.colours
+    keys = _keys(case.labels, organs, axis)
+    inside = {k: p for k, p in case.points.items() if _is_inside(p, scan)}
+    if inside:
+        keys["position"] = round(float(next(iter(inside.values()))[axis]))
+    keys = keys or {"middle": scan.shape[axis + 1] // 2}
+    kept = _kept(scan.shape[axis + 1], keys.values(), scroll=scroll)
+    w, h, d = (slice(0, n) for n in scan.shape[1:])
+    sections = [Section(plane, i, (w, h, d), spacing_mm(scan)) for i in kept]
+    voxels = scan[0].numpy()
+    slices = [
+        Slice(
+            _where(plane, letter, s.index, scan, axis),
+            _scan_uri(s, voxels, case.window),
+            _layers(s, case.labels, case.contours, organs, colours),
+        )
+        for s in sections
+    ]
+    marks = [
+        _mark(sections, axis, p.numpy(), colours[k], f"position of {case.organs[k]}")
+        for k, p in inside.items()
+    ]
+    width, height = sections[0].size_mm
+    places = {name: kept.index(i) for name, i in keys.items()}
+    return PlaneView(plane, width, height, sides, slices, places, marks)
+
+
+def _voxel(scan: MetaTensor, position_mm: Sequence[float]) -> torch.Tensor:
+    inverse = torch.linalg.inv(scan.affine.cpu().double())
+    return (inverse @ torch.cat([world_point(position_mm), torch.ones(1).double()]))[:3]
 
 
 def _is_inside(voxel: torch.Tensor, scan: MetaTensor) -> bool:

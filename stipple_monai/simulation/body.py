@@ -151,43 +151,16 @@ def invent_body(grid: Grid, rng: np.random.Generator) -> NDArray[np.int16]:
     """What every voxel is made of: labelled voxels their label, all others of `INVENTED`."""
     some, (x, y, z) = grid.label > 0, grid.axes()
     low, high = np.array([(i.min(), i.max()) for i in np.nonzero(some)]).T * grid.spacing
-    aorta = grid.organ("aorta")
-    middle = (low[0] + high[0]) / 2
-    if aorta.any():
-        middle = np.nonzero(aorta)[0].mean() * grid.spacing[0] + 9
+    middle = _middle(grid, low, high)
     # x from the middle of the spine, y from its front, which lies behind all that is labelled
     xs = x - np.float32(middle)
-    near = some & (np.abs(xs) < 16)
-    at = np.flatnonzero(near.any((0, 1)))
-    front = np.full(z.size, low[1])
-    if len(at):
-        front = np.interp(np.arange(z.size), at, near.any(0).argmax(0)[at] * grid.spacing[1])
-    front = ndimage.gaussian_filter1d(front, 20 / grid.spacing[2], mode="nearest") - 3
-    ys = y - front.astype(np.float32)
+    ys = y - _front(grid, some & (np.abs(xs) < 16), low[1])
 
-    # the wall: half a superellipse in front and one behind, as wide as each slice needs
-    forward = ys > _WIDEST_MM
-    reach = np.where(some, ys - _WIDEST_MM, 0)
-    deep = np.where(forward, max(reach.max(), 60), max(-reach.min(), 80))
-    power = np.where(forward, np.float32(2.2), np.float32(3))
-    side = max(*np.abs((low[0], high[0]) - middle), 105)
-    ring = (np.abs(xs / side) ** power + np.abs((ys - _WIDEST_MM) / deep) ** power) ** (1 / power)
-    needed = np.where(some, ring, 0).max((0, 1))
-    wide = ndimage.maximum_filter1d(needed, int(80 / grid.spacing[2]) | 1)
-    wide = ndimage.gaussian_filter1d(np.maximum(wide, 0.9 * wide.max()), 20 / grid.spacing[2])
-    wide = np.maximum(wide, needed)
-    wall = np.hypot(xs, ys - _WIDEST_MM) * (1 - wide / np.maximum(ring, 1e-6)) - 4
+    side = max(*np.abs(np.array([low[0], high[0]]) - middle), 105)
+    wall, wide = _wall(grid, some, (xs, ys), side)
     angle = np.arctan2(ys + 10, np.abs(xs))
-    upward = np.maximum(np.sin(angle), 0)
-
     room = min(middle, x.max() - middle) - side * wide.max() - 20
-    fat_mm = min(rng.uniform(8, 30), max(room, 5))
-    skin = wall - 15 - fat_mm * (1 + rng.uniform(0, 0.6) * upward) + 2 * grid.field(rng, 40)
-    body = np.full(some.shape, _AIR, np.int16)
-    body[skin < 0] = _SKIN
-    body[skin < -2.5] = _FAT
-    body[wall < 15 - 5 * upward] = _MUSCLE
-    body[wall < 0] = _FAT
+    body = _layers(grid, wall, angle, room, rng)
     rib = np.hypot(wall - 7, 0.6 * ((z + 85 * angle + rng.uniform(0, 30)) % 30 - 15)) < 4.5
     margin = (low[2] + high[2]) / 2 - 40 + 55 * (np.clip(angle, -0.3, 2) - 0.5)
     body[rib & (z > margin)] = _COMPACT
@@ -211,6 +184,60 @@ def invent_body(grid: Grid, rng: np.random.Generator) -> NDArray[np.int16]:
     _paint_spine(body, xs, ys, (z + rng.uniform(0, 34)) % 34 - 17)
     _paint_bowel(grid, body, free & (body == _FAT), apart, rng)
     body[some] = grid.label[some]
+    return body
+
+
+def _middle(grid: Grid, low: Array, high: Array) -> float:
+    """Where the spine is along x, mm: beside the aorta, or amid what is labelled."""
+    aorta = grid.organ("aorta")
+    if aorta.any():
+        return np.nonzero(aorta)[0].mean() * grid.spacing[0] + 9
+    return (low[0] + high[0]) / 2
+
+
+def _front(grid: Grid, near: NDArray[np.bool_], lowest: float) -> Array:
+    """The front of the spine along y, mm, slice by slice: behind what is labelled near it."""
+    at, count = np.flatnonzero(near.any((0, 1))), grid.label.shape[2]
+    front = np.full(count, lowest)
+    if len(at):
+        front = np.interp(np.arange(count), at, near.any(0).argmax(0)[at] * grid.spacing[1])
+    front = ndimage.gaussian_filter1d(front, 20 / grid.spacing[2], mode="nearest") - 3
+    return front.astype(np.float32)
+
+
+def _wall(
+    grid: Grid, some: NDArray[np.bool_], axes: tuple[Array, Array], side: float
+) -> tuple[Array, Array]:
+    """Distance from the wall, and its width in each slice as a share of ``side``.
+
+    It is half a superellipse in front and one behind, as wide as each slice needs.
+    """
+    xs, ys = axes
+    forward = ys > _WIDEST_MM
+    reach = np.where(some, ys - _WIDEST_MM, 0)
+    deep = np.where(forward, max(reach.max(), 60), max(-reach.min(), 80))
+    power = np.where(forward, np.float32(2.2), np.float32(3))
+    ring = (np.abs(xs / side) ** power + np.abs((ys - _WIDEST_MM) / deep) ** power) ** (1 / power)
+    needed = np.where(some, ring, 0).max((0, 1))
+    wide = ndimage.maximum_filter1d(needed, int(80 / grid.spacing[2]) | 1)
+    wide = ndimage.gaussian_filter1d(np.maximum(wide, 0.9 * wide.max()), 20 / grid.spacing[2])
+    wide = np.maximum(wide, needed)
+    wall = np.hypot(xs, ys - _WIDEST_MM) * (1 - wide / np.maximum(ring, 1e-6)) - 4
+    return wall, wide
+
+
+def _layers(
+    grid: Grid, wall: Array, angle: Array, room: float, rng: np.random.Generator
+) -> NDArray[np.int16]:
+    """Air, skin, fat and the wall's muscle; ``room`` mm are left for fat."""
+    upward = np.maximum(np.sin(angle), 0)
+    fat_mm = min(rng.uniform(8, 30), max(room, 5))
+    skin = wall - 15 - fat_mm * (1 + rng.uniform(0, 0.6) * upward) + 2 * grid.field(rng, 40)
+    body = np.full(grid.label.shape, _AIR, np.int16)
+    body[skin < 0] = _SKIN
+    body[skin < -2.5] = _FAT
+    body[wall < 15 - 5 * upward] = _MUSCLE
+    body[wall < 0] = _FAT
     return body
 
 

@@ -126,21 +126,11 @@ def simulate_abdomen(
     dz_mm = round(rng.uniform(*slice_spacing_mm), 1)
     fewest = min(slices[1], max(slices[0], math.ceil(128 / dz_mm)))
     count = int(rng.integers(fewest, slices[1], endpoint=True))
-    height_mm = (count - 1) * dz_mm
-    bottom_mm = rng.uniform(max(54 - height_mm, -115), -68) if height_mm > 122 else -height_mm / 2
-    off_center_mm = rng.uniform((-8, 6), (8, 22))
-    plane_mm = (np.arange(size) - (size - 1) / 2) * spacing_mm
-    axes_mm = [plane_mm + off_center_mm[0], plane_mm + off_center_mm[1]]
-    axes_mm.append(bottom_mm + np.arange(count) * dz_mm)
+    axes_mm = _axes(rng, (size, count), (spacing_mm, dz_mm))
 
     canvas = Canvas([axis / s for axis, s in zip(axes_mm, scale, strict=True)], rng)
     paint_viscera(canvas, rng, paint_trunk(canvas, rng, fat_mm))
-
-    psf_voxels = (1.1 / spacing_mm, 1.1 / spacing_mm, 0.35)
-    image = gaussian_filter(canvas.image, psf_voxels, mode="nearest")
-    noise = rng.standard_normal(image.shape, dtype=np.float32)
-    noise = gaussian_filter(noise, (0.6, 0.6, 0))
-    image += rng.uniform(9, 14) * noise / noise.std()
+    image = _scanned(canvas.image, rng, spacing_mm)
     label = canvas.label if organs == "all" else (canvas.label == 1).astype(np.uint8)
 
     # where a scanner puts the world's origin says nothing of the patient
@@ -153,6 +143,31 @@ def simulate_abdomen(
         affine[0, 0] = -spacing_mm
     image_hu = np.clip(np.rint(image), -1024, 1500).astype(np.int16)
     return Abdomen(np.ascontiguousarray(image_hu), np.ascontiguousarray(label), affine)
+
+
+def _axes(
+    rng: np.random.Generator, counts: tuple[int, int], spacings_mm: tuple[float, float]
+) -> list[NDArray[np.float64]]:
+    """Where the voxels lie in the patient: ``counts`` and spacings in the plane and along z."""
+    (size, count), (spacing_mm, dz_mm) = counts, spacings_mm
+    height_mm = (count - 1) * dz_mm
+    bottom_mm = rng.uniform(max(54 - height_mm, -115), -68) if height_mm > 122 else -height_mm / 2
+    off_center_mm = rng.uniform((-8, 6), (8, 22))
+    plane_mm = (np.arange(size) - (size - 1) / 2) * spacing_mm
+    axes_mm = [plane_mm + off_center_mm[0], plane_mm + off_center_mm[1]]
+    return [*axes_mm, bottom_mm + np.arange(count) * dz_mm]
+
+
+def _scanned(
+    image: NDArray[np.float32], rng: np.random.Generator, spacing_mm: float
+) -> NDArray[np.float32]:
+    """The image with the scanner's blur and noise."""
+    psf_voxels = (1.1 / spacing_mm, 1.1 / spacing_mm, 0.35)
+    image = gaussian_filter(image, psf_voxels, mode="nearest")
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    noise = gaussian_filter(noise, (0.6, 0.6, 0))
+    image += rng.uniform(9, 14) * noise / noise.std()
+    return image
 
 
 def write_phantom(
@@ -210,14 +225,7 @@ def write_phantom(
     names = [f"phantom_{index:03d}.nii.gz" for index in range(cases)]
     work = begin_folder(folder, recipe, names, name="phantom", overwrite=overwrite, what="phantom")
     for index, name in enumerate(tqdm(names, desc="phantom", unit="case", disable=not progress)):
-        image_path, label_path = work / "imagesTr" / name, work / "labelsTr" / name
-        if image_path.is_file() and label_path.is_file():
-            continue
-        case_seed = np.random.SeedSequence(seed, spawn_key=(index,))
-        image_hu, label, affine = simulate_abdomen(case_seed, **options)
-        write_nifti(image_path, image_hu, affine)
-        write_nifti(label_path, label, affine)
-
+        _write_case(work, name, np.random.SeedSequence(seed, spawn_key=(index,)), options)
     names_of_labels = ORGANS if organs == "all" else ORGANS[:2]
     return end_folder(
         work,
@@ -228,3 +236,13 @@ def write_phantom(
         description=f"stipple_monai.simulation.phantom, seed {seed}",
         licence="CC0-1.0",
     )
+
+
+def _write_case(folder: Path, name: str, seed: np.random.SeedSequence, options: _Options) -> None:
+    """Write a case that is not there."""
+    image_path, label_path = folder / "imagesTr" / name, folder / "labelsTr" / name
+    if image_path.is_file() and label_path.is_file():
+        return
+    image_hu, label, affine = simulate_abdomen(seed, **options)
+    write_nifti(image_path, image_hu, affine)
+    write_nifti(label_path, label, affine)

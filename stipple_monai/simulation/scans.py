@@ -161,14 +161,49 @@ def write_simulated(
         DatasetError: a label map is not usable, see `simulate_ct`, or ``folder`` is not a folder
             or holds something other than these scans.
     """
-    folder, files_read = Path(folder), list(map(Path, labels))
+    folder, names = Path(folder), [Path(path).name for path in labels]
     organs = {value: value for value in tissues} if organs is None else dict(organs)
+    _check_organs(names, organs, tissues)
+    _check_grid(spacing_mm, size, margin_mm)
+    recipe = {
+        **{"version": _VERSION, "seed": seed},
+        "tissues": {str(value): list(tissue) for value, tissue in tissues.items()},
+        **{"spacing_mm": list(spacing_mm), "size": list(size), "margin_mm": margin_mm},
+        "organs": {str(value): target for value, target in organs.items()},
+        "labels": [{"name": Path(p).name, "fingerprint": _fingerprint(Path(p))} for p in labels],
+    }
+    files = [f"simulated_{index:03d}.nii.gz" for index in range(len(names))]
+    begun = {"name": "simulated", "overwrite": overwrite, "what": "set of scans"}
+    work = begin_folder(folder, recipe, files, inputs=labels, **begun)
+    for index, name in enumerate(tqdm(files, desc="simulation", unit="case", disable=not progress)):
+        paths = work / "imagesTr" / name, work / "labelsTr" / name
+        if all(path.is_file() for path in paths):
+            continue
+        draw_mm = np.random.default_rng([seed, index, 1]).uniform(0, margin_mm)
+        label = _regrid(read_label_map(labels[index]), spacing_mm, size, draw_mm)
+        _write_case(paths, label, organs, seed=[seed, index], tissues=tissues)
+    return end_folder(
+        work,
+        folder,
+        files,
+        _names(organs, tissues),
+        name="Simulated CT of real anatomy",
+        description=f"stipple_monai.simulation.scans, seed {seed}",
+    )
+
+
+def _check_organs(
+    names: Sequence[str], organs: Mapping[int, int], tissues: Mapping[int, Tissue]
+) -> None:
     known = set(organs) <= set(tissues) and all(0 < value < 256 for value in organs.values())
-    if not files_read or not known:
+    if not names or not known:
         raise ValueError(
             "`labels` must name a file, and `organs` map values of `tissues` to 1 … 255, got "
-            f"{len(files_read)} files and {organs}."
+            f"{len(names)} files and {organs}."
         )
+
+
+def _check_grid(spacing_mm: Sequence[float], size: Sequence[int | None], margin_mm: float) -> None:
     sound = min(spacing_mm) >= 0.1 and max(spacing_mm) <= 100 and 0 <= margin_mm <= 1000
     if not sound or not all(16 <= (n or 16) <= 1024 for n in size):
         raise ValueError(
@@ -176,48 +211,36 @@ def write_simulated(
             "from 0 to 1000, "
             f"got {spacing_mm}, {size} and {margin_mm}."
         )
-    recipe = {
-        "version": _VERSION,
-        "seed": seed,
-        "tissues": {str(value): list(tissue) for value, tissue in tissues.items()},
-        "spacing_mm": list(spacing_mm),
-        "size": list(size),
-        "margin_mm": margin_mm,
-        "organs": {str(value): target for value, target in organs.items()},
-        "labels": [{"name": p.name, "fingerprint": _fingerprint(p)} for p in files_read],
-    }
-    files = [f"simulated_{index:03d}.nii.gz" for index in range(len(labels))]
-    work = begin_folder(
-        folder,
-        recipe,
-        files,
-        name="simulated",
-        overwrite=overwrite,
-        what="set of scans",
-        inputs=files_read,
-    )
+
+
+def _write_case(
+    paths: tuple[Path, Path],
+    label: MetaTensor,
+    organs: Mapping[int, int],
+    *,
+    seed: Seed,
+    tissues: Mapping[int, Tissue],
+) -> None:
+    image = simulate_ct(label, seed=seed, tissues=tissues)
+    affine = label.affine.numpy()
+    write_nifti(paths[0], np.rint(image.numpy()[0]).astype(np.int16), affine)
+    write_nifti(paths[1], _kept(label, organs), affine)
+
+
+def _kept(label: MetaTensor, organs: Mapping[int, int]) -> NDArray[np.uint8]:
+    """The values that are written as labels, ``(W, H, D)``."""
     table = np.zeros(FIRST, np.uint8)
     table[list(organs)] = list(organs.values())
-    for index, name in enumerate(tqdm(files, desc="simulation", unit="case", disable=not progress)):
-        image_path, label_path = work / "imagesTr" / name, work / "labelsTr" / name
-        if image_path.is_file() and label_path.is_file():
-            continue
-        draw_mm = np.random.default_rng([seed, index, 1]).uniform(0, margin_mm)
-        label = _regrid(read_label_map(labels[index]), spacing_mm, size, draw_mm)
-        image = simulate_ct(label, seed=[seed, index], tissues=tissues)
-        affine = label.affine.numpy()
-        write_nifti(image_path, np.rint(image.numpy()[0]).astype(np.int16), affine)
-        write_nifti(label_path, table[label.numpy()[0].astype(np.int16)], affine)
-    values = sorted(set(organs.values()))
-    wording = {v: " + ".join(tissues[k].name for k in organs if organs[k] == v) for v in values}
-    return end_folder(
-        work,
-        folder,
-        files,
-        {0: "background"} | wording,
-        name="Simulated CT of real anatomy",
-        description=f"stipple_monai.simulation.scans, seed {seed}",
-    )
+    return table[label.numpy()[0].astype(np.int16)]
+
+
+def _names(organs: Mapping[int, int], tissues: Mapping[int, Tissue]) -> dict[int, str]:
+    """What each label is called: the tissues that it is made of."""
+    wording = {
+        v: " + ".join(tissues[k].name for k in organs if organs[k] == v)
+        for v in sorted(set(organs.values()))
+    }
+    return {0: "background"} | wording
 
 
 def _fingerprint(label: Path) -> str:

@@ -52,16 +52,10 @@ def sample_on_grid(
     # Voxel (i, j, k) of the grid lies at the continuous index linear @ (i, j, k) + offset.
     linear = affine[:3, :3] / spacing[:, None]
     offset = (affine[:3, 3] - center_mm) / spacing + (size - 1) / 2
-
-    out = torch.zeros(tuple(shape), dtype=image.dtype, device=image.device)
-    signs = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5], dtype=torch.float64)] * 3)
-    corners = torch.linalg.solve(linear, (signs * size + (size - 1) / 2 - offset).T)
-    first = corners.amin(1).sub(_EDGE).ceil().clamp(min=0).long().tolist()
-    last = corners.amax(1).add(_EDGE).floor().long().tolist()
-    box = [slice(a, min(b + 1, n)) for a, b, n in zip(first, last, shape, strict=True)]
+    out = image.new_zeros(tuple(shape))
+    box = _box_under(size, linear, offset, shape)
     if any(b.start >= b.stop for b in box):
         return out
-
     x, y, z = (torch.arange(b.start, b.stop, dtype=torch.float64, device=image.device) for b in box)
     start = torch.zeros(1, 1, 1, dtype=torch.float64, device=image.device)
     inside = torch.ones(1, 1, 1, dtype=torch.bool, device=image.device)
@@ -84,3 +78,14 @@ def sample_on_grid(
     )
     out[box[0], box[1], box[2]] = value[0, 0] * inside
     return out
+
+
+def _box_under(
+    size: torch.Tensor, linear: torch.Tensor, offset: torch.Tensor, shape: Sequence[int]
+) -> list[slice]:
+    """The part of the grid that the image may cover, empty where it covers none."""
+    signs = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5], dtype=torch.float64)] * 3)
+    corners = torch.linalg.solve(linear, (signs * size + (size - 1) / 2 - offset).T)
+    first = corners.amin(1).sub(_EDGE).ceil().clamp(min=0).long().tolist()
+    last = corners.amax(1).add(_EDGE).floor().long().tolist()
+    return [slice(a, min(b + 1, n)) for a, b, n in zip(first, last, shape, strict=True)]

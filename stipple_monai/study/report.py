@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
-from stipple_monai.report import Lines, Page, Picture, Section, write_page
+from stipple_monai.report import Lines, Page, Picture, Section, Table, write_page
 from stipple_monai.study import paper
 from stipple_monai.study.figures import (
     dice_by_bins,
@@ -70,28 +70,13 @@ def write_report(
     """
     folder = Path(folder)
     path = folder / "results.csv"
-    rows = read_csv(path) if path.is_file() else []
+    rows = _read(path)
     if not rows:
         raise DatasetError(f"`folder` must have a results.csv with rows, got {path}: run cells.")
     results = Results(rows)
-    optional = {
-        name: read_csv(folder / f"{name}.csv") if (folder / f"{name}.csv").is_file() else []
-        for name in ("curves", "rounds")
-    }
-    bins = ["baseline", *(m for m in results.methods if m.startswith("stipple_bins"))]
-    others = [m for m in results.methods if m not in TITLES and m not in bins]
-    tables = [
-        dice_table(results, ABLATION, "What the prior and the pseudo-labels do (table 2)"),
-        comparison_table(results),
-        dice_table(results, RIVALS, "Against other methods (table 3)"),
-        position_table(results),
-        dice_table(results, others, "Further methods"),
-        measures_table(results),
-        organ_table(results),
-        rounds_table(optional["rounds"]),
-    ]
+    tables = _tables(results, _read(folder / "rounds.csv"))
     shown = [table for table in tables if table is not None and table.rows]
-    figures = _figures(results, optional["curves"], folder / "figures")
+    figures = _figures(results, _read(folder / "curves.csv"), folder / "figures")
     lead = _lead(rows, results, dataset)
     said = not_won(results)
     content = [Section("Where STIPPLE did not win", [Lines(said)])] if said else []
@@ -101,6 +86,25 @@ def write_report(
         for picture in (*figures, *pictures)
     ]
     return write_page(folder / "report.html", Page(title, [lead, *notes], content, links=[DOI]))
+
+
+def _read(path: Path) -> list[Row]:
+    return list(read_csv(path)) if path.is_file() else []
+
+
+def _tables(results: Results, rounds: Sequence[Row]) -> list[Table | None]:
+    bins = ["baseline", *(m for m in results.methods if m.startswith("stipple_bins"))]
+    others = [m for m in results.methods if m not in TITLES and m not in bins]
+    return [
+        dice_table(results, ABLATION, "What the prior and the pseudo-labels do (table 2)"),
+        comparison_table(results),
+        dice_table(results, RIVALS, "Against other methods (table 3)"),
+        position_table(results),
+        dice_table(results, others, "Further methods"),
+        measures_table(results),
+        organ_table(results),
+        rounds_table(rounds),
+    ]
 
 
 def _lead(rows: Sequence[Row], results: Results, dataset: str) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from matplotlib.artist import Artist
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
@@ -50,6 +51,12 @@ __all__ = [
 Kind: TypeAlias = Literal["recovered miss", "removed false positive"]
 
 _TRUE_POSITIVE, _FALSE_POSITIVE, _FALSE_NEGATIVE = "#56B4E9", "#D55E00", "#F0E442"
+
+
+_WHAT: dict[Kind, str] = {
+    "recovered miss": "organ voxels that the baseline misses and STIPPLE finds",
+    "removed false positive": "voxels that the baseline wrongly marks and STIPPLE does not",
+}
 
 
 def comparison_figure(
@@ -109,6 +116,24 @@ def comparison_figure(
     box = box_around(low, high, scan, margin_mm=margin_mm)
     section = Section("axial", index, box, spacing_mm(scan))
     window = window_for([section.of(voxels)], window)
+    figure = _four_panels(section, voxels, window, masks, chance)
+    middle = torch.tensor([*(np.add(low, high) / 2), 1.0], dtype=torch.float64)
+    height = round(float(scan.affine[2].double() @ middle))
+    where = f"slice {index + 1} of {scan.shape[3]} from inferior, z = {height} mm"
+    title = f"{kind.capitalize()}: {count} {_WHAT[kind]}\n{where}"
+    figure.suptitle(title, size=12)
+    write_png(figure, path, f"{title}. Image, baseline, STIPPLE and prior. {CONVENTION}")
+    return index, count
+
+
+def _four_panels(
+    section: Section,
+    voxels: NDArray[Any],
+    window: Window,
+    masks: Mapping[str, NDArray[np.bool_]],
+    chance: NDArray[Any],
+) -> Figure:
+    """Image, baseline, STIPPLE and prior."""
     figure, axes = new_figure([[section] * 4], width_inches=13.0, extra_inches=1.2)
     names = {"baseline": "baseline", "stipple": "STIPPLE"}
     right = masks["truth"]
@@ -127,15 +152,6 @@ def comparison_figure(
     for ax in axes[0, :3]:
         draw_outline(ax, section, right, "white")
     colour_bar(figure, colours, axes[0, 3], shrink=0.8, pad=0.02)
-    middle = torch.tensor([*(np.add(low, high) / 2), 1.0], dtype=torch.float64)
-    height = round(float(scan.affine[2].double() @ middle))
-    where = f"slice {index + 1} of {scan.shape[3]} from inferior, z = {height} mm"
-    what = {
-        "recovered miss": "organ voxels that the baseline misses and STIPPLE finds",
-        "removed false positive": "voxels that the baseline wrongly marks and STIPPLE does not",
-    }[kind]
-    title = f"{kind.capitalize()}: {count} {what}\n{where}"
-    figure.suptitle(title, size=12)
     keys: list[Artist] = [
         outline_key("white", "truth"),
         Patch(color=_TRUE_POSITIVE, label="true positive"),
@@ -143,8 +159,7 @@ def comparison_figure(
         Patch(color=_FALSE_NEGATIVE, label="false negative"),
     ]
     legend(figure, keys)
-    write_png(figure, path, f"{title}. Image, baseline, STIPPLE and prior. {CONVENTION}")
-    return index, count
+    return figure
 
 
 def best_case_for(

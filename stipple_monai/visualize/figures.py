@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
@@ -46,6 +49,10 @@ from stipple_monai.visualize.sections import (
 MAX_PANELS = 10
 """Bins that a figure shows at most."""
 
+_WHAT = (
+    "one axial slice through the middle of each bin, from inferior to superior, with the prior in "
+    "colour."
+)
 _LABEL = "#00FFFF"
 _CROSS: dict[str, Any] = {
     "color": "white",
@@ -93,37 +100,70 @@ def prior_figure(
         ValueError: ``window`` or the ending of ``path`` is wrong.
     """
     volumes = on_one_grid(image=image, label=label)
-    scan = volumes["image"]
-    affine = scan.affine.cpu().double()
+    scan, point = volumes["image"], world_point(position_mm)
+    shown = np.unique(np.linspace(0, prior.bins - 1, min(prior.bins, MAX_PANELS)).round())
+    planes = [_bin_plane(scan.affine.cpu().double(), prior, point, int(b)) for b in shown]
+    box = box_around(*_corners(prior, point, scan, planes), scan, margin_mm=margin_mm)
+    at = np.clip([round(v[2]) for v in planes], 0, scan.shape[3] - 1).tolist()
+    sections = [Section("axial", index, box, spacing_mm(scan)) for index in at]
+    window = window_for([s.of(scan[0].numpy()) for s in sections], window)
+    organ = None if label is None else volumes["label"][0].numpy() == prior.organ
+    figure, axes = _panels(sections)
+    for ax, b, section, voxel in zip(axes.flat, shown, sections, planes, strict=False):
+        ax.set_title(_bin_title(int(b), prior.bins, scan, voxel), size=10)
+        if section.index != round(voxel[2]):
+            _draw_nothing(ax, section)
+            continue
+        draw_image(ax, section, scan[0].numpy(), window)
+        flat = replace(section, index=0, box=(*box[:2], slice(0, 1)))
+        colours = draw_prior(ax, flat, prior.place(point, _slice_at(scan, voxel[2])).numpy()[0])
+        if organ is not None:
+            draw_outline(ax, section, organ, _LABEL)
+        ax.plot(*section.point_mm(voxel), **_CROSS)
+    colour_bar(figure, colours, axes, shrink=0.8, pad=0.01)
+    title = _title(prior, organ_name or f"organ {prior.organ}", len(shown))
+    figure.suptitle(title, size=12)
+    outlined = [] if organ is None else [outline_key(_LABEL, "the organ in this scan")]
+    legend(figure, [Line2D([], [], label="position", **_CROSS), *outlined])
+    description = f"{title}, placed at {_mm(point)}: {_WHAT} {CONVENTION}"
+    write_png(figure, path, description)
+    return description
+
+
+def _corners(
+    prior: SpatialPrior,
+    point: torch.Tensor,
+    scan: MetaTensor,
+    planes: Sequence[NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lowest and highest voxel under a placed prior, in the plane of its position.
+
+    Raises:
+        PositionError: the prior lies outside the scan.
+    """
+    position = _voxel(scan.affine.cpu().double(), point)
     half = torch.tensor(prior.size_mm, dtype=torch.float64) / 2
-    point = world_point(position_mm)
-    position = _voxel(affine, point)
     reach = half[:2].numpy() / spacing_mm(scan)[:2]
     low, high = np.copy(position), np.copy(position)
     low[:2] -= reach
     high[:2] += reach
-    shown = np.unique(np.linspace(0, prior.bins - 1, min(prior.bins, MAX_PANELS)).round())
-    planes = [_bin_plane(affine, prior, point, int(b)) for b in shown]
-    inside = [0 <= round(v[2]) < scan.shape[3] for v in planes]
     if (
         (high < -0.5)[:2].any()
         or (low > np.array(scan.shape[1:]) - 0.5)[:2].any()
-        or not any(inside)
+        or not any(0 <= round(v[2]) < scan.shape[3] for v in planes)
     ):
         raise PositionError(
             f"The prior must overlap the image, but placed at {_mm(point)} it lies outside: give "
             "the organ's centre in this scan, in RAS mm."
         )
-    box = box_around(low, high, scan, margin_mm=margin_mm)
-    depth = scan.shape[3]
-    sections = [
-        Section("axial", min(max(round(v[2]), 0), depth - 1), box, spacing_mm(scan)) for v in planes
-    ]
-    voxels = scan[0].numpy()
-    window = window_for([s.of(voxels) for s in sections], window)
+    return low, high
+
+
+def _panels(sections: Sequence[Section]) -> tuple[Figure, NDArray[Any]]:
+    """A figure with a panel for each section, five in a row at most."""
     rows = -(-len(sections) // 5)
     columns = -(-len(sections) // rows)
-    padded = sections + sections[-1:] * (rows * columns - len(sections))
+    padded = [*sections, *[sections[-1]] * (rows * columns - len(sections))]
     figure, axes = new_figure(
         [padded[r * columns : (r + 1) * columns] for r in range(rows)],
         width_inches=max(2.4 * columns, 6.0) + 0.6,
@@ -131,41 +171,27 @@ def prior_figure(
     )
     for ax in axes.flat[len(sections) :]:
         ax.set_axis_off()
-    ends = {0: " (inferior)", prior.bins - 1: " (superior)"} if prior.bins > 1 else {}
-    for ax, b, section, voxel, seen in zip(
-        axes.flat, shown, sections, planes, inside, strict=False
-    ):
-        height = float(affine[2] @ torch.tensor([*voxel, 1.0]))
-        ax.set_title(f"bin {int(b) + 1}{ends.get(b, '')}\nz = {round(height)} mm", size=10)
-        if not seen:
-            width, tall = section.size_mm
-            ax.set(facecolor="black", xticks=[], yticks=[], box_aspect=tall / width, anchor="N")
-            style = {"ha": "center", "va": "center", "transform": ax.transAxes}
-            ax.text(0.5, 0.5, "outside the scan", color="white", **style)
-            continue
-        draw_image(ax, section, voxels, window)
-        placed = prior.place(point, _slice_at(scan, voxel[2])).numpy()[0]
-        flat = Section("axial", 0, (box[0], box[1], slice(0, 1)), section.spacing_mm)
-        colours = draw_prior(ax, flat, placed)
-        if label is not None:
-            draw_outline(ax, section, volumes["label"][0].numpy() == prior.organ, _LABEL)
-        ax.plot(*section.point_mm(voxel), **_CROSS)
-    colour_bar(figure, colours, axes, shrink=0.8, pad=0.01)
+    return figure, axes
+
+
+def _title(prior: SpatialPrior, name: str, shown: int) -> str:
     bins = f"{prior.bins} bin{'s' * (prior.bins != 1)}"
-    of = f"{len(shown)} of {bins}" if len(shown) < prior.bins else bins
+    of = f"{shown} of {bins}" if shown < prior.bins else bins
     cases = f"{prior.case_count} case{'s' * (prior.case_count != 1)}"
-    title = f"Prior of {organ_name or f'organ {prior.organ}'} from {cases}, {of}"
-    figure.suptitle(title, size=12)
-    keys = [Line2D([], [], label="position", **_CROSS)]
-    if label is not None:
-        keys.append(outline_key(_LABEL, "the organ in this scan"))
-    legend(figure, keys)
-    description = (
-        f"{title}, placed at {_mm(point)}: one axial slice through the middle of each bin, from "
-        f"inferior to superior, with the prior in colour. {CONVENTION}"
-    )
-    write_png(figure, path, description)
-    return description
+    return f"Prior of {name} from {cases}, {of}"
+
+
+def _bin_title(b: int, bins: int, scan: MetaTensor, voxel: NDArray[np.float64]) -> str:
+    ends = {0: " (inferior)", bins - 1: " (superior)"} if bins > 1 else {}
+    height = float(scan.affine.cpu().double()[2] @ torch.tensor([*voxel, 1.0]))
+    return f"bin {b + 1}{ends.get(b, '')}\nz = {round(height)} mm"
+
+
+def _draw_nothing(ax: Axes, section: Section) -> None:
+    width, tall = section.size_mm
+    ax.set(facecolor="black", xticks=[], yticks=[], box_aspect=tall / width, anchor="N")
+    style: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.transAxes}
+    ax.text(0.5, 0.5, "outside the scan", color="white", **style)
 
 
 def overlay_figure(
@@ -206,24 +232,11 @@ def overlay_figure(
     """
     volumes = on_one_grid(image=image, truth=truth, prediction=prediction, prior=prior)
     scan = volumes["image"]
-    masks = {
-        name: np.stack([volumes[name][0].numpy() == k for k in organs] or [np.empty(0)])
-        for name in ("truth", "prediction")
-    }
-    if not masks["truth"].any():
-        raise ValueError(f"`truth` must show at least one of `organs`, got {dict(organs)}.")
+    masks = _masks(volumes, organs)
     rows: dict[str, NDArray[Any]] = dict(masks)
     if prior is not None:
         rows["prior"] = probability_of(volumes["prior"], len(organs))
-    union = np.argwhere((masks["truth"] | masks["prediction"]).any(0))
-    box = box_around(union.min(0), union.max(0), scan, margin_mm=margin_mm)
-    sections = []
-    planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
-    for axis, plane in zip((2, 1, 0), planes, strict=True):
-        others = tuple(a + 1 for a in range(3) if a != axis)
-        area = masks["truth"].sum(others)
-        index = int((area / area.max(1, keepdims=True).clip(1)).sum(0).argmax())
-        sections.append(Section(plane, index, box, spacing_mm(scan)))
+    sections = _fullest(scan, masks["truth"], masks["prediction"], margin_mm)
     voxels = scan[0].numpy()
     window = window_for([s.of(voxels) for s in sections], window)
     colours = organ_colours(len(organs))
@@ -232,15 +245,8 @@ def overlay_figure(
         axes[r, 0].set_ylabel("prior (line: 0.5)" if row == "prior" else row, size=12)
         for ax, section in zip(axes[r], sections, strict=True):
             draw_image(ax, section, voxels, window)
-            for k, weight in enumerate(drawn):
-                colour = colours[k]
-                draw_mask(ax, section, weight, colour, alpha=0.5)
-                if row == "prior":
-                    style = {"colors": [colour], "linewidths": 1.2}
-                    contour(ax, section, section.of(weight), (0.5,), **style)
-                else:
-                    outline = colour if row == "truth" else "white"
-                    draw_outline(ax, section, masks["truth"][k], outline)
+            for weight, whole, colour in zip(drawn, masks["truth"], colours, strict=False):
+                _draw_organ(ax, section, row, weight, whole, colour)
     for ax, section in zip(axes[0], sections, strict=True):
         ax.set_title(section.plane, size=11)
     keys = [Patch(color=colours[k], label=n) for k, n in enumerate(organs.values())]
@@ -251,6 +257,48 @@ def overlay_figure(
     )
     write_png(figure, path, description)
     return description
+
+
+def _masks(volumes: Mapping[str, MetaTensor], organs: Mapping[int, str]) -> dict[str, Any]:
+    """Truth and prediction, ``(K, W, H, D)``.
+
+    Raises:
+        ValueError: the truth shows no organ.
+    """
+    masks = {
+        name: np.stack([volumes[name][0].numpy() == k for k in organs] or [np.empty(0)])
+        for name in ("truth", "prediction")
+    }
+    if not masks["truth"].any():
+        raise ValueError(f"`truth` must show at least one of `organs`, got {dict(organs)}.")
+    return masks
+
+
+def _draw_organ(
+    ax: Axes, section: Section, row: str, weight: NDArray[Any], truth: NDArray[Any], colour: str
+) -> None:
+    """One organ in a panel of a row: ``weight`` in colour, and a line."""
+    draw_mask(ax, section, weight, colour, alpha=0.5)
+    if row == "prior":
+        style: dict[str, Any] = {"colors": [colour], "linewidths": 1.2}
+        contour(ax, section, section.of(weight), (0.5,), **style)
+    else:
+        draw_outline(ax, section, truth, colour if row == "truth" else "white")
+
+
+def _fullest(
+    scan: MetaTensor, truth: NDArray[Any], prediction: NDArray[Any], margin_mm: float
+) -> list[Section]:
+    """The section of each plane that shows most of all organs of the truth, ``(K, W, H, D)``."""
+    union = np.argwhere((truth | prediction).any(0))
+    box = box_around(union.min(0), union.max(0), scan, margin_mm=margin_mm)
+    sections = []
+    planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+    for axis, plane in zip((2, 1, 0), planes, strict=True):
+        area = truth.sum(tuple(a + 1 for a in range(3) if a != axis))
+        index = int((area / area.max(1, keepdims=True).clip(1)).sum(0).argmax())
+        sections.append(Section(plane, index, box, spacing_mm(scan)))
+    return sections
 
 
 def probability_of(prior: MetaTensor, channels: int) -> NDArray[Any]:

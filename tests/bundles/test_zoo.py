@@ -432,6 +432,6 @@ def test_what_cannot_be_published_is_said(runs, tmp_path):
         publish_bundle(tmp_path / "out", models=models, bundle=tmp_path)
     with pytest.raises(ValueError, match="did you mean channels"):
         publish_bundle(tmp_path / "out", models=models, options={"chanels": [8]})
-    with pytest.raises(FileExistsError, match="`path` must not exist yet"):
+    with pytest.raises(FileExistsError, match="`out` must not exist yet"):
         publish_bundle(tmp_path, models=models)
     assert not (tmp_path / "out").exists()

@@ -369,7 +369,11 @@ def test_only_one_process_works_in_a_folder(datalist, two_rounds, tmp_path):
 def test_what_was_being_written_when_a_process_was_killed_goes(datalist, two_rounds, tmp_path):
     out = begun(two_rounds, tmp_path)
     left = ["models.part/tmpa1b2c3d4", "pseudo_labels.part/scan_2_image_pseudo.lock"]
-    left += ["models.part/.part-0-curve.csv", "pseudo_labels.part/.part-0-datalist.json"]
+    unfinished = f".part-{'0' * 32}"
+    left += [
+        f"models.part/{unfinished}-curve.csv",
+        f"pseudo_labels.part/{unfinished}-datalist.json",
+    ]
     for name in left:
         (out / "round_1" / name).parent.mkdir(parents=True, exist_ok=True)
         (out / "round_1" / name).touch()

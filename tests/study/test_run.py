@@ -264,7 +264,7 @@ def test_an_interrupt_ends_the_jobs_as_well(done, tmp_path):
 
 
 def test_without_submitit_workers_say_what_to_install(done, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("stipple_monai.study.run.has_submitit", False)
+    monkeypatch.setattr("stipple_monai.study.workers.has_submitit", False)
     shutil.copytree(done / "data", tmp_path / "data")
     arguments = [str(written(tmp_path)), "--out", str(tmp_path / "out"), "--workers", "2"]
     assert main(["study", *arguments]) == 1
