@@ -173,8 +173,13 @@ def write_simulated(
         "labels": [{"name": Path(p).name, "fingerprint": _fingerprint(Path(p))} for p in labels],
     }
     files = [f"simulated_{index:03d}.nii.gz" for index in range(len(names))]
-    begun = {"name": "simulated", "overwrite": overwrite, "what": "set of scans"}
-    work = begin_folder(folder, recipe, files, inputs=labels, **begun)
+    work = begin_folder(
+        *(folder, recipe, files),
+        name="simulated",
+        overwrite=overwrite,
+        what="set of scans",
+        inputs=labels,
+    )
     for index, name in enumerate(tqdm(files, desc="simulation", unit="case", disable=not progress)):
         paths = work / "imagesTr" / name, work / "labelsTr" / name
         if all(path.is_file() for path in paths):
