@@ -23,7 +23,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from helpers.bundle_runs import BUNDLE, CONFIGS, INFERENCE, QUIET, files, weights
+from helpers.bundle_runs import BUNDLE, CONFIGS, INFERENCE, NETWORK, QUIET, files, weights
 from helpers.meta_schema import SCHEMA
 from monai.apps.utils import HashCheckError
 from monai.bundle import ConfigParser, ConfigWorkflow

@@ -144,7 +144,9 @@ def test_no_test_scan_or_withheld_label_reaches_the_training(done, tmp_path, mon
         "stipple_monai.self_training.rounds.write_quality",
         lambda path, items, organs: [["", 1, 0, "", "", ""]],
     )
-    monkeypatch.setattr("stipple_monai.study.run.gather_quality", lambda path, tables: None)
+    monkeypatch.setattr(
+        "stipple_monai.self_training.rounds.gather_quality", lambda path, tables: None
+    )
     monkeypatch.setattr(
         study, "run_bundle", lambda *a, **k: (Path(k["output_dir"]) / "scores.csv").touch()
     )
