@@ -92,9 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _close_bars() -> None:
-    """End what progress bars there are, so that none is painted over the error."""
+    """Stop what progress bars there are, so that none is painted over the error."""
     for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()
+        bar.disable = True
 
 
 def _said(error: BaseException) -> str:

@@ -68,11 +68,15 @@ def test_a_part_without_mark_is_somebody_s(tmp_path):
         begin_part(tmp_path / "models", {})
 
 
+def stopped(path):
+    with new_folder(path) as part:
+        (part / "a").touch()
+        raise KeyError("stopped")
+
+
 def test_a_new_folder_is_whole_or_absent(tmp_path):
-    made = new_folder(tmp_path / "x")
-    (made.__enter__() / "a").touch()
     with pytest.raises(KeyError, match="stopped"):
-        made.__exit__(KeyError, KeyError("stopped"), None)
+        stopped(tmp_path / "x")
     assert not list(tmp_path.iterdir())
     with new_folder(tmp_path / "x") as part:
         (part / "a").touch()

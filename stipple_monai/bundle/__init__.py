@@ -19,16 +19,24 @@ from stipple_monai.bundle.stages import (
     run_bundle,
     whole_folder,
 )
+from stipple_monai.bundle.weights import (
+    NOT_WEIGHTS,
+    load_weights,
+    reason,
+)
 
 __all__ = [
     "BUNDLE",
+    "NOT_WEIGHTS",
     "as_written",
     "check_knobs",
     "config_path",
     "configs_of",
+    "load_weights",
     "only_process",
     "progress_only",
     "publish_bundle",
+    "reason",
     "run_bundle",
     "whole_folder",
 ]

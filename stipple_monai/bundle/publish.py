@@ -15,7 +15,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from stipple_monai.bundle.stages import (
     config_path,
     configs_of,
 )
+from stipple_monai.bundle.weights import load_weights, reason
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
 from stipple_monai.ownership import new_folder
@@ -120,17 +120,15 @@ def _checked(
     parser = ConfigParser(_settled(configs, "inference", overlays, options))
     parser.update({"models_dir": as_written(models)})
     weights = models / "model.pt"
+    state = load_weights(weights)
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        parser.get_parsed_content("network_def").load_state_dict(state.get("model", state))
-    except (RuntimeError, UnpicklingError, OSError, EOFError, KeyError, AttributeError) as error:
-        unsafe = isinstance(error, UnpicklingError)
-        said = "It holds more than tensors." if unsafe else " ".join(str(error).split())
+        parser.get_parsed_content("network_def").load_state_dict(state)
+    except RuntimeError as error:
         raise DatasetError(
             f"{weights} must hold weights of this network, as this bundle saves them: give the "
-            f"overlays and knobs it was trained with. {said[:200]}"
+            f"overlays and knobs it was trained with. {reason(error)}"
         ) from error
-    if not all(bool(torch.isfinite(t).all()) for t in state.get("model", state).values()):
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise DatasetError(f"{weights} must hold finite weights: its training has diverged.")
     # each loads as the prior of its organ, by its record
     parser.get_parsed_content("priors")

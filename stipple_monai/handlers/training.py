@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import ignite.distributed as idist
@@ -17,6 +16,7 @@ from monai.data.utils import set_rnd
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch.nn import Module
 
+from stipple_monai.bundle import NOT_WEIGHTS, reason
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, write_csv
 from stipple_monai.handlers.soundness import not_finite
@@ -90,13 +90,10 @@ class WeightsLoader(CheckpointLoader):
         """Load the weights, or raise :class:`DatasetError`."""
         try:
             super().__call__(engine)
-        except (RuntimeError, UnpicklingError, OSError, EOFError, KeyError) as error:
-            # torch recommends to load what it refuses
-            unsafe = isinstance(error, UnpicklingError)
-            said = "It holds more than tensors." if unsafe else " ".join(str(error).split())
+        except NOT_WEIGHTS as error:
             raise DatasetError(
                 f"{self.load_path} must hold weights of this network, as this bundle saves them: "
-                f"give the file and the knobs it was trained with. {said[:200]}"
+                f"give the file and the knobs it was trained with. {reason(error)}"
             ) from error
         for loaded in self.load_dict.values():
             state = loaded.state_dict() if isinstance(loaded, Module) else {}

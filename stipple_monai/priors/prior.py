@@ -84,7 +84,7 @@ class SpatialPrior:
         self.probability = probability
         self.spacing_mm = _lengths(spacing_mm)
         self.organ = int(organ)
-        if type(case_count) is bool or int(case_count) != case_count or case_count < 0:
+        if not _is_count(case_count) or case_count < 0:
             raise PriorError(f"`case_count` must be a number of maps, got {case_count}.")
         self.case_count = int(case_count)
         self.center = known_center(center)
@@ -186,7 +186,7 @@ class SpatialPrior:
         Returns:
             The priors in the order of ``organs``.
         """
-        if bins is not None and (isinstance(bins, bool) or int(bins) != bins or bins < 1):
+        if bins is not None and (not _is_count(bins) or bins < 1):
             raise PriorError(f"`bins` must be a whole number of at least 1, got {bins}.")
         if not 0 <= smoothing <= _MOST_SMOOTHING_MM:
             raise PriorError(
@@ -290,6 +290,10 @@ def _grid_affine(like: MetaTensor) -> torch.Tensor:
     if not is_invertible(affine):
         raise PriorError(f"`like` must have an invertible 4 × 4 affine, got {affine.tolist()}.")
     return affine
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _lengths(spacing_mm: Sequence[float]) -> tuple[float, float, float]:

@@ -108,7 +108,7 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
             f"{path} is a prior of format {record['stipple_prior']}, and this version reads "
             f"format {FORMAT_VERSION}: update stipple-monai. {_REMEDY}"
         )
-    if math.prod(image.shape) > _MOST_VOXELS or len(image.shape) != 3:
+    if math.prod(image.shape) > _MOST_VOXELS:
         raise PriorError(f"{path} is not a valid prior: its shape is {image.shape}. {_REMEDY}")
     try:
         prior = make(

@@ -137,22 +137,28 @@ def _run_all(
     Raises:
         DatasetError: something else than a scan stopped it.
     """
-    left, faults = list(missing), []
+    left: list[Mapping[str, Any]] = list(missing)
+    faults: list[DatasetError] = []
     while left:
         try:
             _run(configs, out, left, *arguments, **options)
-        except DatasetError as error:
-            records, said = read_records(out), str(error.__cause__) + str(error)
-            waiting = [item for item in left if item["name"] not in records]
-            named = [item for item in waiting if first_file(item["image"]) in said]
-            if not named or len(missing) == 1:
+        except _BadScan as error:
+            if len(missing) == 1:
                 raise
-            bad = max(named, key=lambda item: len(first_file(item["image"])))
             faults.append(error)
-            left = [item for item in waiting if item is not bad]
+            records = read_records(out)
+            left = [i for i in left if i["name"] not in records and i["name"] != error.name]
         else:
             left = []
     return faults
+
+
+class _BadScan(DatasetError):
+    """A scan cannot be segmented; others may."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 def _run(
@@ -176,11 +182,19 @@ def _run(
         try:
             run_bundle(configs, ["inference", *overlays, "volumes"], **{**places, **knobs})
         except (RuntimeError, ValueError, OSError) as error:
-            records = read_records(out)
-            at = next((item for item in items if item["name"] not in records), items[-1])
-            raise DatasetError(
-                f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"
-            ) from error
+            records, said = read_records(out), _chain(error)
+            waiting = [item for item in items if item["name"] not in records] or items[-1:]
+            named = [item for item in waiting if first_file(item["image"]) in said]
+            at = max(named or waiting[:1], key=lambda item: len(first_file(item["image"])))
+            message = f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"
+            if named:
+                raise _BadScan(message, at["name"]) from error
+            raise DatasetError(message) from error
+
+
+def _chain(error: BaseException | None) -> str:
+    """All that led to an error, as text."""
+    return "" if error is None else f"{error} {_chain(error.__cause__)}"
 
 
 def _begin(

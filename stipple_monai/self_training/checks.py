@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from stipple_monai.bundle import load_weights
 from stipple_monai.data import files_of_item, read_sections, stem_of
 from stipple_monai.errors import DatasetError
 from stipple_monai.pseudo_labels import select_top_k
@@ -70,16 +70,10 @@ def check_knobs_of_rounds(
 
 def locator_weights(path: Path) -> dict[str, torch.Tensor]:
     """Weights of the backbone alone, which are inside those of a network with prior."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("model", state)
-        if all(key.startswith("network.") for key in state):
-            return {key.removeprefix("network."): value for key, value in state.items()}
-        return dict(state)
-    except (RuntimeError, UnpicklingError, OSError, EOFError, KeyError, AttributeError) as error:
-        raise DatasetError(
-            f"`position_with` must be a file of weights, got {path}, which cannot be read as such."
-        ) from error
+    state = load_weights(path)
+    if all(key.startswith("network.") for key in state):
+        return {key.removeprefix("network."): value for key, value in state.items()}
+    return state
 
 
 def check_unlabelled(items: Sequence[Mapping[str, Any]], channels: int) -> None:
