@@ -142,7 +142,7 @@ def _run_all(
     while left:
         try:
             _run(configs, out, left, *arguments, **options)
-        except _BadScan as error:
+        except _BadScanError as error:
             if len(missing) == 1:
                 raise
             faults.append(error)
@@ -153,7 +153,7 @@ def _run_all(
     return faults
 
 
-class _BadScan(DatasetError):
+class _BadScanError(DatasetError):
     """A scan cannot be segmented; others may."""
 
     def __init__(self, message: str, name: str) -> None:
@@ -188,7 +188,7 @@ def _run(
             at = max(named or waiting[:1], key=lambda item: len(first_file(item["image"])))
             message = f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"
             if named:
-                raise _BadScan(message, at["name"]) from error
+                raise _BadScanError(message, at["name"]) from error
             raise DatasetError(message) from error
 
 

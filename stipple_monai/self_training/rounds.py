@@ -53,6 +53,7 @@ from stipple_monai.data import (
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_json, sha256, whole_file
 from stipple_monai.handlers import data_fingerprint
+from stipple_monai.ownership import refuse_foreign
 from stipple_monai.self_training.checks import (
     check_knobs_of_rounds,
     check_unlabelled,
@@ -312,6 +313,10 @@ def _remember(path: Path, settings: dict[str, Any]) -> None:
                 f"{path.parent} was begun with other {', '.join(other)}, see {path.name} there."
             )
         asked["gammas"] = more
+    else:
+        refuse_foreign(
+            path.parent, [*sorted(path.parent.glob("round_*")), path.parent / "rounds.csv"]
+        )
     with whole_file(path) as part:
         part.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
 

@@ -34,6 +34,7 @@ from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import DatasetError, StudyError
 from stipple_monai.files import read_csv, read_json, remove_unfinished, whole_file, write_csv
 from stipple_monai.handlers import data_fingerprint
+from stipple_monai.ownership import refuse_foreign
 from stipple_monai.priors import SpatialPrior, prior_path
 from stipple_monai.report import Picture
 from stipple_monai.results import SCORE_COLUMNS
@@ -43,6 +44,9 @@ from stipple_monai.study.plan import Job, Method, Study, divide, plan_jobs, read
 from stipple_monai.study.report import write_report
 from stipple_monai.study.workers import submit_jobs
 from stipple_monai.visualize import draw_comparisons
+
+OUTPUTS = ("results.csv", "curves.csv", "rounds.csv", "report.md", "report.html", "figures")
+"""What a study writes into its folder, beside its cells."""
 
 CELL = ("method", "proportion", "fold", "seed")
 
@@ -205,6 +209,8 @@ def _remember(out: Path, study: Study, methods: Sequence[Method]) -> None:
                 f"{', '.join(other)}."
             )
         defined = {**known, **defined}
+    else:
+        refuse_foreign(out, [out / name for name in OUTPUTS])
     with whole_file(path) as part:
         text = json.dumps({"study": asked, "methods": defined}, indent=2)
         part.write_text(f"{text}\n", encoding="utf-8")

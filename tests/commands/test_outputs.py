@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers.threshold_model import write_model
 
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
@@ -15,7 +16,9 @@ from stipple_monai.files import remove_unfinished
 from stipple_monai.ingest import ingest
 from stipple_monai.report import report
 from stipple_monai.report import run as report_module
+from stipple_monai.segmentation import segment
 from stipple_monai.simulation import write_phantom, write_simulated
+from stipple_monai.study import run_study
 
 AFFINE = np.diag([2.0, 2.0, 4.0, 1.0])
 SHAPE = (24, 20, 8)
@@ -198,3 +201,24 @@ def test_only_our_unfinished_files_are_removed(tmp_path):
     remove_unfinished(tmp_path)
     assert not ours.exists()
     assert all(path.exists() for path in mine)
+
+
+@pytest.mark.parametrize("name", ["results.csv", "report.html", "figures"])
+def test_a_study_does_not_begin_over_somebody_s_results(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    study = {"title": "t", "methods": ["baseline"], "proportions": [1], "phantom": {"cases": 2}}
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    with pytest.raises(DatasetError, match=f"not written by this package, got .*{name}"):
+        run_study(tmp_path / "study.yaml", tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+def test_segmenting_does_not_write_over_somebody_s_table(data, tmp_path):
+    model = write_model(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/volumes.csv").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(DatasetError, match=r"got .*volumes\.csv"):
+            segment([data / "images"], tmp_path / "out", overwrite=overwrite, **model)
+    assert (tmp_path / "out/volumes.csv").read_text() == "mine"
