@@ -87,7 +87,7 @@ def check_unlabelled(items: Sequence[Mapping[str, Any]], channels: int) -> None:
         CheckScand("image", channels=channels),
     )
     seen: dict[str, str] = {}
-    for item in tqdm(items, desc="check the unlabelled scans", unit="scan", leave=False):
+    for item in tqdm(items, desc="check the unlabelled scans", unit="scan"):
         first = files_of_item(item, ("image",))[0]
         other = seen.setdefault(stem_of(Path(first)).casefold(), first)
         if other != first:

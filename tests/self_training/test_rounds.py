@@ -24,8 +24,9 @@ from stipple_monai.__main__ import main
 from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
+from stipple_monai.self_training.checks import GIVEN
 from stipple_monai.self_training.quality import measure_quality, write_quality
-from stipple_monai.self_training.rounds import GIVEN, self_train
+from stipple_monai.self_training.rounds import self_train
 
 SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
