@@ -22,6 +22,7 @@ from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.bundle.stages import run_bundle
 from stipple_monai.data import write_datalist
+from stipple_monai.results import series_files
 from stipple_monai.segmentation import run as module
 from stipple_monai.segmentation.run import find_scans, segment
 
@@ -316,7 +317,7 @@ def test_dicom_seg_and_nifti_agree(tmp_path, model, turned):
 @pytest.mark.skipif(not CHAOS.is_dir(), reason="needs the CHAOS CT series in ../shared/data/dicom")
 def test_a_real_series_and_back(tmp_path, model):
     hd = pytest.importorskip("highdicom")
-    files = module.series_files(CHAOS)[30:38]
+    files = series_files(CHAOS)[30:38]
     (tmp_path / "ct").mkdir()
     for file in files:
         os.symlink(file, tmp_path / "ct" / Path(file).name)
