@@ -8,9 +8,12 @@ DEMO ?= runs/demo
 LOWEST ?= .venv-lowest
 LOWEST_TORCH ?= $(TORCH)
 TESTS ?=
+# processes of `make test`; the tests of a file stay in one of them
+WORKERS ?= 2
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest check docs bench gpu build clean
+.PHONY: help demo test quick test-lowest check docs bench gpu build clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,14 +29,17 @@ demo: $(VENV)/installed ## phantom, prior, training, pseudo-labels, test: table 
 	$(BIN)/python -m stipple_monai demo --out $(DEMO)
 
 test: $(VENV)/installed ## the whole test suite, doctests included
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python $(PYTEST) $(TESTS)
+
+quick: $(VENV)/installed ## the tests without trainings and what else is slow, within a minute
+	$(BIN)/python $(PYTEST) -m "not slow and not training" $(TESTS)
 
 test-lowest: $(VENV)/installed ## the same with the oldest dependencies that setup.cfg admits
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet $(LOWEST_TORCH)
 	$(BIN)/python tests/helpers/lowest.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' -c $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pytest $(TESTS)
+	$(LOWEST)/bin/python $(PYTEST) $(TESTS)
 
 check: $(VENV)/installed ## lint, format, imports between packages, types, YAML
 	$(BIN)/ruff check

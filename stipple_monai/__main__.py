@@ -3,15 +3,21 @@
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from monai.utils import optional_import
 from tqdm import tqdm
 
 from stipple_monai.commands import (
+    adopt,
     check,
     demo,
+    evaluate,
     ingest,
     phantom,
+    plan,
+    prior,
     publish,
     report,
     segment,
@@ -19,6 +25,7 @@ from stipple_monai.commands import (
     simulate,
     split,
     study,
+    train,
 )
 from stipple_monai.commands.options import OneLineParser, UsageError
 from stipple_monai.errors import (
@@ -29,20 +36,16 @@ from stipple_monai.errors import (
     TrainingError,
 )
 
-# in the order of --help
-COMMANDS = (
-    demo,
-    phantom,
-    simulate,
-    ingest,
-    check,
-    split,
-    self_train,
-    segment,
-    publish,
-    report,
-    study,
-)
+shtab, has_shtab = optional_import("shtab")
+
+GROUPS = {
+    "data": (ingest, check, split, plan),
+    "train": (prior, train, self_train, evaluate, study, adopt),
+    "use": (segment, report, publish),
+    "try": (demo, phantom, simulate),
+}
+"""The commands by what a person does, in the order of ``--help``."""
+COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,20 +77,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Parser of the whole command line; what it parses has ``run``, the command's function."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Parser of the whole command line; what it parses has ``run``, the command's function.
+
+    Args:
+        prog: what the program is called; ``stipple`` or ``python -m stipple_monai`` if None, as it
+            was started.
+    """
+    if prog is None:
+        started = Path(sys.argv[0]).stem
+        prog = started if started == "stipple" else "python -m stipple_monai"
     parser = OneLineParser(
-        prog="python -m stipple_monai",
+        prog=prog,
+        usage=f"{prog} [-h] [--traceback] COMMAND ...",
         description="STIPPLE for MONAI: 3D spatial priors and pseudo-labels for organ "
-        "segmentation. Training and inference are MONAI Bundle commands, see "
-        "bundles/pancreas_stipple/docs/README.md.",
+        "segmentation. A command with --help tells its options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--traceback", action="store_true", help="show where an error comes from, for a bug report"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    if has_shtab:
+        shtab.add_argument_to(parser, "--print-completion", help="of a shell, to be evaluated")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=prog)
     for command in COMMANDS:
         command.add_parser(commands)
+    parser.epilog = _grouped({action.dest: action.help for action in commands._choices_actions})
+    # they are told in groups instead
+    commands._choices_actions.clear()
     return parser
 
 
@@ -95,6 +112,24 @@ def _close_bars() -> None:
     """Stop what progress bars there are, so that none is painted over the error."""
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.disable = True
+
+
+def _grouped(texts: Mapping[str, str | None]) -> str:
+    """The commands' help, in groups."""
+    lines = []
+    for title, group in GROUPS.items():
+        lines.append(f"{title}:")
+        for command in group:
+            name = command.__name__.rpartition(".")[2].replace("_", "-")
+            lines.append(f"  {name:<12}{texts[name]}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def console() -> int:
+    """Entry point ``stipple``: what a command has started ends with it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return main()
 
 
 def _said(error: BaseException) -> str:
@@ -114,6 +149,4 @@ def _said(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    # so that what a command has started ends with it
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    sys.exit(console())

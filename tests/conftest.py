@@ -1,4 +1,4 @@
-"""One thread for every process: the tests' networks are small, and some run two at a time."""
+"""One thread for each process, trained models that all workers share, and marks by fixtures."""
 
 import os
 
@@ -6,7 +6,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers.bundle_runs import INFERENCE, TRAINING, Runs
+from helpers.real_data import absent
 
 from stipple_monai.bundle.publish import publish_bundle
 from stipple_monai.data import read_datalist, split_datalist, write_datalist
@@ -14,11 +16,71 @@ from stipple_monai.simulation import write_phantom
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+# a test that uses one of these waits for a training
+TRAINED = {"runs", "published", "trained"}
+# files with most to do: a worker begins with each of these, in this order, and small ones fill up
+FIRST = ("self_training/test_rounds", "bundles/test_pancreas_stipple", "study/test_run")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Mark what trains, skip what has no real data, and let workers begin with the long files."""
+    for item in items:
+        if missing := absent(item):
+            reason = f"not in ../shared/data: {', '.join(missing)}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if TRAINED.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.training)
+    if hasattr(config, "workerinput"):
+        items.sort(key=turn)
+
+
+def turn(item):
+    """Place of a test's file in `FIRST`, or after them all."""
+    return next((i for i, name in enumerate(FIRST) if name in str(item.path)), len(FIRST))
+
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
+def once(tmp_path_factory):
+    """Fill a folder in the first worker that asks for it; ``once(name, fill)`` is its path."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def filled(name, fill):
+        folder, full = root / f"once_{name}", root / f"once_{name}.full"
+        with FileLock(root / f"once_{name}.lock"):
+            if not full.exists():
+                folder.mkdir()
+                fill(folder)
+                full.touch()
+        return folder
+
+    return filled
+
+
+@pytest.fixture(scope="session")
+def runs(once):
     """Every command of the README once, on two labelled scans."""
-    root = tmp_path_factory.mktemp("bundle")
+    root = once("bundle", run_bundle_commands)
+    return Runs(root, root / "data" / "split.json")
+
+
+@pytest.fixture(scope="session")
+def published(runs, once):
+    """The bundle with the small network of `runs`, to be read and not to be changed."""
+
+    def publish(folder):
+        publish_bundle(
+            folder / "models" / "pancreas_stipple",
+            models=runs.root / "models",
+            options={**TRAINING, **INFERENCE},
+        )
+
+    return once("zoo", publish) / "models" / "pancreas_stipple"
+
+
+def run_bundle_commands(root):
+    """What `runs` has."""
     dataset = write_phantom(
         root / "data",
         cases=6,
@@ -51,14 +113,3 @@ def runs(tmp_path_factory):
     it.models("round_1")
     again = {"models_dir": str(root / "round_1"), "output_dir": str(root / "eval" / "round_1")}
     it.pseudo.run("train", **TRAINING, **again)
-    return it
-
-
-@pytest.fixture(scope="session")
-def published(runs, tmp_path_factory):
-    """The bundle with the small network of `runs`, to be read and not to be changed."""
-    return publish_bundle(
-        tmp_path_factory.mktemp("zoo") / "models" / "pancreas_stipple",
-        models=runs.root / "models",
-        options={**TRAINING, **INFERENCE},
-    )

@@ -5,6 +5,15 @@ config that a flag may replace; an *overlay* is a config on top of another. Impo
 ground (`errors`, `files`) alone.
 """
 
+from stipple_monai.bundle.model_folder import (
+    MODEL,
+    WEIGHTS,
+    Model,
+    model_facts,
+    read_model,
+    trained_knobs,
+    write_model,
+)
 from stipple_monai.bundle.publish import (
     publish_bundle,
 )
@@ -27,16 +36,23 @@ from stipple_monai.bundle.weights import (
 
 __all__ = [
     "BUNDLE",
+    "MODEL",
     "NOT_WEIGHTS",
+    "WEIGHTS",
+    "Model",
     "as_written",
     "check_knobs",
     "config_path",
     "configs_of",
     "load_weights",
+    "model_facts",
     "only_process",
     "progress_only",
     "publish_bundle",
+    "read_model",
     "reason",
     "run_bundle",
+    "trained_knobs",
     "whole_folder",
+    "write_model",
 ]

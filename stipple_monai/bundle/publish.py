@@ -21,6 +21,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from stipple_monai.bundle.model_folder import MODEL, read_model
 from stipple_monai.bundle.stages import (
     BUNDLE,
     as_written,
@@ -59,7 +60,8 @@ def publish_bundle(
         models: folder with ``model.pt`` and the priors. Nothing else of it is handed on:
             ``provenance.json`` has paths of the place where it was trained.
         bundle: the bundle that is handed on.
-        overlays: those that the network was trained with, names in its configs or paths. They and
+        overlays: those that the network was trained with, names in its configs or paths, where
+            ``models`` does not know them itself. They and
             ``options`` are merged into train.yaml, inference.yaml and prior.yaml.
         options: knobs that it was trained with, such as ``{"channels": [16, 32, 64]}``.
         url: where the files above ``largest_file_bytes`` will be found, each under its path in the
@@ -84,6 +86,7 @@ def publish_bundle(
             "folder of a trained network."
         )
     options = dict(options or {})
+    overlays, options = _known(models, configs, overlays, options)
     check_knobs(configs, [*SETTLED, *overlays], options)
     if out.exists():
         raise FileExistsError(f"`out` must not exist yet, got {out}: choose another.")
@@ -132,7 +135,19 @@ def _checked(
         raise DatasetError(f"{weights} must hold finite weights: its training has diverged.")
     # each loads as the prior of its organ, by its record
     parser.get_parsed_content("priors")
-    return [models / f"prior_{organ}.nii.gz" for organ in parser.get_parsed_content("organs")]
+    files = [models / f"prior_{organ}.nii.gz" for organ in parser.get_parsed_content("organs")]
+    return [path for path in files if path.is_file()]
+
+
+def _known(
+    models: Path, configs: Path, overlays: Sequence[str | Path], options: Mapping[str, Any]
+) -> tuple[Sequence[str | Path], dict[str, Any]]:
+    """Overlays and knobs as the folder of the weights knows them, or else as they are given."""
+    if not (models / MODEL).is_file():
+        return overlays, dict(options)
+    model = read_model(models)
+    model.agree(configs, overlays=overlays, options=options)
+    return model.overlays, {**model.knobs, **options}
 
 
 def _settled(

@@ -5,10 +5,14 @@ Words: a *command* is a module with `add_parser`, which adds its parser to that 
 """
 
 from stipple_monai.commands import (
+    adopt,
     check,
     demo,
+    evaluate,
     ingest,
     phantom,
+    plan,
+    prior,
     publish,
     report,
     segment,
@@ -16,13 +20,18 @@ from stipple_monai.commands import (
     simulate,
     split,
     study,
+    train,
 )
 
 __all__ = [
+    "adopt",
     "check",
     "demo",
+    "evaluate",
     "ingest",
     "phantom",
+    "plan",
+    "prior",
     "publish",
     "report",
     "segment",
@@ -30,4 +39,5 @@ __all__ = [
     "simulate",
     "split",
     "study",
+    "train",
 ]

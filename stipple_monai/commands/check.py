@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
-from stipple_monai.bundle import progress_only
-from stipple_monai.commands.options import Commands
+from stipple_monai.bundle import configs_of, progress_only
+from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
 from stipple_monai.data import files_of_item, read_sections
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import write_csv
 from stipple_monai.ingest import DATASET_COLUMNS, check_dataset, table_text
 from stipple_monai.ownership import claim
+from stipple_monai.planning import contradictions, read_settings, take_fingerprint
 
 
 def add_parser(commands: Commands) -> None:
@@ -18,6 +19,9 @@ def add_parser(commands: Commands) -> None:
         "check", help="tabulate a datalist's cases; fail on scans or patients in two places"
     )
     parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
+    add_bundle(parser)
+    parser.add_argument("--overlays", nargs="*", default=[], help="settings to hold against it")
+    add_knobs(parser, "likewise")
     parser.add_argument("--csv", type=Path, help="write the table there, too")
     parser.set_defaults(run=run)
 
@@ -34,8 +38,13 @@ def run(options: argparse.Namespace) -> None:
         claim(options.csv.parent, [options.csv], inputs=[options.datalist, *files])
     with progress_only():
         found = check_dataset(options.datalist)
+        notes = list(found.notes)
+        if options.overlays or options.set:
+            knobs, configs = read_knobs(options.set), configs_of(options.bundle)
+            settings = read_settings(configs, options.overlays, knobs)
+            notes += contradictions(take_fingerprint(options.datalist), settings)
     print(table_text(DATASET_COLUMNS, found.rows))
-    for text in found.notes:
+    for text in notes:
         print(f"note: {text}")
     if options.csv is not None:
         write_csv(options.csv, DATASET_COLUMNS, found.rows)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stipple_monai.bundle import progress_only
 from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs, whole_number
+from stipple_monai.planning import plan_once
 from stipple_monai.self_training import self_train
 
 
@@ -16,6 +17,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
     parser.add_argument("out", type=Path, help="folder of the rounds; begun ones go on")
     add_bundle(parser)
+    parser.add_argument(
+        "--plan", type=Path, help="of `plan`; made without, unless overlays are given"
+    )
     for name in ("overlays", "train-overlays", "infer-overlays"):
         parser.add_argument(f"--{name}", nargs="*", default=[], help="names or paths of configs")
     gamma = parser.add_mutually_exclusive_group()
@@ -34,12 +38,20 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the rounds, and print the folder of the last."""
+    knobs, overlays = read_knobs(options.set), list(options.overlays)
     with progress_only():
+        if options.plan is not None:
+            overlays.append(options.plan)
+        plan, begun = options.out / "plan.yaml", (options.out / "settings.json").is_file()
+        # rounds that were begun without a plan go on without
+        if not overlays and (plan.is_file() or not begun):
+            overlays.append(plan)
+            plan_once(options.datalist, plan, bundle=options.bundle, options=knobs)
         folder = self_train(
             options.datalist,
             options.out,
             bundle=options.bundle,
-            overlays=options.overlays,
+            overlays=overlays,
             train_overlays=options.train_overlays,
             infer_overlays=options.infer_overlays,
             shares=options.shares,
@@ -51,6 +63,6 @@ def run(options: argparse.Namespace) -> None:
             reestimate_prior=options.reestimate_prior,
             unlabelled_sections=options.unlabelled_sections,
             seed=options.seed,
-            options=read_knobs(options.set),
+            options=knobs,
         )
         print(folder)

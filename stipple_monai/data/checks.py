@@ -1,5 +1,6 @@
 """Whether a scan and its label map are what they must be, with the file's name in every error."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def check_pair(
     label: MetaTensor,
     *,
     classes: int,
+    values: Sequence[int] | None = None,
     channels: int = 1,
     ignore: int | None = 255,
     tolerance_mm: float = 0.1,
@@ -96,14 +98,15 @@ def check_pair(
     Args:
         image: scan ``(C, W, H, D)``, as MONAI loads it with ``ensure_channel_first``.
         label: label map ``(1, W, H, D)``.
-        classes: number of classes with the background; values are 0 to ``classes - 1``.
+        classes: number of classes with the background.
+        values: what the label may hold besides 0; 1 to ``classes - 1`` if None.
         channels: channels of the image, C. MONAI reads a 4D scan as one channel a time point.
         ignore: a further value that may occur; None for none.
         tolerance_mm: how far apart the corner voxels of the two may be. Headers that were written
             by different tools agree to some hundredths of a millimetre.
 
     Raises:
-        ValueError: if ``classes`` is less than 2.
+        ValueError: if ``classes`` is less than 2, or ``ignore`` is one of the ``values``.
         DatasetError: if a volume is not 3D or has other channels, if shapes or affines differ,
             if an intensity is not finite, or if the label has a value that is no class.
 
@@ -113,6 +116,11 @@ def check_pair(
     """
     if classes < 2:
         raise ValueError(f"`classes` must be at least 2, background and an organ, got {classes}.")
+    if values is not None and ignore in values:
+        raise ValueError(
+            f"`values` must not have {ignore}, which is ignored, got {list(values)}: give the "
+            f"organ another value, as `ingest --map {ignore}=1` does."
+        )
     check_scan(image, channels=channels)
     _require_channels(label, "label", 1)
     if image.shape[1:] != label.shape[1:]:
@@ -132,21 +140,27 @@ def check_pair(
             f"{distance_mm:.4g} mm apart in {_name(label)} for {_name(image)}. "
             "Resample one onto the other."
         )
-    values = label.as_tensor()
-    allowed = [*range(classes), *([] if ignore is None else [ignore])]
+    _require_values(label, range(1, classes) if values is None else values, ignore)
+
+
+def _require_values(label: MetaTensor, values: Sequence[int], ignore: int | None) -> None:
+    found = label.as_tensor()
+    allowed = [0, *values, *([] if ignore is None else [ignore])]
     # a tenth of the time that torch.unique takes to sort a whole volume
-    known = torch.isin(values, torch.tensor(allowed, dtype=values.dtype, device=values.device))
-    if not known.all():
+    right = torch.isin(found, torch.tensor(allowed, dtype=found.dtype, device=found.device))
+    if not right.all():
         whole = rounded_label(label).as_tensor()
-        known = torch.isin(whole, torch.tensor(allowed, dtype=values.dtype, device=values.device))
-    if not known.all():
+        right = torch.isin(whole, torch.tensor(allowed, dtype=whole.dtype, device=whole.device))
+    if not right.all():
         also = "" if ignore is None else f" or {ignore}"
-        wrong = values[~known].unique()[:5].tolist()
+        wrong = found[~right].unique()[:5].tolist()
+        plain = list(values) == list(range(1, len(values) + 1))
+        told = f"0 to {len(values)}" if plain else ", ".join(map(str, [0, *values]))
         raise DatasetError(
-            f"`label` must have values 0 to {classes - 1}{also}, got "
+            f"`label` must have values {told}{also}, got "
             f"{', '.join(f'{value:g}' for value in wrong)} in {_name(label)}."
         )
-    if ignore is not None and bool((values == ignore).all()):
+    if ignore is not None and bool((found == ignore).all()):
         raise DatasetError(
             f"`label` must have voxels that are not to be ignored, got {ignore} in all of "
             f"{_name(label)}: leave the scan unlabelled."

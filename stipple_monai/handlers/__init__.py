@@ -4,6 +4,10 @@ Words: a *record* says what a file was made with: settings, versions, data. Impo
 `inferers` and below.
 """
 
+from stipple_monai.handlers.progress import (
+    EpochLines,
+    ProgressPicture,
+)
 from stipple_monai.handlers.provenance import (
     RunRecord,
     data_fingerprint,
@@ -24,10 +28,12 @@ from stipple_monai.handlers.training import (
 
 __all__ = [
     "DefinedMeanDice",
+    "EpochLines",
     "EpochSeed",
     "FiniteTraining",
     "LearningCurve",
     "PositionTable",
+    "ProgressPicture",
     "RunRecord",
     "WeightsLoader",
     "WholeCheckpointSaver",

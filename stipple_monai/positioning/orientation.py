@@ -19,11 +19,11 @@ from monai.data import MetaTensor
 from stipple_monai.errors import PositionError
 from stipple_monai.positioning.joint import (
     DEFAULT_SPREAD_MM,
+    best_together,
     coarse_affine,
     coarse_evidence,
-    joint_score_maps,
     positioned_together,
-    score_maps,
+    supported_shares,
 )
 from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, check_probability
 from stipple_monai.priors import SpatialPrior
@@ -143,12 +143,10 @@ def _fit_of(organs: MetaTensor, priors: Sequence[SpatialPrior]) -> Callable[[tor
 
     def fit(affine: torch.Tensor) -> float:
         coarse = coarse_affine(affine.to(dtype=torch.float64, device="cpu"), cells)
-        score, start = score_maps(evidence, priors, coarse)
-        if not together:
-            return float(score.flatten(1).amax(1).mean())
-        score, _ = joint_score_maps(score, start, priors, coarse, DEFAULT_SPREAD_MM)
-        # Each organ's best joint score is that of all organs.
-        return float(score.max()) / len(priors)
+        shares = supported_shares(evidence, priors, coarse)
+        if together:
+            return best_together(shares, priors, coarse, DEFAULT_SPREAD_MM).worth / len(priors)
+        return sum(float(s.values.max()) for s in shares) / len(priors)
 
     return fit
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from stipple_monai.bundle import MODEL, read_model
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.ownership import claim, owned, refuse_foreign
@@ -145,6 +146,7 @@ def _page(
     logs: Path | None,
     most: int,
 ) -> Page:
+    labels = labels or _known_names(models, run, run.parent)
     if kind == "data set":
         file = run / "dataset.json" if run.is_dir() else run
         given = None if models is None else priors_in(models)
@@ -160,6 +162,16 @@ def _page(
     if kind == "training":
         return training_page(run, folder, organs=organs, references=references, logs=logs)
     return _prior_page(run, folder, organs=organs, references=references)
+
+
+def _known_names(*folders: Path | None) -> dict[int, str]:
+    """Names of the organs as the first of these folders that is a model's knows them."""
+    for folder in folders:
+        if folder is not None and (folder / MODEL).is_file():
+            organs = read_model(folder).organs
+            # numbers are no names: a datalist may know better
+            return {k: name for k, name in organs.items() if name != f"organ {k}"}
+    return {}
 
 
 def _references(datalist: Path | None) -> list[Case]:

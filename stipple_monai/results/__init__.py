@@ -13,6 +13,9 @@ from stipple_monai.results.dicom_seg import (
 from stipple_monai.results.grid_writer import (
     GridWriter,
 )
+from stipple_monai.results.renaming import (
+    rename_organs,
+)
 from stipple_monai.results.scores import (
     SCORE_COLUMNS,
     ScoreTable,
@@ -51,6 +54,7 @@ __all__ = [
     "first_file",
     "has_highdicom",
     "read_records",
+    "rename_organs",
     "score",
     "series_files",
     "write_tables",

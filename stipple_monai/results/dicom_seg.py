@@ -68,10 +68,10 @@ def write_dicom_seg(
 ) -> None:
     """Write a label map as a binary DICOM SEG of the series that it was made of, whole or not.
 
-    Patient, study and frame of reference are those of the series. A segment's number is the
-    organ's label value; its code is that of SNOMED CT where pydicom knows the organ's name, and
-    "Organ" otherwise. An organ that was not found has its segment, but no frames; where none was,
-    the frames are there and empty.
+    Patient, study and frame of reference are those of the series. Segments are numbered from 1 in
+    the order of the label values; a segment's code is that of SNOMED CT where pydicom knows the
+    organ's name, and "Organ" otherwise. An organ that was not found has its segment, but no frames;
+    where none was, the frames are there and empty.
 
     Args:
         path: ``….dcm``.
@@ -85,6 +85,8 @@ def write_dicom_seg(
     """
     # DICOM's world is LPS
     values = label.as_tensor()[0].cpu().numpy().astype(np.uint8)
+    # DICOM counts segments from 1
+    values = np.searchsorted([0, *sorted(organs)], values).astype(np.uint8)
     to_world = LPS_TO_RAS @ label.affine.cpu().numpy().astype(np.float64)
     segmentation = _segmentation(_images(files), values, to_world, organs, files)
     with whole_file(path) as part:
@@ -143,7 +145,9 @@ def _segmentation(
             images,
             volume,
             segmentation_type="BINARY",
-            segment_descriptions=[_description(*organ) for organ in sorted(organs.items())],
+            segment_descriptions=[
+                _description(number, organs[k]) for number, k in enumerate(sorted(organs), 1)
+            ],
             series_instance_uid=hd.UID(),
             series_number=100,
             sop_instance_uid=hd.UID(),
@@ -159,6 +163,22 @@ def _segmentation(
         raise DatasetError(
             f"A DICOM SEG needs a whole series, got {Path(files[0]).parent}: {error}"
         ) from error
+
+
+def rename_segments(path: str | os.PathLike[str], organs: Mapping[int, str]) -> None:
+    """Give the segments of a file of :func:`write_dicom_seg` other names.
+
+    Args:
+        path: of the DICOM SEG, replaced whole.
+        organs: names by label value.
+    """
+    file = pydicom.dcmread(path)
+    told = [_description(n, organs[k]) for n, k in enumerate(sorted(organs), 1)]
+    for segment, description in zip(file.SegmentSequence, told, strict=True):
+        segment.SegmentLabel = description.SegmentLabel
+        segment.SegmentedPropertyTypeCodeSequence = description.SegmentedPropertyTypeCodeSequence
+    with whole_file(path) as part:
+        file.save_as(part)
 
 
 class DicomSegWriter:

@@ -25,10 +25,12 @@ from typing import Any
 
 from stipple_monai.bundle import (
     BUNDLE,
+    Model,
     check_knobs,
     config_path,
     configs_of,
     only_process,
+    read_model,
     run_bundle,
 )
 from stipple_monai.data import (
@@ -45,11 +47,14 @@ from stipple_monai.results import (
     first_file,
     has_highdicom,
     read_records,
+    rename_organs,
     write_tables,
 )
 from stipple_monai.segmentation.scans import find_scans, sound_scans
 
 SETTINGS = "settings.json"
+FREE = ("amp", "batch_size", "cache_rate", "device", "num_workers", "progress", "sw_batch_size")
+"""Knobs that change how much is computed at once, not what."""
 
 
 def segment(
@@ -72,13 +77,14 @@ def segment(
         inputs: NIfTI files, folders of such, folders that each hold one DICOM series, and
             datalists (``.json``). Scans with the same file name are told apart by their folders.
         out: folder of the results; a begun one goes on.
-        models: folder with ``model.pt`` and the priors.
+        models: folder with ``model.pt``, the priors and ``model.json``, which has the settings.
         bundle: folder of the bundle.
         section: of the datalists.
-        overlays: names or paths of configs on top of inference, those of the training.
-        options: knobs of the configs.
-        labels: names of the label values; those of the first datalist that has some where
-            ``None``.
+        overlays: names or paths of configs on top of inference; the folder's own need not be
+            given, and others contradict it.
+        options: knobs of the configs, unless they contradict the folder.
+        labels: names of the label values; those that the folder knows where ``None``. Other names
+            do not segment anew.
         probabilities: also write those.
         dicom_seg: also write DICOM SEG; all inputs must be DICOM series.
         overwrite: segment the scans anew and replace what is there.
@@ -87,8 +93,9 @@ def segment(
         ``volumes.csv``.
 
     Raises:
-        DatasetError: an input cannot be segmented, ``models`` has no model, or ``out`` has other
-            results, or results made with other settings.
+        DatasetError: an input cannot be segmented; ``models`` has no weights, does not know its
+            settings, or contradicts ``overlays`` or ``options``; or ``out`` has other results, or
+            results made with other settings.
         ValueError: no config has one of the ``options``.
         ImportError: ``dicom_seg`` without highdicom.
     """
@@ -96,30 +103,29 @@ def segment(
     if not (models / "model.pt").is_file():
         raise DatasetError(
             f"`models` must be a folder with model.pt and the priors, got {models}: give the "
-            "models_dir of the training."
+            "folder of the training."
         )
+    model = read_model(models)
     if dicom_seg and not has_highdicom:
         raise ImportError("DICOM SEG needs highdicom: pip install 'stipple-monai[dicom]'.")
-    check_knobs(configs, ["inference", *overlays, "volumes"], options or {})
+    check_knobs(configs, ["inference", *overlays, *model.overlays, "volumes"], options or {})
+    model.agree(configs, overlays=overlays, options=options, free=FREE)
+    options = {**model.knobs, **(options or {})}
+    used: list[str | Path] = ["inference", *model.overlays, "volumes"]
     items, faults = sound_scans(find_scans(inputs, section=section), out, dicom_seg=dicom_seg)
-    datalists = [path for path in inputs if str(path).endswith(".json")]
-    known = labels or next(filter(None, map(label_names, datalists)), {})
-    names = {str(value): name for value, name in known.items()}
+    names = _names(model, inputs, labels or {})
     flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
     settings = {
         "models": {p.name: sha256(p) for p in _weights_and_priors(models)},
-        "configs": {
-            str(name): sha256(config_path(configs, name))
-            for name in ("inference", "volumes", *overlays)
-        },
-        "knobs": dict(options or {}),
-        "labels": names,
+        "configs": {Path(name).name: sha256(config_path(configs, name)) for name in used},
+        "knobs": dict(options),
         **flags,
     }
     with only_process(out):
         missing = _begin(out, items, settings, overwrite=overwrite)
-        given = {**flags, **(options or {}), "models_dir": models}
-        faults += _run_all(configs, out, missing, overlays, given, labels=names)
+        given = {**flags, **options, "models_dir": models}
+        faults += _run_all(configs, out, missing, used, given, labels=names)
+        rename_organs(out, names)
         tables = write_tables(out)
     if faults:
         more = (
@@ -161,18 +167,30 @@ class _BadScanError(DatasetError):
         self.name = name
 
 
+def _names(model: Model, inputs: Sequence[str | Path], labels: Mapping[int, str]) -> dict[int, str]:
+    """Names of the organs: those that are given, that the folder knows, or that a datalist has."""
+    datalists = [path for path in inputs if str(path).endswith(".json")]
+    listed = next(filter(None, map(label_names, datalists)), {})
+    known = {k: name for k, name in model.organs.items() if name != f"organ {k}"}
+    return {**model.organs, **listed, **known, **labels}
+
+
+def _by_text(labels: Mapping[int, str]) -> dict[str, str]:
+    return {str(value): name for value, name in labels.items()}
+
+
 def _run(
     configs: Path,
     out: Path,
     items: Sequence[Mapping[str, Any]],
-    overlays: Sequence[str | Path],
+    names: Sequence[str | Path],
     knobs: Mapping[str, Any],
     *,
-    labels: Mapping[str, str],
+    labels: Mapping[int, str],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         datalist = Path(folder) / "scans.json"
-        write_datalist(datalist, {"test": items}, metadata={"labels": labels})
+        write_datalist(datalist, {"test": items}, metadata={"labels": _by_text(labels)})
         places = {
             "bundle_root": configs.parent,
             "datalist": datalist,
@@ -180,7 +198,7 @@ def _run(
             "section": "test",
         }
         try:
-            run_bundle(configs, ["inference", *overlays, "volumes"], **{**places, **knobs})
+            run_bundle(configs, names, **{**places, **knobs})
         except (RuntimeError, ValueError, OSError) as error:
             records, said = read_records(out), _chain(error)
             waiting = [item for item in items if item["name"] not in records] or items[-1:]
@@ -259,9 +277,9 @@ def _weights_and_priors(models: Path) -> list[Path]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first of the errors that led to this one, in a line."""
-    while error.__cause__ is not None:
+    """The first of our errors that led to this one, or else the first of all, in a line."""
+    while error.__cause__ is not None and not isinstance(error, DatasetError):
         error = error.__cause__
     # A worker of the data loader and MONAI's writer hand on an error as the text of a traceback.
     found = re.search(r"^(?:\w+\.)*\w*Error: (.+)", str(error), re.MULTILINE)
-    return textwrap.shorten(found[1] if found else str(error), 300)
+    return textwrap.shorten(found[1] if found else str(error), 400)

@@ -61,6 +61,7 @@ from stipple_monai.self_training.checks import (
     round_sections,
 )
 from stipple_monai.self_training.quality import gather_quality, summarize_quality, write_quality
+from stipple_monai.training import describe
 
 UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
 """What ignite saves goes to tmp… first."""
@@ -136,7 +137,7 @@ def self_train(
         gammas = [{"share": None, "count": count} for count in counts]
     out, configs = Path(out).resolve(), configs_of(bundle)
     knobs = dict(options or {})
-    rounds = _Rounds(out, configs, [overlays, train_overlays, infer_overlays], knobs)
+    rounds = _Rounds(out, configs, [overlays, train_overlays, infer_overlays], knobs, datalist)
     if position_with not in ("newest", "first"):
         position_with = str(Path(position_with).resolve())
     selection = {"minimum": minimum, "components": components}
@@ -202,11 +203,17 @@ class _Rounds:
     """The two stages of a round, each run unless it is there."""
 
     def __init__(
-        self, out: Path, configs: Path, overlays: Sequence[Sequence[str | Path]], knobs: dict
+        self,
+        out: Path,
+        configs: Path,
+        overlays: Sequence[Sequence[str | Path]],
+        knobs: dict,
+        source: str | Path,
     ) -> None:
-        self.out, self.configs, self.knobs = out, configs, knobs
+        self.out, self.configs, self.knobs, self.source = out, configs, knobs, source
         files = [[config_path(configs, name) for name in names] for names in overlays]
         self.always, self.training, self.labelling = files
+        self.told: dict[str, Any] = {"configs": configs, "overlays": self.always, "knobs": knobs}
         check_knobs(configs, [*CONFIGS, *chain.from_iterable(files)], knobs)
         self.started = time.monotonic()
         parser = ConfigParser()
@@ -243,6 +250,9 @@ class _Rounds:
             made_with = self._made_with(f"training of round {number}", datalist, knobs)
             with whole_folder(models, made_with=made_with) as part:
                 places = {"datalist": datalist, "models_dir": part}
+                # so that the folder can be used without overlays
+                like = self.out / "round_0" / "models" if number else None
+                describe(part, self.source, like=like, **self.told)
                 if priors is None:
                     self._run(["prior", *self.always], places)
                 else:

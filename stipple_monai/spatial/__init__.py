@@ -1,7 +1,8 @@
 """Arrays and grids, without organs: correlation, interpolation, sampling.
 
 Words: a *grid* is a shape and an affine, a *box* a part of one; a *score* is what a correlation
-gives for a translation. Imports from `errors` alone.
+gives for a translation; *votes* are an array and the index of its first cell. Imports from `errors`
+alone.
 """
 
 from stipple_monai.spatial.correlation import (
@@ -17,9 +18,17 @@ from stipple_monai.spatial.interpolation import (
 from stipple_monai.spatial.sampling import (
     sample_on_grid,
 )
+from stipple_monai.spatial.votes import (
+    CommonCenter,
+    Votes,
+    common_center,
+)
 
 __all__ = [
     "Box",
+    "CommonCenter",
+    "Votes",
+    "common_center",
     "correlate",
     "in_blocks",
     "interpolate",

@@ -118,8 +118,13 @@ def in_blocks(volume: Tensor, block: Sequence[int]) -> Tensor:
     padding = [
         p for n, f in zip(reversed(volume.shape), reversed(block), strict=True) for p in (0, -n % f)
     ]
-    pooled = F.avg_pool3d(F.pad(volume, padding)[None, None], tuple(block), divisor_override=1)
-    return pooled[0, 0]
+    sums = F.pad(volume, padding) if any(padding) else volume
+    # Slices take a quarter of the time of avg_pool3d.
+    for axis, f in enumerate(block):
+        every = (slice(None),) * axis
+        first, *others = [sums[(*every, slice(i, None, f))] for i in range(f)]
+        sums = sum(others[1:], first + others[0]) if others else first
+    return sums
 
 
 def bounds(blocks: Tensor, kernel: Tensor, block: Sequence[int]) -> tuple[Tensor, Tensor]:

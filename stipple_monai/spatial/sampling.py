@@ -1,12 +1,14 @@
 """Values of an image that lies along the world axes, on any other grid.
 
 ``torch.nn.functional.grid_sample`` interpolates; what it does not know is where the box ends,
-that the third axis may be a histogram, and that only the voxels under the box need computing.
+that the third axis may be a histogram, and that only the voxels under the box need computing. A
+grid whose axes are the world's, which most are, is sampled axis by axis, several times as fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -56,6 +58,24 @@ def sample_on_grid(
     box = _box_under(size, linear, offset, shape)
     if any(b.start >= b.stop for b in box):
         return out
+    if int((linear != 0).sum()) == 3:
+        steps = _steps(image.shape, linear, offset, box, nearest_along_z=nearest_along_z)
+        values = _along_axes(image, steps)
+    else:
+        values = _all_at_once(image, linear, offset, box, nearest_along_z=nearest_along_z)
+    out[box[0], box[1], box[2]] = values
+    return out
+
+
+def _all_at_once(
+    image: torch.Tensor,
+    linear: torch.Tensor,
+    offset: torch.Tensor,
+    box: Sequence[slice],
+    *,
+    nearest_along_z: bool,
+) -> torch.Tensor:
+    """Sample the part of a grid that lies in any way."""
     x, y, z = (torch.arange(b.start, b.stop, dtype=torch.float64, device=image.device) for b in box)
     start = torch.zeros(1, 1, 1, dtype=torch.float64, device=image.device)
     inside = torch.ones(1, 1, 1, dtype=torch.bool, device=image.device)
@@ -76,8 +96,7 @@ def sample_on_grid(
         padding_mode="border",
         align_corners=False,
     )
-    out[box[0], box[1], box[2]] = value[0, 0] * inside
-    return out
+    return value[0, 0] * inside
 
 
 def _box_under(
@@ -89,3 +108,49 @@ def _box_under(
     first = corners.amin(1).sub(_EDGE).ceil().clamp(min=0).long().tolist()
     last = corners.amax(1).add(_EDGE).floor().long().tolist()
     return [slice(a, min(b + 1, n)) for a, b, n in zip(first, last, shape, strict=True)]
+
+
+class _Step(NamedTuple):
+    """Samples along one axis of an image, ``low · (1 − share) + (low + 1) · share`` each."""
+
+    grid_axis: int
+    low: torch.Tensor
+    share: torch.Tensor
+    inside: torch.Tensor
+
+
+def _steps(
+    shape: Sequence[int],
+    linear: torch.Tensor,
+    offset: torch.Tensor,
+    box: Sequence[slice],
+    *,
+    nearest_along_z: bool,
+) -> list[_Step]:
+    """How each axis of an image is sampled where it is one axis of the grid."""
+    steps = []
+    for axis, (row, shift, n) in enumerate(zip(linear, offset.tolist(), shape, strict=True)):
+        grid_axis = int(row.nonzero())
+        part = box[grid_axis]
+        voxels = torch.arange(part.start, part.stop, dtype=torch.float64)
+        index = float(row[grid_axis]) * voxels + shift
+        inside = (index >= -0.5 - _EDGE) & (index <= n - 0.5 + _EDGE)
+        if nearest_along_z and axis == 2:
+            index = (index + 0.5 + _EDGE).floor()
+        index = index.clamp(0, n - 1)
+        low = index.floor().clamp(max=max(n - 2, 0))
+        steps.append(_Step(grid_axis, low.long(), index - low, inside))
+    return steps
+
+
+def _along_axes(image: torch.Tensor, steps: Sequence[_Step]) -> torch.Tensor:
+    """Sample an image axis by axis, which reads two voxels where all at once reads eight."""
+    for axis, (_, low, share, inside) in enumerate(steps):
+        size = [-1 if a == axis else 1 for a in range(3)]
+        low, high = low.to(image.device), (low + 1).clamp(max=image.shape[axis] - 1)
+        lower = image.index_select(axis, low)
+        if bool((share > 0).any()):
+            upper = image.index_select(axis, high)
+            lower = lower.lerp(upper, share.to(image).reshape(size))
+        image = lower * inside.to(image).reshape(size)
+    return image.permute([[s.grid_axis for s in steps].index(a) for a in range(3)])

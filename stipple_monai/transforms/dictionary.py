@@ -243,6 +243,7 @@ class CheckPaird(MapTransform):
     Args:
         keys: image and label, in this order.
         classes: number of classes with the background.
+        values: of the label besides 0; 1 to ``classes - 1`` if None.
         channels: channels of the image.
         allow_missing_keys: check nothing where one is missing.
     """
@@ -254,20 +255,21 @@ class CheckPaird(MapTransform):
         keys: KeysCollection = ("image", "label"),
         *,
         classes: int,
+        values: Sequence[int] | None = None,
         channels: int = 1,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 2:
             raise DatasetError(f"`keys` must be image and label, got {self.keys}.")
-        self.classes, self.channels = classes, channels
+        self.options: dict[str, Any] = {"classes": classes, "values": values, "channels": channels}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data``, the label's values whole, or raise :class:`DatasetError`."""
         d = dict(data)
         found = [d[key] for key in self.key_iterator(d)]
         if len(found) == 2:
-            check_pair(found[0], found[1], classes=self.classes, channels=self.channels)
+            check_pair(found[0], found[1], **self.options)
             d[self.keys[1]] = rounded_label(found[1])
         return d
 

@@ -405,9 +405,15 @@ def contents(folder):
 def test_one_clear_error_and_nothing_half_written(root, name, capsys):
     spoil, match, arguments = CORPUS[name]
     spoil(root)
-    before = contents(root)
     settings = [f"{key}={value}" for key, value in {**KNOBS, "max_epochs": 1}.items()]
-    command = ["self-train", str(root / "list.json"), str(root / "out"), "--set", *settings]
+    # without a plan, which looks at the data before training does
+    overlay = root / "organ.yaml"
+    overlay.write_text("organs: [1]\n", encoding="utf-8")
+    before = contents(root)
+    command = ["self-train", str(root / "list.json"), str(root / "out")]
+    if "--overlays" not in arguments:
+        command += ["--overlays", str(overlay)]
+    command += ["--set", *settings]
     if arguments[:1] == ("--set",):
         command.append(arguments[1].replace("ROOT", str(root)))
     else:

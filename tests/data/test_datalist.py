@@ -3,12 +3,12 @@
 import gzip
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import DATA, real
 from monai.data import MetaTensor, load_decathlon_datalist
 from monai.transforms import LoadImage
 
@@ -16,7 +16,7 @@ from stipple_monai.data.checks import check_pair, read_volume
 from stipple_monai.data.datalist import read_datalist, split_datalist, write_datalist
 from stipple_monai.errors import DatasetError
 
-CHAOS = Path(__file__).parents[3] / "shared" / "data" / "chaos_mr_t2" / "dataset.json"
+CHAOS = DATA / "chaos_mr_t2" / "dataset.json"
 ITEMS = [{"image": f"{i:02d}.nii.gz", "label": f"{i:02d}_seg.nii.gz", "age": i} for i in range(14)]
 
 
@@ -256,7 +256,7 @@ def test_lists_of_numbers_and_words_in_the_metadata_are_no_sections_to_compare(f
 # real data
 
 
-@pytest.mark.skipif(not CHAOS.is_file(), reason=f"no real data at {CHAOS}")
+@real("chaos_mr_t2/dataset.json")
 def test_real_datalist(tmp_path):
     items = read_datalist(CHAOS, "training")
     assert len(items) == 14

@@ -6,6 +6,8 @@ import torch
 from monai.data import MetaTensor
 
 from stipple_monai import SpatialPrior
+from stipple_monai.bundle import BUNDLE, configs_of
+from stipple_monai.bundle import write_model as write_known
 
 OVERLAY = """\
 backbone: {_target_: torch.nn.Conv2d, in_channels: 1, out_channels: 2, kernel_size: 1}
@@ -19,7 +21,7 @@ device: $torch.device('cpu')
 
 
 def write_model(folder):
-    """Make a folder of weights and prior; give it and the overlay that it needs."""
+    """Make a folder of weights and prior that knows its overlay."""
     folder.mkdir(parents=True, exist_ok=True)
     # far beyond what a prior can outvote
     weight = torch.tensor([-200.0, 200.0])[:, None, None, None]
@@ -31,7 +33,13 @@ def write_model(folder):
     SpatialPrior.estimate(MetaTensor(label, affine=affine)).save(folder / "prior_1.nii.gz")
     overlay = folder / "threshold.yaml"
     overlay.write_text(OVERLAY, encoding="utf-8")
-    return {"models": folder, "overlays": [overlay]}
+    write_model_file(folder, [overlay])
+    return {"models": folder}
+
+
+def write_model_file(folder, overlays=(), **knobs):
+    """Tell a folder of weights of one organ what it was made with."""
+    write_known(folder, configs_of(BUNDLE), organs={1: "organ 1"}, overlays=overlays, knobs=knobs)
 
 
 def write_scan(path, mask, affine, *, dtype=np.int16, codes=(1, 1), units=("mm", "unknown")):

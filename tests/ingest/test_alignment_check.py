@@ -1,10 +1,9 @@
 """Whether a label lies on its organ: scores of its flips, on real and simulated scans."""
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers.real_data import DATA, real
 from monai.data import MetaTensor
 
 from stipple_monai import DatasetError
@@ -13,14 +12,6 @@ from stipple_monai.ingest.alignment_check import FLIPS, check_alignment
 from stipple_monai.ingest.label_files import read_label
 from stipple_monai.ingest.series import open_series, read_series
 from stipple_monai.simulation import simulate_ct
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs = {
-    name: pytest.mark.skipif(
-        not (SHARED / name).exists(), reason=f"{name} is not in ../shared/data"
-    )
-    for name in ("dicom", "nih_pancreas_slices", "btcv_labels", "chaos_mr_t2")
-}
 
 
 def blob(contrast=60.0, noise=20.0, shape=(48, 40, 24)):
@@ -119,12 +110,12 @@ def test_nothing_to_check_is_an_error():
         check_alignment(image, label[..., 1:], spacing_mm=(2, 2, 3))
 
 
-@needs["dicom"]
+@real("dicom/chaos_ct")
 def test_the_liver_of_chaos():
-    series = open_series(SHARED / "dicom/chaos_ct/DICOM_anon")
+    series = open_series(DATA / "dicom/chaos_ct/DICOM_anon")
     voxels, _ = read_series(series)
     label = read_label(
-        SHARED / "dicom/chaos_ct/Ground", Grid(voxels, series.affine), series=series
+        DATA / "dicom/chaos_ct/Ground", Grid(voxels, series.affine), series=series
     ).array
     right = check_alignment(voxels, label, spacing_mm=spacing_mm(series.affine))
     assert right.verdict == "confirmed"
@@ -135,9 +126,9 @@ def test_the_liver_of_chaos():
     assert (round(reversed_.mean_inside), round(reversed_.sd_inside)) == (36, 248)
 
 
-@needs["nih_pancreas_slices"]
+@real("nih_pancreas_slices")
 def test_real_slices_of_the_pancreas():
-    folder = SHARED / "nih_pancreas_slices"
+    folder = DATA / "nih_pancreas_slices"
     for number in range(15):
         image = np.load(folder / f"img_{number:03d}.npy")[..., None]
         label = np.load(folder / f"mask_{number:03d}.npy")[..., None].astype(np.uint8)
@@ -147,9 +138,9 @@ def test_real_slices_of_the_pancreas():
             assert found.verdict == ("contradicted" if flip else "confirmed"), number
 
 
-@needs["btcv_labels"]
+@real("btcv_labels")
 def test_a_pancreas_in_simulated_ct():
-    file = nib.load(SHARED / "btcv_labels" / "label0001.nii.gz")
+    file = nib.load(DATA / "btcv_labels" / "label0001.nii.gz")
     label = np.asarray(file.dataobj)[::4, ::4, ::2]
     affine = file.affine @ np.diag([4, 4, 2, 1])
     image = simulate_ct(MetaTensor(label[None].astype(np.float32), affine=affine), seed=0)
@@ -161,10 +152,10 @@ def test_a_pancreas_in_simulated_ct():
         assert (found.best, found.ratio > 3) == (flip, True)
 
 
-@needs["chaos_mr_t2"]
+@real("chaos_mr_t2")
 def test_four_organs_of_a_real_mr_scan():
     """Kidneys look alike: reversed along W, each falls near the other."""
-    folder = SHARED / "chaos_mr_t2"
+    folder = DATA / "chaos_mr_t2"
     image, label = (
         np.asarray(nib.load(next((folder / kind).glob("*_01.nii.gz"))).dataobj)
         for kind in ("imagesTr", "labelsTr")

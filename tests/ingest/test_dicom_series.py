@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from helpers.real_data import DATA, real
 from helpers.series import write_series
 from pydicom.uid import CTImageStorage, generate_uid
 
@@ -12,8 +13,7 @@ from stipple_monai import DatasetError
 from stipple_monai.ingest.dicom_header import image_files, is_image_class, sop_class
 from stipple_monai.ingest.series import open_series, read_series
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "dicom"
-shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real DICOM is not in ../shared/data")
+DICOM = DATA / "dicom"
 SHAPE = (7, 5, 6)
 
 
@@ -235,9 +235,9 @@ def test_classes_of_images():
     assert images == {"CT", "enhanced", "RT image"}
 
 
-@shared
+@real("dicom/chaos_ct")
 def test_the_series_of_chaos():
-    series = open_series(SHARED / "chaos_ct" / "DICOM_anon")
+    series = open_series(DICOM / "chaos_ct" / "DICOM_anon")
     assert series.shape == (512, 512, 78)
     # the order of names is the reverse of that of positions
     assert list(series.files) == sorted(series.files, reverse=True)
@@ -247,7 +247,7 @@ def test_the_series_of_chaos():
     assert (voxels.min(), voxels.dtype) == (-1000, np.int16)
 
 
-@shared
+@real("dicom/dcmqi_ct3")
 def test_a_multi_frame_file_is_refused():
     with pytest.raises(DatasetError, match="one frame"):
-        open_series(SHARED / "dcmqi_ct3" / "23x38x3" / "multiframe")
+        open_series(DICOM / "dcmqi_ct3" / "23x38x3" / "multiframe")

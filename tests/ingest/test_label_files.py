@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from helpers.real_data import DATA, real
 from helpers.series import write_series
 from helpers.structure_set import write_structure_set
 from monai.data import MetaTensor
@@ -20,8 +21,7 @@ from stipple_monai.ingest.label_files import read_label
 from stipple_monai.ingest.series import open_series, read_series
 from stipple_monai.results.dicom_seg import series_files, write_dicom_seg
 
-CT3 = Path(__file__).parents[3] / "shared" / "data" / "dicom" / "dcmqi_ct3"
-shared = pytest.mark.skipif(not CT3.is_dir(), reason="dcmqi_ct3 is not in ../shared/data")
+CT3 = DATA / "dicom" / "dcmqi_ct3"
 rtstruct = pytest.mark.skipif(
     shutil.which("plastimatch", path=str(Path(dicom_labels.sys.executable).parent)) is None,
     reason="plastimatch is not installed",
@@ -248,7 +248,7 @@ def test_a_label_that_is_not_there(ct, tmp_path):
         read_label(tmp_path / "none.nii.gz", ct[1])
 
 
-@shared
+@real("dicom/dcmqi_ct3")
 def test_dcmqi_reads_the_same():
     """The DICOM SEG and the NRRD that dcmqi made it of, which run against each other along z."""
     series = open_series(CT3 / "ct-3slice")
@@ -264,7 +264,7 @@ def test_dcmqi_reads_the_same():
     assert (chosen.array == 3).sum() == 9602
 
 
-@shared
+@real("dicom/dcmqi_ct3")
 @pytest.mark.parametrize("case", ["23x38x3", "24x38x3"])
 def test_dcmqi_reads_the_same_with_odd_sizes(case):
     series = open_series(CT3 / case / "image")

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers.real_data import DATA, real
 from helpers.series import write_series
 from monai.data import MetaTensor, load_decathlon_datalist
 
@@ -20,10 +21,6 @@ from stipple_monai.ingest.pairs import Options
 from stipple_monai.ingest.run import ingest
 from stipple_monai.results.dicom_seg import series_files, write_dicom_seg
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-dicom = pytest.mark.skipif(
-    not (SHARED / "dicom").is_dir(), reason="real DICOM is not in ../shared/data"
-)
 SHAPE = (40, 36, 20)
 NOISE = np.random.default_rng(0).integers(0, 9, SHAPE).astype(np.int16)
 AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
@@ -454,12 +451,12 @@ def test_killed_at_random_it_goes_on_and_ends_the_same(tmp_path):
     assert not list(out.rglob(".part-*"))
 
 
-@dicom
+@real("dicom/chaos_ct")
 def test_chaos_as_it_is_kept(tmp_path, capsys):
     """Pictures in the order of the files' names, which is the reverse of that of positions."""
     for kind in ("DICOM_anon", "Ground"):
         (tmp_path / "CT" / "3" / kind).mkdir(parents=True)
-        for path in sorted((SHARED / "dicom" / "chaos_ct" / kind).iterdir())[20:44]:
+        for path in sorted((DATA / "dicom" / "chaos_ct" / kind).iterdir())[20:44]:
             shutil.copy(path, tmp_path / "CT" / "3" / kind)
     assert main(["ingest", str(tmp_path / "CT"), str(tmp_path / "out"), "--names", "1=liver"]) == 0
     (case,) = report(tmp_path / "out")["cases"]

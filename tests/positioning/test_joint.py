@@ -1,28 +1,32 @@
 """Several organs positioned together, against loops over all translations and common centres."""
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.joint_scores import joint_marginals, joint_score_maps, score_maps
 from monai.data import MetaTensor
 from nibabel.affines import apply_affine
-from scipy import signal
+from scipy import ndimage, signal
 from scipy.spatial.transform import Rotation
 
 from stipple_monai.errors import PositionError
 from stipple_monai.positioning.joint import (
     APART_MM,
     DEFAULT_SPREAD_MM,
+    best_together,
     coarse_affine,
     coarse_evidence,
-    joint_marginals,
-    joint_score_maps,
     locate_organs,
-    score_maps,
+    supported_shares,
 )
 from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, locate_organ
 from stipple_monai.priors.prior import SpatialPrior
+from stipple_monai.spatial import Votes
 
+DATA = Path(__file__).parents[3] / "shared" / "data"
 OBLIQUE = Rotation.from_euler("xyz", [12, -20, 33], degrees=True).as_matrix()
 LINEAR = {
     "RAS": np.diag([4.0, 4.0, 4.0]),
@@ -465,6 +469,97 @@ def test_an_organ_that_is_faint_everywhere_votes_as_far_as_it_is_seen():
         distances = np.linalg.norm(places - found[1].numpy(), axis=1)
         assert (distances[0] < 8) == together
         assert (distances[1] < 8) != together
+
+
+# --- the same answer as the joint score at every cell ---------------------------------------------
+
+
+def assert_best_of_all(volume, priors, spread_mm=DEFAULT_SPREAD_MM):
+    """The places are among the best of the joint scores of whole volumes, to rounding."""
+    cells = cells_of(volume.affine)
+    coarse = coarse_affine(volume.affine.double(), cells)
+    blocks = coarse_evidence(volume.as_tensor(), cells, epsilon=DEFAULT_EPSILON)
+    share, start = score_maps(blocks, priors, coarse)
+    greatest = share.flatten(1).amax(1).clamp(min=0.3)
+    score, first = joint_score_maps(
+        share / greatest[:, None, None, None], start, priors, coarse, spread_mm
+    )
+    shares = supported_shares(blocks, priors, coarse)
+    votes = [Votes(s.values / g, s.start) for s, g in zip(shares, greatest, strict=True)]
+    found = best_together(votes, priors, coarse, spread_mm)
+    assert found.worth == pytest.approx(float(score.max()), abs=1e-5)
+    for s, place in zip(score, found.places, strict=True):
+        index = tuple((torch.tensor(place) - first).tolist())
+        assert min(index) >= 0
+        assert float(s[index]) == pytest.approx(float(s.max()), abs=1e-5)
+    return found
+
+
+@pytest.mark.parametrize("spread_mm", [8.0, 40.0, 120.0])
+@pytest.mark.parametrize("seed", range(3))
+@every_grid
+def test_places_are_those_of_the_joint_score_at_every_cell(linear, seed, spread_mm):
+    rng = np.random.default_rng(seed)
+    maps = rng.random((4, 12, 10, 9)) ** [2, 6, 20][seed]
+    maps[seed] *= [1, 0.01, 0][seed]
+    offsets = [tuple(rng.uniform(-15, 15, 3)) for _ in maps]
+    assert_best_of_all(scan(maps, linear), random_priors(rng, offsets), spread_mm)
+
+
+def test_two_bodies_that_fit_equally_are_not_mixed():
+    """Every organ is seen twice: all are placed in one body."""
+    apart = 60
+    maps = cubes((120, *BODY[1:]), *[[(p, 0.9), ((p[0] + apart, *p[1:]), 0.9)] for p in PLACES])
+    volume = scan(maps, origin=(0, 0, 0))
+    found = locate_organs(volume, body_priors()).position_mm / 4
+    moved = found - torch.tensor(PLACES)
+    assert_same(moved, moved[:1].expand(4, 3))
+    assert moved[0].tolist() in ([0, 0, 0], [apart, 0, 0])
+    assert_best_of_all(volume, body_priors())
+
+
+def test_nothing_is_clipped_where_the_common_centre_lies_far_outside():
+    """Whole volumes hear no centre whose organ lies beyond them; the place is that of the score."""
+    volume = scan(cubes((20, 9, 9), [((17, 4, 4), 1)], []), origin=(0, 0, 0))
+    priors = [cube_prior(1, (-60.0, 0, 0)), cube_prior(2, (60.0, 0, 0))]
+    assert locate_organs(volume, priors).position_mm[1].tolist() == [17 * 4 + 120, 16, 16]
+
+
+REAL = {
+    # labels, every how many voxels, organs
+    "MR": (DATA / "chaos_mr_t2" / "labelsTr", (8, 8, 1), [1, 2, 3, 4]),
+    "CT, seven": (DATA / "btcv_ct" / "labelsTr", (7, 7, 3), [1, 2, 3, 6, 7, 8, 11]),
+    "CT, thirteen": (DATA / "btcv_ct" / "labelsTr", (7, 7, 3), list(range(1, 14))),
+}
+
+
+def coarse_predictions(label, organs, kind, rng):
+    """Probabilities as a good network, or a poor one that is sure of itself, might give them."""
+    spacing = np.linalg.norm(label.affine.numpy()[:3, :3], axis=0)
+    maps = []
+    for organ in organs:
+        mask = ndimage.gaussian_filter((label.numpy()[0] == organ).astype(float), 8 / spacing)
+        noise = ndimage.gaussian_filter(rng.standard_normal(mask.shape), 14 / spacing)
+        noise /= noise.std()
+        logit = {"easy": 14 * mask - 6 + 0.5 * noise, "hard": 14 * mask - 9 + 6 * noise}[kind]
+        maps.append(1 / (1 + np.exp(-logit)))
+    return MetaTensor(torch.from_numpy(np.array(maps, np.float32)), affine=label.affine)
+
+
+@pytest.mark.parametrize("kind", ["easy", "hard"])
+@pytest.mark.parametrize("name", REAL)
+def test_real_organs_have_the_places_of_the_joint_score_at_every_cell(name, kind):
+    folder, step, organs = REAL[name]
+    if not folder.is_dir():
+        pytest.skip(f"real labels are not at {folder}")
+    labels = []
+    for path in sorted(folder.glob("*.nii.gz"))[:5]:
+        image = nib.load(path).slicer[:: step[0], :: step[1], :: step[2]]
+        values = torch.from_numpy(np.asarray(image.dataobj).astype(np.uint8))[None]
+        labels.append(MetaTensor(values, affine=image.affine))
+    priors = SpatialPrior.estimate_several(labels[1:], organs=organs)
+    volume = coarse_predictions(labels[0], organs, kind, np.random.default_rng(4))
+    assert_best_of_all(volume, priors)
 
 
 # --- confidence ----------------------------------------------------------------------------------

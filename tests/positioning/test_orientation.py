@@ -2,12 +2,12 @@
 
 import itertools
 import warnings
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import DATA, real
 from monai.data import MetaTensor
 from monai.transforms import Orientation as ToOrientation
 from nibabel.affines import apply_affine
@@ -17,11 +17,10 @@ from stipple_monai.errors import PositionError
 from stipple_monai.positioning.orientation import Orientation, check_orientation
 from stipple_monai.priors.prior import SpatialPrior
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 REAL = {
-    # folder, every how many voxels, organs
-    "MR": (DATA / "chaos_mr_t2" / "labelsTr", (13, 13, 2), [1, 2, 3, 4]),
-    "CT": (DATA / "btcv_labels", (20, 20, 5), [1, 2, 3, 6, 7, 11]),
+    # every how many voxels, organs
+    "chaos_mr_t2/labelsTr": ((13, 13, 2), [1, 2, 3, 4]),
+    "btcv_labels": ((20, 20, 5), [1, 2, 3, 6, 7, 11]),
 }
 FLIPS = ["".join(codes) for codes in itertools.product("RL", "AP", "SI")]
 ALL = ["".join(c) for flip in FLIPS for c in itertools.permutations(flip)]
@@ -331,13 +330,19 @@ def coarse_label(path, step):
 
 
 @pytest.mark.parametrize(
-    ("kind", "center", "step"), [("MR", "groupwise", 3), ("MR", "bbox", 6), ("CT", "groupwise", 9)]
+    ("name", "center", "step"),
+    [
+        pytest.param(*values, marks=real(values[0]), id="-".join(map(str, values)))
+        for values in (
+            ("chaos_mr_t2/labelsTr", "groupwise", 3),
+            ("chaos_mr_t2/labelsTr", "bbox", 6),
+            ("btcv_labels", "groupwise", 9),
+        )
+    ],
 )
-def test_real_labels_are_not_doubted_and_every_mirrored_one_is_found(kind, center, step):
-    folder, every, organs = REAL[kind]
-    if not folder.is_dir():
-        pytest.skip(f"real labels are not at {folder}")
-    first, second, *others = sorted(folder.glob("*.nii.gz"))
+def test_real_labels_are_not_doubted_and_every_mirrored_one_is_found(name, center, step):
+    every, organs = REAL[name]
+    first, second, *others = sorted((DATA / name).glob("*.nii.gz"))
     labelled = [coarse_label(path, every) for path in (first, second)]
     priors = SpatialPrior.estimate_several(labelled, organs=organs, center=center)
     for path in others[::step]:

@@ -1,12 +1,12 @@
 """KL positioning against the plain loop over translations."""
 
 import itertools
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import DATA, real
 from monai.data import MetaTensor
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
@@ -23,10 +23,7 @@ from stipple_monai.positioning.single import (
 from stipple_monai.priors.organ import organ_position
 from stipple_monai.priors.prior import SpatialPrior
 
-PANCREAS = Path(__file__).parents[3] / "shared" / "data" / "pancreas_ct_labels"
-needs_pancreas = pytest.mark.skipif(
-    not PANCREAS.is_dir(), reason=f"real pancreas labels are not at {PANCREAS}"
-)
+PANCREAS = DATA / "pancreas_ct_labels"
 
 OBLIQUE = Rotation.from_euler("xyz", [12, -20, 33], degrees=True).as_matrix()
 AFFINES = {
@@ -489,7 +486,7 @@ def real_reference():
     return SpatialPrior.estimate([(v > 0.5).to(torch.uint8) for v in labels], bins=5)
 
 
-@needs_pancreas
+@real("pancreas_ct_labels")
 @pytest.mark.parametrize("network", ["coarse_predictions_wce", "coarse_predictions_ce"])
 @pytest.mark.parametrize("case", ["040", "186", "422"])
 def test_equals_the_plain_loop_on_real_predictions(real_reference, network, case):
@@ -503,7 +500,7 @@ def test_equals_the_plain_loop_on_real_predictions(real_reference, network, case
     assert_same_point(found, plain_loop(seen, real_reference, minimum=0.2))
 
 
-@needs_pancreas
+@real("pancreas_ct_labels")
 def test_real_organs_are_found_nearer_than_by_the_centre_of_an_over_segmentation(real_reference):
     by_reference, by_center = [], []
     for case in ["040", "045", "186", "225", "312", "422"]:

@@ -1,18 +1,16 @@
 """The common centre of many organs, and where organs lie relative to each other."""
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers.real_data import DATA, real
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from stipple_monai.priors.alignment import GRID_MM, CoarseMask, common_centers, mean_offsets
 from stipple_monai.priors.organ import center_and_reach, open_label, organ_masks
 
-CHAOS = Path(__file__).parents[3] / "shared" / "data" / "chaos_mr_t2" / "labelsTr"
-needs_chaos = pytest.mark.skipif(not CHAOS.is_dir(), reason=f"real labels are not at {CHAOS}")
+CHAOS = DATA / "chaos_mr_t2" / "labelsTr"
 
 LINEAR = {
     "RAS": np.diag([1.5, 1.5, 1.5]),
@@ -205,7 +203,7 @@ def sharpness(crops, points, step_mm=2.0, reach_mm=100):
     return float((total / len(crops)).ravel() @ (total / len(crops)).ravel())
 
 
-@needs_chaos
+@real("chaos_mr_t2/labelsTr")
 def test_real_organs_overlap_more_about_their_common_centre_than_about_their_boxes():
     labels = [open_label(path) for path in sorted(CHAOS.glob("*.nii.gz"))[:6]]
     found = zip(*[organ_masks(label, [2, 3, 4]) for label in labels], strict=True)

@@ -3,12 +3,12 @@
 import json
 import math
 import tracemalloc
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import DATA, real
 from monai.data import MetaTensor
 from nibabel.affines import apply_affine
 
@@ -20,8 +20,7 @@ from stipple_monai.priors.organ import organ_crop, organ_position
 from stipple_monai.priors.prior import SpatialPrior
 from stipple_monai.transforms import OrganPosition, OrganPositiond
 
-CHAOS = Path(__file__).parents[3] / "shared" / "data" / "chaos_mr_t2" / "labelsTr"
-needs_chaos = pytest.mark.skipif(not CHAOS.is_dir(), reason=f"real labels are not at {CHAOS}")
+CHAOS = DATA / "chaos_mr_t2" / "labelsTr"
 
 SPACING = (2.0, 2.5, 4.0)
 SHAPE = (44, 32, 24)
@@ -337,7 +336,7 @@ def test_the_transform_measures_positions_as_the_priors_define_them(labels):
     assert positions.isnan().all(1).tolist() == [False, True, True]
 
 
-@needs_chaos
+@real("chaos_mr_t2/labelsTr")
 def test_real_training_labels_lie_at_their_common_centres():
     paths = sorted(CHAOS.glob("*.nii.gz"))[:4]
     priors = SpatialPrior.estimate_several(paths, organs=[2, 3], center="groupwise")

@@ -2,12 +2,12 @@
 
 import gzip
 import tracemalloc
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import DATA, real
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
@@ -21,7 +21,7 @@ from stipple_monai.priors.organ import (
     world_point,
 )
 
-BTCV = Path(__file__).parents[3] / "shared" / "data" / "btcv_labels"
+BTCV = DATA / "btcv_labels"
 
 
 def blob(shape=(12, 14, 10), seed=0):
@@ -373,7 +373,7 @@ def test_no_world_point(position):
         world_point(position)
 
 
-@pytest.mark.skipif(not BTCV.is_dir(), reason="needs ../shared/data/btcv_labels")
+@real("btcv_labels")
 def test_real_pancreas_lies_left_of_the_vena_cava_and_in_front_of_it():
     path = BTCV / "label0001.nii.gz"
     pancreas, vena_cava = (organ_position(path, organ=k, center="mass") for k in (11, 9))

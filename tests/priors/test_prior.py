@@ -4,12 +4,12 @@ import math
 import time
 import tracemalloc
 import weakref
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import DATA, real
 from monai.data import MetaTensor
 from monai.transforms import Orientation, RandAffined, SpatialCrop
 from nibabel.affines import apply_affine
@@ -20,7 +20,6 @@ from stipple_monai.errors import DatasetError, PositionError, PriorError
 from stipple_monai.priors.organ import open_label, organ_position
 from stipple_monai.priors.prior import SpatialPrior
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 CHAOS = DATA / "chaos_mr_t2" / "labelsTr"
 BTCV = DATA / "btcv_labels"
 
@@ -732,9 +731,6 @@ def test_place_takes_no_grid_and_no_point_for_granted(random_prior):
 
 # --- real anatomy --------------------------------------------------------------------------------
 
-needs_chaos = pytest.mark.skipif(not CHAOS.is_dir(), reason="needs ../shared/data/chaos_mr_t2")
-needs_btcv = pytest.mark.skipif(not BTCV.is_dir(), reason="needs ../shared/data/btcv_labels")
-
 
 def straightforward(scans, organ, shape, bins, spacing=(1.25, 1.25, 7.7), step=5):
     """Scans sampled about the middle of the organ's world box, slice by slice, into bins."""
@@ -756,7 +752,7 @@ def straightforward(scans, organ, shape, bins, spacing=(1.25, 1.25, 7.7), step=5
     return total / slices, extent / spacing + 1
 
 
-@needs_chaos
+@real("chaos_mr_t2/labelsTr")
 def test_real_organs_agree_with_a_straightforward_implementation():
     paths = sorted(CHAOS.glob("*.nii.gz"))
     scans = [(np.asarray(i.dataobj), i.affine) for i in map(nib.load, paths)]
@@ -776,7 +772,7 @@ def test_real_organs_agree_with_a_straightforward_implementation():
         assert error.max() < 0.04
 
 
-@needs_chaos
+@real("chaos_mr_t2/labelsTr")
 def test_real_scans_along_the_axes_agree_exactly():
     images = [nib.load(p) for p in sorted(CHAOS.glob("*.nii.gz"))]
     straight = [i for i in images if np.count_nonzero(i.affine[:3, :3]) == 3]
@@ -805,7 +801,7 @@ def test_real_scans_along_the_axes_agree_exactly():
         np.testing.assert_allclose(prior.probability, mean, atol=1e-4)
 
 
-@needs_chaos
+@real("chaos_mr_t2/labelsTr")
 def test_real_liver_and_right_kidney_lie_on_the_right():
     paths = sorted(CHAOS.glob("*.nii.gz"))[:4]
     liver = SpatialPrior.estimate(paths, organ=1).probability
@@ -816,7 +812,7 @@ def test_real_liver_and_right_kidney_lie_on_the_right():
         assert float(right[0]) > float(left[0]) + 50
 
 
-@needs_btcv
+@real("btcv_labels")
 def test_real_pancreas_of_three_scans_on_different_grids():
     paths = sorted(BTCV.glob("*.nii.gz"))[:3]
     prior = SpatialPrior.estimate(paths, organ=11)

@@ -39,7 +39,7 @@ LONG = {
     "self_training/rounds.py:self_train",
 }
 OPTIONAL = {"ingest": {"pydicom", "highdicom"}, "results": {"pydicom", "highdicom"}}
-OPTIONAL |= {"study": {"submitit"}}
+OPTIONAL |= {"study": {"submitit"}, "__main__": {"shtab"}}
 # what the packages of the mathematics take from MONAI
 MATHEMATICS = {"losses", "networks", "positioning", "priors", "pseudo_labels", "spatial"}
 FROM_MONAI = {

@@ -276,8 +276,7 @@ def test_a_prior_by_itself_is_drawn_on_black(made, tmp_path):
 def test_predictions_of_a_dicom_series(tmp_path, made):
     mask = organ(4)
     write_series(tmp_path / "ct", np.where(mask, 100, -100))
-    overlay = made["models"] / "threshold.yaml"
-    segment([tmp_path / "ct"], tmp_path / "out", models=made["models"], overlays=[overlay])
+    segment([tmp_path / "ct"], tmp_path / "out", models=made["models"])
     text = text_of(report(tmp_path / "out"))
     assert text.count('class="viewer"') == 1
     assert "no picture" not in text

@@ -15,8 +15,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import DATA, real
 from helpers.series import voxels_of_seg, write_series
-from helpers.threshold_model import same_grid, write_model, write_scan
+from helpers.threshold_model import same_grid, write_model, write_model_file, write_scan
 
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
@@ -26,7 +27,7 @@ from stipple_monai.results import series_files
 from stipple_monai.segmentation import run as module
 from stipple_monai.segmentation.run import find_scans, segment
 
-CHAOS = Path(__file__).parents[3] / "shared" / "data" / "dicom" / "chaos_ct" / "DICOM_anon"
+CHAOS = DATA / "dicom" / "chaos_ct" / "DICOM_anon"
 SHAPE = (12, 10, 6)
 AFFINE = np.diag([-3.0, 2.0, 5.0, 1.0])
 
@@ -181,7 +182,7 @@ def test_bad_inputs_end_with_one_line(tmp_path, model, capsys, given, message):
     shutil.copy(tmp_path / "whole.nii.gz", tmp_path / "\udcff.nii.gz")
     scans(tmp_path / "same", "x.nii", "x.nii.gz")
     out = tmp_path / "out"
-    overlay, models = str(model["overlays"][0]), str(model["models"])
+    overlay, models = str(model["models"] / "threshold.yaml"), str(model["models"])
     command = ["segment", str(tmp_path / given), "--models", models, "--out", str(out)]
     assert main([*command, "--overlays", overlay]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -314,7 +315,7 @@ def test_dicom_seg_and_nifti_agree(tmp_path, model, turned):
     assert file["confidence"] == pytest.approx(series["confidence"], abs=1e-4)
 
 
-@pytest.mark.skipif(not CHAOS.is_dir(), reason="needs the CHAOS CT series in ../shared/data/dicom")
+@real("dicom/chaos_ct")
 def test_a_real_series_and_back(tmp_path, model):
     hd = pytest.importorskip("highdicom")
     files = series_files(CHAOS)[30:38]
@@ -374,7 +375,7 @@ def test_a_killed_run_goes_on(tmp_path, model):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "stipple_monai", "segment", str(tmp_path / "in")]
     command += ["--models", str(model["models"]), "--out", str(out)]
-    command += ["--overlays", str(model["overlays"][0]), "--probabilities"]
+    command += ["--probabilities"]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -500,7 +501,7 @@ def test_the_overlay_by_itself(tmp_path, model):
     write_datalist(tmp_path / "in" / "dataset.json", {"test": [{"image": p} for p in made]})
     run_bundle(
         module.configs_of(module.BUNDLE),
-        ["inference", "volumes", model["overlays"][0]],
+        ["inference", "volumes", model["models"] / "threshold.yaml"],
         dataset_dir=str(tmp_path / "in"),
         models_dir=str(model["models"]),
         output_dir=str(tmp_path / "out"),
@@ -513,9 +514,10 @@ def test_without_prior_there_is_no_position(tmp_path, model):
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     bare = {name.removeprefix("network."): value for name, value in weights.items()}
     torch.save(bare, tmp_path / "models" / "model.pt")
-    overlays = ["baseline", *model["overlays"]]
+    overlay = model["models"] / "threshold.yaml"
+    write_model_file(tmp_path / "models", ["baseline", overlay])
     scan = scans(tmp_path, "a.nii.gz")
-    segment([scan], tmp_path / "out", models=tmp_path / "models", overlays=overlays)
+    segment([scan], tmp_path / "out", models=tmp_path / "models")
     (row,) = rows(tmp_path / "out")
     assert row["confidence"] == row["r_mm"] == ""
     assert float(row["volume_ml"]) == pytest.approx(organ().sum() * 0.03, abs=1e-3)

@@ -102,7 +102,7 @@ def labels(folder):
 def test_every_round_leaves_its_state(two_rounds, datalist):
     content = json.loads(datalist.read_text())
     scans = [content["unlabelled"][0]["image"], content["training"][2]["image"]]
-    models = {"curve.csv", "model.pt", "prior_1.nii.gz", "provenance.json"}
+    models = {"curve.csv", "model.json", "model.pt", "prior_1.nii.gz", "provenance.json"}
     pseudo = {"datalist.json", "quality.csv"}
     for scan in scans:
         name = Path(scan).name.removesuffix(".nii.gz")
@@ -462,7 +462,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(datalist, tmp_path):
     out.parent.mkdir()
     options = [f"{name}={json.dumps(value)}" for name, value in knobs.items()]
     start = [sys.executable, "-m", "stipple_monai", "self-train", str(datalist)]
-    tail = ["--shares", "0.5", "--set", *options]
+    overlay = tmp_path / "organ.yaml"
+    overlay.write_text("organs: [1]\n", encoding="utf-8")
+    tail = ["--shares", "0.5", "--overlays", str(overlay), "--set", *options]
     command = [*start, str(out), *tail]
     moments = {
         "inside training": "round_0/models.part/checkpoint_epoch=1.pt",
@@ -474,7 +476,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(datalist, tmp_path):
         killed(command, moment, out)
         assert not (out / "rounds.csv").exists()
     subprocess.run(command, check=True, capture_output=True, env=SINGLE)
-    self_train(datalist, whole, shares=[0.5], options=knobs)
+    self_train(datalist, whole, shares=[0.5], overlays=[overlay], options=knobs)
     one, other = files(whole), files(out)
     assert one.keys() == other.keys()
     for name, content in one.items():

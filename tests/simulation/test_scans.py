@@ -1,12 +1,12 @@
 """Simulated CT of label maps: what is where, in HU, and sets of it on disk."""
 
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import DATA, real
 from monai.data import MetaTensor
 from scipy import ndimage
 
@@ -17,7 +17,6 @@ from stipple_monai.simulation.anatomy import ORGANS
 from stipple_monai.simulation.body import BOWEL, FIRST, INVENTED, invent_body, open_grid
 from stipple_monai.simulation.phantom import simulate_abdomen
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 NAMES = {tissue.name: tissue for tissue in BTCV_TISSUES.values()}
 TISSUES = {1: NAMES["pancreas"], 2: NAMES["liver"], 3: NAMES["spleen"], 4: NAMES["right kidney"]}
 TISSUES |= {5: NAMES["left kidney"], 6: NAMES["stomach"], 7: NAMES["aorta"]}
@@ -222,7 +221,7 @@ def test_the_command_reads_tissues_from_a_file(tmp_path, paths, capsys):
     assert "must hold `value: [name, mean_hu, sd_hu, texture_hu]`" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+@real("btcv_labels", "nih_pancreas_slices")
 def test_real_anatomy_gets_the_attenuation_of_real_scans(tmp_path):
     """BTCV labels under a simulated scan, beside slices of TCIA Pancreas-CT."""
     folder = DATA / "nih_pancreas_slices"

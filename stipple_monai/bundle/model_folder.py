@@ -1,0 +1,212 @@
+"""A folder of weights that knows what it is, so that nobody can use it with other settings.
+
+``FOLDER/``::
+
+    model.pt            weights
+    prior_ORGAN.nii.gz  a prior for each organ; none of a network without
+    model.json          organs and their names, knobs, versions, and what the training scans were
+    overlays/           the configs on top of the bundle's own, in order
+
+Words: an *organ* is a label value of the files; a *knob* and an *overlay* are those of
+`stipple_monai.bundle`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stipple_monai.bundle.stages import check_knobs, config_path
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import read_json, whole_file
+
+MODEL = "model.json"
+WEIGHTS = "model.pt"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a folder of weights knows.
+
+    Args:
+        folder: where the weights lie.
+        overlays: files on top of the bundle's configs, in order.
+        knobs: values on top of those.
+        organs: names by label value, in the order of the network's channels.
+        versions: of the packages that trained it.
+        training: what the training scans were: their number, spacings, intensities and volumes.
+    """
+
+    folder: Path
+    overlays: tuple[Path, ...] = ()
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    organs: Mapping[int, str] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def agree(
+        self,
+        configs: Path,
+        *,
+        overlays: Sequence[str | Path] = (),
+        options: Mapping[str, Any] | None = None,
+        free: Sequence[str] = (),
+    ) -> None:
+        """Stop at overlays or knobs that contradict the folder.
+
+        Args:
+            configs: the bundle's folder of configs, where overlays without a path are.
+            overlays: those that somebody gives; the folder's own may be repeated.
+            options: knobs that somebody gives.
+            free: knobs that may differ, since they change how much is computed at once, not what.
+
+        Raises:
+            DatasetError: one contradicts; the message has both values.
+        """
+        ours = {path.read_bytes() for path in self.overlays}
+        for name in overlays:
+            if config_path(configs, name).read_bytes() not in ours:
+                raise DatasetError(
+                    f"`overlays` must be those of {self.folder / MODEL}, got {name}, where the "
+                    f"folder has {', '.join(p.name for p in self.overlays) or 'none'}: leave "
+                    "--overlays out."
+                )
+        known = self.values()
+        for name, value in (options or {}).items():
+            if name not in free and name in known and known[name] != value:
+                raise DatasetError(
+                    f"`{name}` must be {known[name]!r}, with which {self.folder} was trained, got "
+                    f"{value!r}: leave it out, or train with it."
+                )
+
+    def values(self) -> dict[str, Any]:
+        """Knobs of the overlays and on top of them, by name."""
+        values: dict[str, Any] = {}
+        for path in self.overlays:
+            values |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return {**values, **self.knobs}
+
+
+def write_model(
+    folder: str | Path,
+    configs: Path,
+    *,
+    organs: Mapping[int, str],
+    overlays: Sequence[str | Path] = (),
+    knobs: Mapping[str, Any] | None = None,
+    versions: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Model:
+    """Write beside weights what they were trained with, see `Model`.
+
+    Args:
+        folder: of the weights; they may come later.
+        configs: the bundle's folder of configs.
+        organs: names by label value, in the order of the network's channels.
+        overlays: names or paths of configs that inference needs, copied into the folder.
+        knobs: of the configs.
+        versions: of packages.
+        training: of JSON's types, see `stipple_monai.planning.Fingerprint`.
+
+    Raises:
+        DatasetError: an overlay is missing, or no YAML file with a mapping.
+        ValueError: no config has one of the knobs.
+    """
+    folder, knobs = Path(folder), dict(knobs or {})
+    check_knobs(configs, ["prior", "train", "inference", "pseudo_label", *overlays], knobs)
+    copies = []
+    for number, name in enumerate(overlays):
+        source = config_path(configs, name)
+        plain = re.sub(r"^\d+_", "", source.name)
+        copies.append(folder / "overlays" / f"{number}_{plain}")
+        if source != copies[-1].resolve():
+            with whole_file(copies[-1]) as part:
+                shutil.copyfile(source, part)
+    content = {
+        "format": _FORMAT,
+        "organs": {str(value): name for value, name in organs.items()},
+        "overlays": [path.relative_to(folder).as_posix() for path in copies],
+        "knobs": knobs,
+        "versions": dict(versions or {}),
+        "training": dict(training or {}),
+    }
+    with whole_file(folder / MODEL) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return read_model(folder)
+
+
+def read_model(folder: str | Path) -> Model:
+    """What a folder of weights knows.
+
+    Raises:
+        DatasetError: there is no such file, it is another's, or one of its overlays is missing.
+    """
+    folder = Path(folder).resolve()
+    path = folder / MODEL
+    if not path.is_file():
+        raise DatasetError(
+            f"`models` must be a folder that knows its settings, got {folder}, which has no "
+            f"{MODEL}: train with `stipple train`, or write down what these weights were trained "
+            f"with: stipple adopt {folder} --overlays … --set …"
+        )
+    try:
+        content = read_json(path)
+        if content["format"] != _FORMAT:
+            raise DatasetError(
+                f"{path} must be of format {_FORMAT}, got {content['format']}: install the "
+                "release of stipple-monai that wrote it."
+            )
+        model = Model(
+            folder,
+            overlays=tuple(folder / name for name in content["overlays"]),
+            knobs=content["knobs"],
+            organs={int(value): str(name) for value, name in content["organs"].items()},
+            versions=content["versions"],
+            training=content["training"],
+        )
+    except DatasetError:
+        raise
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise DatasetError(f"{path} must be what training writes, got something else.") from error
+    missing = [str(overlay) for overlay in model.overlays if not overlay.is_file()]
+    if missing:
+        raise DatasetError(f"{path} must have its overlays beside it, got no {missing[0]}.")
+    return model
+
+
+def trained_knobs(models: str | Path) -> dict[str, Any]:
+    """Knobs that a folder of weights knows of; none where it knows of none.
+
+    What inference.yaml takes its values from. Values that are expressions of a config are left
+    out, as are entries below the first level and folders.
+
+    Args:
+        models: the folder.
+    """
+    if not (Path(models) / MODEL).is_file():
+        return {}
+    values = read_model(models).values()
+    return {name: value for name, value in values.items() if _is_plain(value)}
+
+
+def model_facts(model: Model) -> dict[str, Any]:
+    """A model of JSON's types, as the records of its results tell it."""
+    facts = asdict(model)
+    del facts["folder"], facts["training"]
+    return {**facts, "overlays": [path.name for path in model.overlays]}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(element) for element in value)
+    if isinstance(value, str):
+        return not value.startswith(("$", "@", "%"))
+    return value is None or isinstance(value, bool | int | float)

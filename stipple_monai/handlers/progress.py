@@ -1,0 +1,118 @@
+"""What a person sees of a training: a line an epoch, and a picture of the curves."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+from stipple_monai.files import read_csv
+from stipple_monai.visualize import finish_plot, new_plot
+
+
+class EpochLines:
+    """Print a line an epoch: loss, Dice of each organ, learning rate, seconds and time left.
+
+    Dice is that of the validation scans, where this epoch was validated.
+
+    Args:
+        optimizer: whose learning rate is told.
+        organs: what organs are called, in the order of the network's channels.
+        validator: the evaluator whose ``val_mean_dice`` is told, by organ.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        organs: Sequence[object],
+        *,
+        validator: Engine | None = None,
+    ) -> None:
+        self.optimizer, self.organs, self.validator = optimizer, list(organs), validator
+        self._losses: list[float] = []
+        self._scores: list[float] = []
+        self._seconds: list[float] = []
+        self._started = self._rate = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the handler that validates."""
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.COMPLETED, self._keep)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self._begin())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._tell)
+
+    def _begin(self) -> None:
+        self._losses.clear()
+        self._scores.clear()
+        self._started = time.monotonic()
+        self._rate = float(self.optimizer.param_groups[0]["lr"])
+
+    def _keep(self, validator: Engine) -> None:
+        details = validator.state.metric_details["val_mean_dice"]
+        with np.errstate(all="ignore"):
+            table = np.asarray(details.cpu(), np.float64)
+        self._scores = [_mean(column) for column in table.T]
+
+    def _collect(self, engine: Engine) -> None:
+        self._losses.append(float(engine.state.output[0]["loss"]))
+
+    def _tell(self, engine: Engine) -> None:
+        epoch, last = engine.state.epoch, engine.state.max_epochs
+        self._seconds.append(time.monotonic() - self._started)
+        parts = [f"epoch {epoch}/{last}", f"loss {np.mean(self._losses):.4f}"]
+        if self._scores:
+            told = (f"{n} {x:.3f}" for n, x in zip(self.organs, self._scores, strict=True))
+            parts.append(f"validation Dice {', '.join(told)}")
+        left = float(np.mean(self._seconds)) * (last - epoch)
+        parts += [f"lr {self._rate:.2g}", f"{self._seconds[-1]:.1f} s", f"{_clock(left)} left"]
+        print(" | ".join(parts), flush=True)
+
+
+class ProgressPicture:
+    """Draw the table of :class:`LearningCurve` after each epoch.
+
+    Args:
+        path: the picture to write, PNG.
+        curve: the table.
+    """
+
+    def __init__(self, path: str | Path, curve: str | Path) -> None:
+        self.path, self.curve = Path(path), Path(curve)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the handler that writes the table."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self.draw())
+
+    def draw(self) -> None:
+        """Draw the table as it is."""
+        rows = read_csv(self.curve)
+        figure, ax = new_plot()
+        names = {
+            "loss": "loss, training",
+            "train_dice": "Dice, training slices",
+            "validation_dice": "Dice, validation scans",
+        }
+        for name, label in names.items():
+            points = [(int(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
+            if points:
+                ax.plot(*zip(*points, strict=True), label=label, marker="." * (len(points) < 60))
+        ax.set_xlabel("epoch")
+        ax.set_ylim(bottom=0)
+        finish_plot(figure, ax, self.path, f"Loss and Dice of {len(rows)} epochs.", legend="above")
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

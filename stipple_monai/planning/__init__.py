@@ -1,0 +1,31 @@
+"""What follows from the data: a plan of settings, and where settings contradict it.
+
+Words: a *fingerprint* is a data set's figures; a *plan* is an overlay on the bundle's configs, made
+of them by *rules*. Imports from `networks`, `data` and below, and from `bundle`.
+"""
+
+from stipple_monai.planning.contradictions import (
+    contradictions,
+    read_settings,
+)
+from stipple_monai.planning.fingerprint import (
+    Fingerprint,
+    example_fingerprint,
+    take_fingerprint,
+)
+from stipple_monai.planning.plan import (
+    Plan,
+    make_plan,
+    plan_once,
+)
+
+__all__ = [
+    "Fingerprint",
+    "Plan",
+    "contradictions",
+    "example_fingerprint",
+    "make_plan",
+    "plan_once",
+    "read_settings",
+    "take_fingerprint",
+]

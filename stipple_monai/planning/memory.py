@@ -1,0 +1,89 @@
+"""The memory that a training step takes: measured, by one pass forward and one backward."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.networks.nets import DynUNet
+from torch import nn
+
+from stipple_monai.networks import PriorDrivenNet, SliceUNet
+
+STATES = 4
+"""Copies of the weights in a training with Adam: weights, gradients and two moments."""
+
+
+def make_network(
+    dimensions: int, *, image_channels: int, organs: int, channels: Sequence[int]
+) -> nn.Module:
+    """The network of the bundle in 2D, and of its overlay patch_3d in 3D, around the prior."""
+    backbone: nn.Module
+    if dimensions == 2:
+        backbone = SliceUNet(image_channels, organs + 1, channels)
+    else:
+        levels = len(channels)
+        backbone = DynUNet(
+            spatial_dims=3,
+            in_channels=image_channels,
+            out_channels=organs + 1,
+            filters=list(channels),
+            kernel_size=[3] * levels,
+            strides=[1] + [2] * (levels - 1),
+            upsample_kernel_size=[2] * (levels - 1),
+            norm_name="batch",
+            act_name="relu",
+        )
+    return PriorDrivenNet(backbone, image_channels=image_channels)
+
+
+def step_bytes(network: nn.Module, batch: Sequence[int], device: torch.device) -> int:
+    """Bytes that a training step with Adam holds at most.
+
+    On a GPU what its allocator counted; on the CPU, which has no such count, the tensors kept for
+    the backward pass and the states of the weights.
+
+    Args:
+        network: is moved to ``device``.
+        batch: shape of its input.
+        device: where it trains.
+    """
+    network = network.to(device).train()
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    x = torch.zeros(*batch, device=device)
+    # a prior that says nothing
+    x[:, 1:] = 0.5 / max(1, batch[1])
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = network(x).float().square().mean()
+    loss.backward()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) + (STATES - 2) * weights
+    return sum(kept.values()) + STATES * weights
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory that a training may use: most of a GPU's, a quarter of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory * 0.8)
+    return machine_bytes() // 4
+
+
+def machine_bytes() -> int:
+    """Memory of the machine."""
+    names: Any = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    try:
+        page, pages = (os.sysconf(name) for name in names)
+    except (ValueError, OSError, AttributeError):
+        return 8 * 2**30
+    return page * pages

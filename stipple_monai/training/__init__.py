@@ -1,0 +1,30 @@
+"""From a datalist to a trained model that knows what it is, and to its scores.
+
+Words: a *run* is a training and its folder. Imports from `planning`, `handlers` and below.
+"""
+
+from stipple_monai.training.description import (
+    describe,
+)
+from stipple_monai.training.evaluation import (
+    SCORE_HEADER,
+    evaluate,
+    mean_scores,
+)
+from stipple_monai.training.run import (
+    PLAN,
+    adopt,
+    next_command,
+    train,
+)
+
+__all__ = [
+    "PLAN",
+    "SCORE_HEADER",
+    "adopt",
+    "describe",
+    "evaluate",
+    "mean_scores",
+    "next_command",
+    "train",
+]

@@ -1,0 +1,235 @@
+"""Training on own data, from a datalist to a folder that segments.
+
+The run's folder holds, besides what `stipple_monai.bundle.Model` tells::
+
+    plan.yaml           the settings, each with its reason
+    settings.json       what the run was started with
+    curve.csv           loss and Dice of each epoch
+    progress.png        the same, drawn
+    provenance.json     versions, data and settings of the weights
+    last.pt             weights of the last epoch, where model.pt is the best on validation scans
+    evaluation/         scores of the section `test`
+    logs/               TensorBoard, and a lock while a process works here
+
+Killed at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stipple_monai.bundle import (
+    BUNDLE,
+    MODEL,
+    WEIGHTS,
+    Model,
+    config_path,
+    configs_of,
+    only_process,
+    read_model,
+    run_bundle,
+    write_model,
+)
+from stipple_monai.data import label_names, read_datalist, read_sections
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import read_csv, sha256, whole_file
+from stipple_monai.planning import (
+    Fingerprint,
+    contradictions,
+    plan_once,
+    read_settings,
+    take_fingerprint,
+)
+from stipple_monai.priors import prior_path
+from stipple_monai.training.description import describe
+
+PLAN = "plan.yaml"
+SETTINGS = "settings.json"
+CURVE = "curve.csv"
+LOGS = "logs"
+
+
+def train(
+    datalist: str | Path,
+    out: str | Path,
+    *,
+    bundle: str | Path = BUNDLE,
+    plan: str | Path | None = None,
+    overlays: Sequence[str | Path] = (),
+    train_overlays: Sequence[str | Path] = (),
+    options: Mapping[str, Any] | None = None,
+    baseline: bool = False,
+    paper: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Plan, estimate priors and train, as far as it was not done before.
+
+    Args:
+        datalist: JSON with the section ``training`` and perhaps ``validation`` and ``test``.
+        out: folder of the run.
+        bundle: folder of the bundle.
+        plan: overlay that `stipple_monai.planning.make_plan` wrote; made if None, unless there are
+            ``overlays``.
+        overlays: further configs on every command, names in the bundle or paths.
+        train_overlays: further ones on training alone.
+        options: knobs on top of everything.
+        baseline: train without prior.
+        paper: plan with the paper's intensities, network and schedule.
+        seed: of the training.
+
+    Returns:
+        ``model.pt``.
+
+    Raises:
+        DatasetError: the datalist cannot be used, or ``out`` is in use, or was begun with other
+            settings.
+        ValueError: no config has one of the ``options``, or ``paper`` comes with a plan.
+    """
+    if paper and (plan is not None or overlays):
+        raise ValueError("`paper` must be given without plan or overlays: they say it all.")
+    out, configs, knobs = Path(out).resolve(), configs_of(bundle), dict(options or {})
+    sections = read_sections(datalist)
+    files = [config_path(configs, name) for name in [*overlays, *([plan] if plan else [])]]
+    settings = {
+        **_data(sections, datalist),
+        "overlays": [sha256(path) for path in files],
+        "train_overlays": [str(name) for name in train_overlays],
+        **{"options": knobs, "baseline": baseline, "paper": paper, "seed": seed},
+    }
+    with only_process(out, unfinished=("tmp*",)):
+        _remember(out / SETTINGS, settings)
+        found: Fingerprint | None = None
+        if not files:
+            files = [out / PLAN]
+            found = plan_once(datalist, files[0], bundle=bundle, options=knobs, paper=paper)
+        if not (out / MODEL).is_file():
+            used: list[str | Path] = [*(["baseline"] if baseline else []), *files]
+            _begin(out, datalist, found, configs=configs, overlays=used, knobs=knobs)
+        places = {"bundle_root": out, "datalist": Path(datalist).resolve()}
+        if not _is_trained(out, validated=bool(sections.get("validation"))):
+            model = read_model(out)
+            _run(model, configs, train_overlays, {**places, "seed": seed}, prior=not baseline)
+        for checkpoint in out.glob("checkpoint_*.pt"):
+            checkpoint.unlink()
+    return out / WEIGHTS
+
+
+def _data(
+    sections: Mapping[str, Sequence[Mapping[str, Any]]], datalist: str | Path
+) -> dict[str, Any]:
+    """Scans and labels of a run, or an error where there are none to train on."""
+    labels = [str(i["label"]) for i in sections.get("training", []) if "label" in i]
+    if not labels:
+        raise DatasetError(
+            f"`datalist` must have labelled scans in training, got none in {datalist}: run "
+            "`ingest` on a folder of scans and labels first."
+        )
+    scans = {name: [str(i["image"]) for i in items] for name, items in sections.items()}
+    return {"scans": scans, "labels": labels}
+
+
+def _begin(out: Path, datalist: str | Path, found: Fingerprint | None, **told: Any) -> None:
+    """Write what the model will know, and warn where settings contradict the data."""
+    found = found or take_fingerprint(datalist)
+    settings = read_settings(told["configs"], told["overlays"], told["knobs"])
+    for note in contradictions(found, settings):
+        print(f"warning: {note}", flush=True)
+    describe(out, datalist, found=found, **told)
+
+
+def _run(
+    model: Model,
+    configs: Path,
+    train_overlays: Sequence[str | Path],
+    places: Mapping[str, Any],
+    *,
+    prior: bool,
+) -> None:
+    """Estimate the priors that are missing, and train, from the last whole epoch on."""
+    out, knobs = model.folder, {**model.knobs, **places, "models_dir": model.folder}
+    if prior and not all(prior_path(out, organ).is_file() for organ in model.organs):
+        run_bundle(configs, ["prior", *model.overlays], **knobs)
+    shown = {"lines": True, "progress": sys.stderr.isatty()}
+    logs = {"output_dir": out / LOGS, "resume": True}
+    names: list[str | Path] = ["train", *model.overlays, *train_overlays]
+    run_bundle(configs, names, **{**shown, **knobs, **logs})
+
+
+def adopt(
+    models: str | Path,
+    *,
+    datalist: str | Path | None = None,
+    bundle: str | Path = BUNDLE,
+    overlays: Sequence[str | Path] = (),
+    options: Mapping[str, Any] | None = None,
+    labels: Mapping[int, str] | None = None,
+) -> Path:
+    """Write beside weights of an earlier release, or of MONAI's command, what they were made with.
+
+    Args:
+        models: folder with ``model.pt`` and the priors.
+        datalist: of the training, whose labels and scans are looked at.
+        bundle: folder of the bundle.
+        overlays: those of the training that inference needs, too.
+        options: knobs of the training.
+        labels: names of the label values; those of ``datalist`` if None.
+
+    Returns:
+        ``model.json``.
+
+    Raises:
+        DatasetError: there are no weights, or the folder knows its settings already.
+        ValueError: no config has one of the ``options``.
+    """
+    models, configs = Path(models).resolve(), configs_of(bundle)
+    if not (models / WEIGHTS).is_file():
+        raise DatasetError(f"`models` must be a folder with {WEIGHTS}, got {models}.")
+    if (models / MODEL).is_file():
+        raise DatasetError(
+            f"`models` must have no {MODEL} yet, got {models}: it knows its settings already."
+        )
+    organs = read_settings(configs, overlays, options)["organs"]
+    names = {**(label_names(datalist) if datalist is not None else {}), **(labels or {})}
+    write_model(
+        models,
+        configs,
+        organs={value: names.get(value, f"organ {value}") for value in organs},
+        overlays=overlays,
+        knobs=options,
+        training=take_fingerprint(datalist).facts() if datalist is not None else {},
+    )
+    return models / MODEL
+
+
+def next_command(datalist: str | Path, out: str | Path) -> str:
+    """What to do with a trained model."""
+    tested = read_datalist(datalist, "test", optional=True)
+    if tested and all("label" in item for item in tested):
+        return f"stipple evaluate {out} {datalist}"
+    return f"stipple segment SCANS --models {out} --out results"
+
+
+def _is_trained(out: Path, *, validated: bool) -> bool:
+    final = out / ("last.pt" if validated else WEIGHTS)
+    rows = read_csv(out / CURVE) if (out / CURVE).is_file() else []
+    return bool(rows) and final.is_file() and not any(out.glob("checkpoint_*.pt"))
+
+
+def _remember(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse settings other than those that a run was begun with."""
+    asked = json.loads(json.dumps(settings))
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name in asked if before.get(name) != asked[name]]
+        if other:
+            raise DatasetError(
+                f"`out` must be a new folder, or started with what it was begun with; "
+                f"{path.parent} was begun with other {', '.join(other)}, see {path.name} there."
+            )
+        return
+    with whole_file(path) as part:
+        part.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,74 @@
+"""A folder of weights that knows what it is."""
+
+import json
+
+import pytest
+import yaml
+from helpers.bundle_runs import CONFIGS
+
+from stipple_monai import DatasetError
+from stipple_monai.bundle import MODEL, model_facts, read_model, trained_knobs, write_model
+
+
+def made(folder, **more):
+    overlay = folder.parent / "plan.yaml"
+    overlay.write_text("organs: [63]\nspacing_mm: [2, 2, -1]\nscan: $@loading\n", encoding="utf-8")
+    known = {"organs": {63: "liver"}, "overlays": ["baseline", overlay], "knobs": {"floor": 0.01}}
+    return write_model(folder, CONFIGS, **{**known, **more})
+
+
+def test_it_keeps_its_overlays_and_knobs(tmp_path):
+    model = made(tmp_path / "a", versions={"torch": "2"}, training={"scans": 3})
+    (tmp_path / "plan.yaml").unlink()
+    assert read_model(tmp_path / "a") == model
+    assert [path.name for path in model.overlays] == ["0_baseline.yaml", "1_plan.yaml"]
+    assert yaml.safe_load(model.overlays[1].read_text(encoding="utf-8"))["organs"] == [63]
+    values = model.values()
+    assert (values["floor"], values["spacing_mm"]) == (0.01, [2, 2, -1])
+    assert json.loads(json.dumps(model_facts(model)))["organs"] == {"63": "liver"}
+    # no expression, and nothing that only a config can resolve
+    knobs = trained_knobs(tmp_path / "a")
+    assert (knobs["organs"], knobs["floor"]) == ([63], 0.01)
+    assert not {"scan", "models_dir", "inferer"} & knobs.keys()
+    assert trained_knobs(tmp_path) == {}
+
+
+def test_a_folder_made_of_another_is_the_same(tmp_path):
+    first = made(tmp_path / "a")
+    second = write_model(
+        tmp_path / "b", CONFIGS, organs=first.organs, overlays=first.overlays, knobs=first.knobs
+    )
+    assert [p.name for p in second.overlays] == [p.name for p in first.overlays]
+    assert second.values() == first.values()
+
+
+def test_what_contradicts_it_is_refused_with_both_values(tmp_path):
+    model = made(tmp_path / "a")
+    same = {"organs": [63], "strength": 2, "floor": 0.01}
+    model.agree(CONFIGS, overlays=["baseline", tmp_path / "plan.yaml"], options=same)
+    with pytest.raises(DatasetError, match=r"`floor` must be 0.01, with which .* got 0.5: leave"):
+        model.agree(CONFIGS, options={"floor": 0.5})
+    model.agree(CONFIGS, options={"floor": 0.5}, free=["floor"])
+    with pytest.raises(DatasetError, match=r"`overlays` must be those of .* got phantom, where"):
+        model.agree(CONFIGS, overlays=["phantom"])
+
+
+def test_an_old_or_broken_folder_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(DatasetError, match=r"has no model.json: train with .* stipple adopt"):
+        read_model(tmp_path)
+    model = made(tmp_path / "a")
+    path = tmp_path / "a" / MODEL
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**whole, "format": 9}), encoding="utf-8")
+    with pytest.raises(DatasetError, match="must be of format 1, got 9: install"):
+        read_model(tmp_path / "a")
+    for text in ("[]", "{", json.dumps({**whole, "organs": [1]})):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(DatasetError, match="must be what training writes"):
+            read_model(tmp_path / "a")
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    model.overlays[0].unlink()
+    with pytest.raises(DatasetError, match=r"must have its overlays beside it, got no .*0_base"):
+        read_model(tmp_path / "a")
+    with pytest.raises(ValueError, match="Knobs must be in the configs, got flour"):
+        made(tmp_path / "b", knobs={"flour": 1})

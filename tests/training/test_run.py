@@ -1,0 +1,273 @@
+"""Training on own data: what the folder holds, goes on with, and is used with."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from helpers.bright_scans import KNOBS, bright_scan
+from helpers.bundle_runs import files
+
+from stipple_monai import DatasetError
+from stipple_monai.__main__ import main
+from stipple_monai.bundle import read_model
+from stipple_monai.data import write_datalist
+from stipple_monai.files import read_csv
+from stipple_monai.report import report
+from stipple_monai.segmentation import segment
+from stipple_monai.training import adopt, evaluate, next_command, train
+
+VALUE = 63
+SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:parsing config_file"),
+    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory):
+    """Scans whose organ has the label value 63."""
+    root = tmp_path_factory.mktemp("data")
+    items = [bright_scan(root, number) for number in range(5)]
+    for item in items:
+        label = nib.load(item["label"])
+        values = np.asarray(label.dataobj) * np.uint8(VALUE)
+        nib.save(nib.Nifti1Image(values, label.affine), item["label"])
+    path = root / "split.json"
+    sections = {"training": items[:3], "validation": items[3:4], "test": items[4:]}
+    content = {"labels": {"0": "background", str(VALUE): "spleen"}, "modality": {"0": "CT"}}
+    write_datalist(path, sections, metadata=content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(datalist, tmp_path_factory):
+    """The folder of a run without plan, as the command leaves it, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "a"
+    settings = [f"{name}={value}" for name, value in KNOBS.items()]
+    command = [sys.executable, "-m", "stipple_monai", "train", str(datalist), "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--set", *settings, "val_interval=1"],
+        env={**SINGLE, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return out, done
+
+
+def test_the_folder_is_whole(trained, datalist):
+    out, _ = trained
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *("plan.yaml", "settings.json", "model.json", "overlays", "model.pt", "last.pt"),
+        *(f"prior_{VALUE}.nii.gz", "provenance.json", "curve.csv", "progress.png", "logs"),
+    }
+    model = read_model(out)
+    assert dict(model.organs) == {VALUE: "spleen"}
+    assert model.knobs == KNOBS | {"val_interval": 1}
+    assert model.training["modality"] == "CT"
+    assert model.training["spacing_mm"]["median"] == [2.0, 2.0, 6.0]
+    assert model.training["intensity"]["mean"] == pytest.approx(70, abs=5)
+    assert model.training["volumes_ml"][str(VALUE)]["mean"] > 5
+    assert "torch" in model.versions
+    assert len(read_csv(out / "curve.csv")) == 2
+
+
+def test_a_line_an_epoch_and_the_next_command(trained, datalist):
+    out, done = trained
+    lines = done.stdout.splitlines()
+    epochs = [line for line in lines if line.startswith("epoch")]
+    assert len(epochs) == 2
+    for part in ("epoch 2/2", "loss ", "validation Dice spleen ", "lr ", " s | ", "0:00 left"):
+        assert part in epochs[1]
+    assert lines[-2:] == [f"{out / 'model.pt'}", f"next: stipple evaluate {out} {datalist}"]
+    # bars are for terminals
+    assert "epoch" not in done.stderr
+    assert next_command(datalist, "x").startswith("stipple evaluate x")
+
+
+def test_a_trained_folder_is_left_as_it_is(trained, datalist):
+    out, _ = trained
+    before = (out / "model.pt").stat().st_mtime_ns
+    again = {"options": KNOBS | {"val_interval": 1}}
+    assert train(datalist, out, **again) == out / "model.pt"
+    assert (out / "model.pt").stat().st_mtime_ns == before
+    with pytest.raises(DatasetError, match="was begun with other options, seed, see"):
+        train(datalist, out, seed=1)
+
+
+def test_segmenting_needs_nothing_else(trained, datalist, tmp_path):
+    out, _ = trained
+    items = json.loads(datalist.read_text(encoding="utf-8"))["test"]
+    scan = datalist.parent / items[0]["image"]
+    table = segment([scan], tmp_path / "seg", models=out)
+    (row,) = read_csv(table)
+    assert (row["organ"], row["name"]) == (str(VALUE), "spleen")
+    (label,) = (tmp_path / "seg").glob("*_seg.nii.gz")
+    found = np.unique(np.asarray(nib.load(label).dataobj))
+    assert set(found) <= {0, VALUE}
+    assert VALUE in found
+    # MONAI's command, with the folder alone
+    monai.bundle.run(
+        config_file=files("inference", "volumes"),
+        logging_file=False,
+        datalist=str(datalist),
+        models_dir=str(out),
+        output_dir=str(tmp_path / "monai"),
+        **{name: KNOBS[name] for name in ("num_workers", "progress", "device")},
+        minimum_confidence=0,
+    )
+    same = tmp_path / "monai" / label.name
+    np.testing.assert_array_equal(nib.load(same).get_fdata(), nib.load(label).get_fdata())
+
+
+def test_other_names_do_not_segment_again(trained, datalist, tmp_path, monkeypatch):
+    out, _ = trained
+    scan = datalist.parent / json.loads(datalist.read_text(encoding="utf-8"))["test"][0]["image"]
+    segment([scan], tmp_path, models=out)
+    monkeypatch.setattr("stipple_monai.segmentation.run.run_bundle", None)
+    (row,) = read_csv(segment([scan], tmp_path, models=out, labels={VALUE: "Milz"}))
+    assert row["name"] == "Milz"
+    (row,) = read_csv(segment([scan], tmp_path, models=out))
+    assert row["name"] == "spleen"
+
+
+def test_flags_that_contradict_the_folder(trained, datalist, tmp_path, capsys):
+    out, _ = trained
+    scan = datalist.parent / json.loads(datalist.read_text(encoding="utf-8"))["test"][0]["image"]
+    command = ["segment", str(scan), "--models", str(out), "--out", str(tmp_path / "x")]
+    assert main([*command, "--set", "channels=[4,8]"]) == 1
+    assert "`channels` must be [8, 16], with which" in capsys.readouterr().err
+    assert main([*command, "--overlays", "phantom"]) == 1
+    assert "`overlays` must be those of" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_are_named(trained, datalist, tmp_path):
+    out, _ = trained
+    other = tmp_path / "other"
+    shutil.copytree(out, other)
+    state = torch.load(other / "model.pt", weights_only=True)
+    name = next(iter(state))
+    torch.save({**state, name: state[name][:4]}, other / "model.pt")
+    scan = datalist.parent / json.loads(datalist.read_text(encoding="utf-8"))["test"][0]["image"]
+    with pytest.raises(DatasetError, match=r"other/model.pt must hold weights .*size mismatch for"):
+        segment([scan], tmp_path / "x", models=other)
+
+
+def test_scores_and_a_report(trained, datalist, tmp_path, capsys):
+    out, _ = trained
+    assert main(["evaluate", str(out), str(datalist), "--out", str(tmp_path / "eval")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split()[:3] == ["organ", "scans", "Dice"]
+    assert said[1].split()[:2] == ["spleen", "1"]
+    assert said[-2:] == [str(tmp_path / "eval" / name) for name in ("scores.csv", "report.html")]
+    assert list((tmp_path / "eval").glob("*_seg.nii.gz"))
+    (row,) = read_csv(tmp_path / "eval" / "scores.csv")
+    assert row["organ"] == str(VALUE)
+    assert float(row["dice"]) > 0
+    with pytest.raises(DatasetError, match=r"must be in .* got 'none'"):
+        evaluate(out, datalist, tmp_path / "eval", section="none")
+    bare = datalist.with_name("bare.json")
+    scan = json.loads(datalist.read_text(encoding="utf-8"))["test"][0]["image"]
+    bare.write_text(json.dumps({"test": [scan]}), encoding="utf-8")
+    with pytest.raises(DatasetError, match="must have labelled scans to be scored"):
+        evaluate(out, bare, tmp_path / "eval")
+    page = report(out, tmp_path / "page.html")
+    assert "spleen" in page.read_text(encoding="utf-8")
+
+
+def test_publishing_reads_the_folder(trained, tmp_path):
+    out, _ = trained
+    assert main(["publish", str(tmp_path / "spleen_stipple"), "--models", str(out)]) == 0
+    config = (tmp_path / "spleen_stipple" / "configs" / "inference.yaml").read_text()
+    assert "- 63" in config
+    command = ["publish", str(tmp_path / "b"), "--models", str(out), "--set", "channels=[4]"]
+    assert main(command) == 1
+
+
+def test_without_prior(datalist, tmp_path):
+    knobs = KNOBS | {"max_epochs": 1}
+    train(datalist, tmp_path / "b", baseline=True, options=knobs)
+    assert not list((tmp_path / "b").glob("prior_*"))
+    (row,) = read_csv(evaluate(tmp_path / "b", datalist))
+    assert row["position_error_mm"] == ""
+
+
+def test_old_weights_are_adopted(trained, datalist, tmp_path):
+    out, _ = trained
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("model.pt", f"prior_{VALUE}.nii.gz"):
+        shutil.copy(out / name, old)
+    scan = datalist.parent / json.loads(datalist.read_text(encoding="utf-8"))["test"][0]["image"]
+    with pytest.raises(DatasetError, match=r"has no model\.json"):
+        segment([scan], tmp_path / "x", models=old)
+    command = ["adopt", str(old), "--datalist", str(datalist), "--overlays", str(out / "plan.yaml")]
+    settings = [f"{name}={value}" for name, value in KNOBS.items()]
+    assert main([*command, "--set", *settings]) == 0
+    assert dict(read_model(old).organs) == {VALUE: "spleen"}
+    (row,) = read_csv(segment([scan], tmp_path / "x", models=old))
+    assert row["name"] == "spleen"
+    with pytest.raises(DatasetError, match=r"`models` must have no model\.json yet"):
+        adopt(old)
+    with pytest.raises(DatasetError, match=r"`models` must be a folder with model.pt"):
+        adopt(tmp_path)
+    (old / "model.pt").unlink()
+    with pytest.raises(DatasetError, match=r"`models` must have model.pt, got"):
+        evaluate(old, datalist)
+
+
+def test_what_is_refused_before_anything_is_written(datalist, tmp_path):
+    with pytest.raises(ValueError, match="`paper` must be given without plan or overlays"):
+        train(datalist, tmp_path / "a", paper=True, overlays=["phantom"])
+    with pytest.raises(ValueError, match="Knobs must be in the configs, got max_epoch"):
+        train(datalist, tmp_path / "a", options={"max_epoch": 1})
+    (tmp_path / "none.json").write_text('{"training": []}', encoding="utf-8")
+    with pytest.raises(DatasetError, match="must have labelled scans in training, got none"):
+        train(tmp_path / "none.json", tmp_path / "b")
+
+
+def test_a_warning_where_plan_and_data_contradict(datalist, tmp_path, capsys):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(f"organs: [{VALUE}, 7]\npercentiles: true\n", encoding="utf-8")
+    options = KNOBS | {"max_epochs": 1}
+    with pytest.raises(RuntimeError, match="estimate_priors"):
+        train(datalist, tmp_path / "a", plan=plan, options=options)
+    said = capsys.readouterr().out
+    assert "warning: No label has organ 7 (labels have 63)" in said
+    assert "warning: Scans are CT and `percentiles` is true" in said
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on(trained, datalist, tmp_path):
+    """It ends with the same weights as one that was left alone."""
+    whole, _ = trained
+    out = tmp_path / "a"
+    settings = [f"{name}={value}" for name, value in KNOBS.items()]
+    command = [sys.executable, "-m", "stipple_monai", "train", str(datalist), "--out", str(out)]
+    command += ["--set", *settings, "val_interval=1"]
+    environment = {**SINGLE, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment)
+    while process.poll() is None and not list(out.glob("checkpoint_*.pt")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, env=environment, check=True)
+    with (whole / "curve.csv").open() as one, (out / "curve.csv").open() as other:
+        assert list(csv.reader(one)) == list(csv.reader(other))
+    one, other = (torch.load(x / "last.pt", weights_only=True) for x in (whole, out))
+    assert all(torch.equal(one[name], other[name]) for name in one)
