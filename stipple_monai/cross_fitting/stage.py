@@ -227,7 +227,8 @@ class _Stage:
         else:
             scans = len(read_sections(datalist)["training"])
             self.say(f"{name}: train on {scans} scans")
-            with whole_folder(models) as part:
+            made_with = {"training": name, "scans": scans, "knobs": dict(knobs or {})}
+            with whole_folder(models, made_with=made_with) as part:
                 places = {"datalist": str(datalist), "models_dir": str(part)}
                 self._run(["prior", *self.always], places)
                 if calibration is not None:

@@ -226,7 +226,7 @@ class PriorDrivenInferer(Inferer):
             coarse = self._locator_logits(inputs, device, *args, **kwargs)
         fused = fuse_logits(
             logits,
-            inputs.affine,
+            _affines(inputs),
             self.priors,
             calibration=net.own if net.calibration is None else net.calibration,
             activation=net.activation,
@@ -325,6 +325,19 @@ def _is_prior_driven(network: nn.Module) -> bool:
     if isinstance(network, torch.jit.ScriptModule):
         return network.original_name == PriorDrivenNet.__name__
     return isinstance(network, PriorDrivenNet)
+
+
+def _affines(inputs: MetaTensor) -> torch.Tensor:
+    """An affine for each scan of a batch, of one for all or of as many."""
+    affine = inputs.affine
+    fits = affine.ndim in (2, 3) and affine.shape[-2:] == (4, 4)
+    affines = affine.reshape(-1, 4, 4) if fits else affine
+    if not fits or not len(inputs) or len(affines) not in (1, len(inputs)):
+        raise PositionError(
+            "`inputs` must hold scans and a 4 × 4 affine for all or for each, got "
+            f"{len(inputs)} scans and affines of shape {tuple(affine.shape)}."
+        )
+    return affines.expand(len(inputs), 4, 4)
 
 
 def _file_names(inputs: MetaTensor) -> list[str]:

@@ -245,6 +245,11 @@ def _check_arguments(
     floor: float,
     calibration: Tensor | None,
 ) -> None:
+    if logits.ndim < 2 or not logits.is_floating_point() or not prior.is_floating_point():
+        raise PriorError(
+            "`logits` and `prior` must be of floating point and have the axes B and C, got "
+            f"{logits.dtype} {list(logits.shape)} and {prior.dtype} {list(prior.shape)}"
+        )
     organs = logits.shape[1] - background
     if organs < 1 or prior.shape[1] != organs:
         raise PriorError(
@@ -273,7 +278,7 @@ def _check_arguments(
 
 
 def _check_probabilities(prior: Tensor) -> None:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not prior.numel():
         return
     prior = prior.detach()
     invalid = int((~torch.isfinite(prior)).sum())

@@ -24,6 +24,14 @@ from stipple_monai.transforms.array import (
     PriorAugment,
     SelectPseudoLabels,
 )
+from stipple_monai.transforms.checks import (
+    CheckPairD,
+    CheckPaird,
+    CheckPairDict,
+    CheckScanD,
+    CheckScand,
+    CheckScanDict,
+)
 from stipple_monai.transforms.decision import (
     DecideLabel,
     DecideLabelD,
@@ -46,13 +54,7 @@ from stipple_monai.transforms.dictionary import (
     SelectPseudoLabelsd,
     SelectPseudoLabelsDict,
 )
-from stipple_monai.transforms.scans import (
-    CheckPairD,
-    CheckPaird,
-    CheckPairDict,
-    CheckScanD,
-    CheckScand,
-    CheckScanDict,
+from stipple_monai.transforms.reading import (
     LoadScanD,
     LoadScand,
     LoadScanDict,

@@ -24,8 +24,9 @@ from stipple_monai.__main__ import main
 from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
+from stipple_monai.self_training.checks import GIVEN
 from stipple_monai.self_training.quality import measure_quality, write_quality
-from stipple_monai.self_training.rounds import GIVEN, self_train
+from stipple_monai.self_training.rounds import self_train
 
 SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -370,7 +371,11 @@ def test_only_one_process_works_in_a_folder(datalist, two_rounds, tmp_path):
 def test_what_was_being_written_when_a_process_was_killed_goes(datalist, two_rounds, tmp_path):
     out = begun(two_rounds, tmp_path)
     left = ["models.part/tmpa1b2c3d4", "pseudo_labels.part/scan_2_image_pseudo.lock"]
-    left += ["models.part/.part-0-curve.csv", "pseudo_labels.part/.part-0-datalist.json"]
+    unfinished = f".part-{'0' * 32}"
+    left += [
+        f"models.part/{unfinished}-curve.csv",
+        f"pseudo_labels.part/{unfinished}-datalist.json",
+    ]
     for name in left:
         (out / "round_1" / name).parent.mkdir(parents=True, exist_ok=True)
         (out / "round_1" / name).touch()

@@ -144,7 +144,9 @@ def test_no_test_scan_or_withheld_label_reaches_the_training(done, tmp_path, mon
         "stipple_monai.self_training.rounds.write_quality",
         lambda path, items, organs: [["", 1, 0, "", "", ""]],
     )
-    monkeypatch.setattr("stipple_monai.study.run.gather_quality", lambda path, tables: None)
+    monkeypatch.setattr(
+        "stipple_monai.self_training.rounds.gather_quality", lambda path, tables: None
+    )
     monkeypatch.setattr(
         study, "run_bundle", lambda *a, **k: (Path(k["output_dir"]) / "scores.csv").touch()
     )
@@ -264,7 +266,7 @@ def test_an_interrupt_ends_the_jobs_as_well(done, tmp_path):
 
 
 def test_without_submitit_workers_say_what_to_install(done, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("stipple_monai.study.run.has_submitit", False)
+    monkeypatch.setattr("stipple_monai.study.workers.has_submitit", False)
     shutil.copytree(done / "data", tmp_path / "data")
     arguments = [str(written(tmp_path)), "--out", str(tmp_path / "out"), "--workers", "2"]
     assert main(["study", *arguments]) == 1
