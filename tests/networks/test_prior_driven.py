@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers.forks import needs_fork
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import CheckpointLoader
@@ -333,10 +334,10 @@ def ddp_worker(rank: int, x: Tensor, path: Path) -> None:
     os._exit(0)
 
 
-@pytest.mark.slow
+@needs_fork
 def test_ddp_gradients_equal_those_of_one_process(tmp_path):
     x = torch.cat(example((8, 8), batch=4), dim=1)
-    mp.spawn(ddp_worker, (x, tmp_path), nprocs=2)
+    mp.start_processes(ddp_worker, (x, tmp_path), nprocs=2, start_method="fork")
     expected = [p.grad for p in trained(ddp_network(), x).parameters()]
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
