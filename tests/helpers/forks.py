@@ -23,6 +23,8 @@ def fork(call):
     status = 1
     try:
         status = int(call() or 0)
+    except SystemExit as end:
+        status = end.code
     except BaseException:
         traceback.print_exc()
     finally:
