@@ -181,6 +181,7 @@ def test_sliding_window_over_a_meta_tensor():
     torch.testing.assert_close(torch.as_tensor(got), softmax_logits(bare(image), prior))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torchscript(name, tmp_path):
@@ -219,6 +220,7 @@ def test_trace():
     torch.testing.assert_close(traced(x), net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["UNet3D", "SegResNetDS2D", "SliceUNet"])
 def test_export_with_dynamic_batch(name):
     make, shape, _ = NETWORKS[name]
@@ -237,6 +239,7 @@ def run_onnx(path: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_onnx(activation, tmp_path):
     pytest.importorskip("onnxscript")
@@ -251,6 +254,7 @@ def test_onnx(activation, tmp_path):
             torch.testing.assert_close(run_onnx(path, x), net(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_trace", [False, True])
 def test_monai_convert_to_onnx(use_trace, tmp_path):
     pytest.importorskip("onnxscript")
