@@ -112,6 +112,7 @@ def database(tmp_path_factory):
     return tmp_path_factory.mktemp("mlflow")
 
 
+@pytest.mark.slow
 def test_mlflow_has_scores_parameters_and_artifacts(runs, models, database):
     out = database
     places = {"models_dir": str(models), "output_dir": str(out)}

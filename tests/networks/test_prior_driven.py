@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers.forks import needs_fork
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import CheckpointLoader
@@ -181,6 +182,7 @@ def test_sliding_window_over_a_meta_tensor():
     torch.testing.assert_close(torch.as_tensor(got), softmax_logits(bare(image), prior))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torchscript(name, tmp_path):
@@ -219,6 +221,7 @@ def test_trace():
     torch.testing.assert_close(traced(x), net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["UNet3D", "SegResNetDS2D", "SliceUNet"])
 def test_export_with_dynamic_batch(name):
     make, shape, _ = NETWORKS[name]
@@ -237,6 +240,7 @@ def run_onnx(path: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_onnx(activation, tmp_path):
     pytest.importorskip("onnxscript")
@@ -251,6 +255,7 @@ def test_onnx(activation, tmp_path):
             torch.testing.assert_close(run_onnx(path, x), net(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_trace", [False, True])
 def test_monai_convert_to_onnx(use_trace, tmp_path):
     pytest.importorskip("onnxscript")
@@ -334,10 +339,10 @@ def ddp_worker(rank: int, x: Tensor, path: Path) -> None:
     os._exit(0)
 
 
-@pytest.mark.slow
+@needs_fork
 def test_ddp_gradients_equal_those_of_one_process(tmp_path):
     x = torch.cat(example((8, 8), batch=4), dim=1)
-    mp.spawn(ddp_worker, (x, tmp_path), nprocs=2)
+    mp.start_processes(ddp_worker, (x, tmp_path), nprocs=2, start_method="fork")
     expected = [p.grad for p in trained(ddp_network(), x).parameters()]
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
