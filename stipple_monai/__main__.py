@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from stipple_monai.commands import (
     adopt,
+    calibrate,
     check,
     demo,
     evaluate,
@@ -40,7 +41,7 @@ shtab, has_shtab = optional_import("shtab")
 
 GROUPS = {
     "data": (ingest, check, split, plan),
-    "train": (prior, train, self_train, evaluate, study, adopt),
+    "train": (prior, train, calibrate, self_train, evaluate, study, adopt),
     "use": (segment, report, publish),
     "try": (demo, phantom, simulate),
 }

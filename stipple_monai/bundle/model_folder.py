@@ -46,7 +46,7 @@ class Model:
     """
 
     folder: Path
-    overlays: tuple[Path, ...] = ()
+    overlays: Sequence[Path] = ()
     knobs: Mapping[str, Any] = field(default_factory=dict)
     organs: Mapping[int, str] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)

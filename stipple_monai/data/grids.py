@@ -10,13 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import itk
 import nibabel as nib
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.nifti import UNREADABLE, corner_distance_mm, require_mm, with_one_geometry
+
+# MONAI installs it or not; NIfTI files do without
+itk, _ = optional_import("itk")
 
 NIFTI = (".nii", ".nii.gz")
 OTHER_GRIDS = (".nrrd", ".mha", ".mhd")

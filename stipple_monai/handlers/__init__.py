@@ -13,6 +13,9 @@ from stipple_monai.handlers.provenance import (
     data_fingerprint,
     versions,
 )
+from stipple_monai.handlers.slice_dice import (
+    SliceDice,
+)
 from stipple_monai.handlers.soundness import (
     DefinedMeanDice,
     FiniteTraining,
@@ -23,6 +26,7 @@ from stipple_monai.handlers.training import (
     LearningCurve,
     PositionTable,
     WeightsLoader,
+    WholeBatch,
     WholeCheckpointSaver,
 )
 
@@ -35,7 +39,9 @@ __all__ = [
     "PositionTable",
     "ProgressPicture",
     "RunRecord",
+    "SliceDice",
     "WeightsLoader",
+    "WholeBatch",
     "WholeCheckpointSaver",
     "data_fingerprint",
     "not_finite",

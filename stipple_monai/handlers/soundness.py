@@ -33,9 +33,10 @@ class FiniteTraining:
 
     def _check_loss(self, engine: Engine) -> None:
         for item in engine.state.output:
-            loss = float(item["loss"])
-            if not math.isfinite(loss):
-                raise TrainingError(_diverged(engine, f"a loss of {loss}"))
+            loss = torch.as_tensor(item["loss"])
+            # To ask a GPU in every step would make it wait; the weights tell at the epoch's end.
+            if not loss.is_cuda and not bool(torch.isfinite(loss).all()):
+                raise TrainingError(_diverged(engine, f"a loss of {float(loss)}"))
 
     def _check_weights(self, engine: Engine) -> None:
         name = next(not_finite(self.network.state_dict()), None)

@@ -10,9 +10,11 @@ from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
+from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch.nn import Module
 
@@ -21,6 +23,7 @@ from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, write_csv
 from stipple_monai.handlers.soundness import not_finite
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
+from stipple_monai.networks import PriorDrivenNet
 
 
 class WholeCheckpointSaver(CheckpointSaver):
@@ -83,8 +86,13 @@ class WeightsLoader(CheckpointLoader):
 
     Args:
         *args: as for ``monai.handlers.CheckpointLoader``.
+        calibrated: False takes away the calibration that came with the weights.
         **kwargs: likewise.
     """
+
+    def __init__(self, *args: Any, calibrated: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.calibrated = calibrated
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights, or raise :class:`DatasetError`."""
@@ -95,6 +103,11 @@ class WeightsLoader(CheckpointLoader):
                 f"{self.load_path} must hold weights of this network, as this bundle saves them: "
                 f"give the file and the knobs it was trained with. {reason(error)}"
             ) from error
+        if not self.calibrated:
+            for loaded in self.load_dict.values():
+                for module in loaded.modules():
+                    if isinstance(module, PriorDrivenNet):
+                        module.calibrate(None)
         for loaded in self.load_dict.values():
             state = loaded.state_dict() if isinstance(loaded, Module) else {}
             name = next(not_finite(state), None)
@@ -135,6 +148,25 @@ class EpochSeed:
         set_rnd(engine.state.dataloader.dataset, seed)
 
 
+class WholeBatch:
+    """Keep what a training step gives together and on its device, with ``decollate=False``.
+
+    MONAI takes a batch apart after each step, its loss being made a number, for which a GPU is
+    waited for. Here the engine's output is a list of one item, the whole batch, so that
+    ``monai.handlers.from_engine(…, first=True)`` finds what it looks for.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Make a list of the engine's output, without the graph of the step."""
+        output = engine.state.output
+        parts = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in output.items()}
+        engine.state.output = [parts]
+
+
 class LearningCurve:
     """Write an epoch's mean loss and scores as CSV with one row an epoch.
 
@@ -148,7 +180,7 @@ class LearningCurve:
 
     def __init__(self, path: str | Path, *, validator: Engine | None = None) -> None:
         self.path, self.validator = Path(path), validator
-        self._losses: list[float] = []
+        self._losses: list[torch.Tensor] = []
         self._validated = ""
 
     def attach(self, engine: Engine) -> None:
@@ -169,12 +201,14 @@ class LearningCurve:
         self._validated = "" if math.isnan(dice) else f"{dice:.5f}"
 
     def _collect(self, engine: Engine) -> None:
-        self._losses.append(float(engine.state.output[0]["loss"]))
+        # A GPU is asked for numbers once an epoch.
+        self._losses.append(torch.as_tensor(engine.state.output[0]["loss"]).detach())
 
     def _write(self, engine: Engine) -> None:
         epoch = engine.state.epoch
         rows = read_csv(self.path) if self.path.exists() else []
-        numbers = np.mean(self._losses), engine.state.metrics.get("train_mean_dice", math.nan)
+        loss = float(torch.stack(self._losses).double().mean())
+        numbers = loss, engine.state.metrics.get("train_mean_dice", math.nan)
         new = [epoch, *("" if math.isnan(x) else f"{x:.5f}" for x in numbers), self._validated]
         header = ["epoch", "loss", "train_dice", "validation_dice"]
         before = [list(row.values()) for row in rows if int(row["epoch"]) < epoch]

@@ -10,9 +10,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import itk
+from monai.utils import optional_import
 
 from stipple_monai.errors import DatasetError
+
+itk, _ = optional_import("itk")
 
 _SOP = "1.2.840.10008.5.1.4.1.1."
 SEG_CLASSES = (f"{_SOP}66.4", f"{_SOP}66.7")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import itk
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from stipple_monai.data import Grid, onto_grid, read_grid
@@ -24,6 +24,8 @@ from stipple_monai.ingest.dicom_labels import (
 from stipple_monai.ingest.matching import is_volume, stem
 from stipple_monai.ingest.series import Series
 from stipple_monai.label_values import whole_labels
+
+itk, _ = optional_import("itk")
 
 PICTURES = (".png",)
 _MOST = _IGNORED = 255

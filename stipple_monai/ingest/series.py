@@ -16,13 +16,15 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import itk
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from stipple_monai.data import LPS_TO_RAS, whole_numbers
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest.dicom_header import Slice, image_files, read_header, unreadable
+
+itk, _ = optional_import("itk")
 
 # a slice this close to another is the same place: headers are rounded
 _SAME_PLACE_MM = 1e-3

@@ -31,6 +31,9 @@ Center: TypeAlias = Literal["bbox", "mass", "groupwise"]
 Label: TypeAlias = MetaTensor | str | os.PathLike[str]
 Crop: TypeAlias = tuple[NDArray[np.bool_], NDArray[np.float64]]
 
+UNNAMED = "the label map"
+"""What a map in memory is called that came from no file."""
+
 # A megabyte of 8-bit labels.
 _SLAB_VOXELS = 2**20
 
@@ -98,7 +101,7 @@ def open_label(label: Label) -> LabelMap:
     """Open a label map, or raise :class:`DatasetError`."""
     array: Any
     if isinstance(label, MetaTensor):
-        name = str(label.meta.get("filename_or_obj", "the label map"))
+        name = str(label.meta.get("filename_or_obj", UNNAMED))
         array = label.detach().cpu().numpy()
         affine = label.affine.cpu().numpy().astype(np.float64)
         array = array[0] if array.ndim == 4 and len(array) == 1 else array
@@ -274,3 +277,16 @@ def known_center(center: Center) -> Center:
     if center not in ("bbox", "mass", "groupwise"):
         raise PriorError(f"`center` must be 'bbox', 'mass' or 'groupwise', got {center!r}.")
     return center
+
+
+def three_lengths(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
+    """Give a spacing as three floats, or raise :class:`PriorError`."""
+    values = [float(s) for s in spacing_mm]
+    if len(values) != 3 or not all(0 < v < float("inf") for v in values):
+        raise PriorError(f"`spacing_mm` must be three positive lengths, got {values}.")
+    return values[0], values[1], values[2]
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number, which neither 2.5 nor ``True`` is."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

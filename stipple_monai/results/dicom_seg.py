@@ -24,6 +24,7 @@ from stipple_monai.files import whole_file
 from stipple_monai.ingest import open_series
 from stipple_monai.results.volumes import ScanNames
 
+itk, _ = optional_import("itk")
 pydicom, _ = optional_import("pydicom")
 hd, has_highdicom = optional_import("highdicom")
 codes, _ = optional_import("pydicom.sr.codedict", name="codes")

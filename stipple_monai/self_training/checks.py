@@ -71,6 +71,7 @@ def check_knobs_of_rounds(
 def locator_weights(path: Path) -> dict[str, torch.Tensor]:
     """Weights of the backbone alone, which are inside those of a network with prior."""
     state = load_weights(path)
+    state.pop("calibration", None)
     if all(key.startswith("network.") for key in state):
         return {key.removeprefix("network."): value for key, value in state.items()}
     return state

@@ -230,7 +230,10 @@ class PseudoLabelPool(Sampler[int]):
             **self.settings,
             "provenance": self.provenance,
             "weights": [_sha256(_bytes(state.values())) for state in weights],
-            "priors": [vars(prior) for prior in self.priors],
+            # What single labels contributed makes no difference to what is predicted.
+            "priors": [
+                {k: v for k, v in vars(prior).items() if k != "cases"} for prior in self.priors
+            ],
         }
         # as it will be read back: tuples are lists, for instance
         return json.loads(json.dumps(everything, default=_plain))

@@ -10,7 +10,7 @@ The folder tells how far it is::
 
     settings.json                       what it was started with
     round_0/datalist.json               training, unlabelled and validation scans
-    round_0/models/                     prior_*.nii.gz, curve.csv, model.pt
+    round_0/models/                     prior_*.nii.gz and _cases.npz, curve.csv, model.pt
     round_1/pseudo_labels/              SCAN_pseudo.nii.gz, datalist.json, quality.csv
     round_1/models/                     …
     rounds.csv                          quality of all rounds' pseudo-labels
@@ -256,7 +256,8 @@ class _Rounds:
                 if priors is None:
                     self._run(["prior", *self.always], places)
                 else:
-                    for file in priors.glob("prior_*.nii.gz"):
+                    cases = priors.glob("prior_*_cases.npz")
+                    for file in chain(priors.glob("prior_*.nii.gz"), cases):
                         with whole_file(part / file.name) as copy:
                             shutil.copyfile(file, copy)
                 logs = {"output_dir": self.out / "logs" / f"round_{number}"}

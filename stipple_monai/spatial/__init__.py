@@ -11,12 +11,15 @@ from stipple_monai.spatial.correlation import (
     in_blocks,
     promising,
     scores_in,
+    seen_box,
 )
 from stipple_monai.spatial.interpolation import (
     interpolate,
 )
 from stipple_monai.spatial.sampling import (
+    grid_affine,
     sample_on_grid,
+    touched,
 )
 from stipple_monai.spatial.votes import (
     CommonCenter,
@@ -30,9 +33,12 @@ __all__ = [
     "Votes",
     "common_center",
     "correlate",
+    "grid_affine",
     "in_blocks",
     "interpolate",
     "promising",
     "sample_on_grid",
     "scores_in",
+    "seen_box",
+    "touched",
 ]

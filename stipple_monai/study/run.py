@@ -273,9 +273,10 @@ def collect(study: Study, jobs: Sequence[Job], out: Path) -> Path:
 def _bins(study: Study, method: Method, models: Path) -> str:
     if "baseline" in (*method.overlays, *method.evaluate):
         return ""
-    if "bins" in method.options and method.options["bins"] is None:
+    if method.options.get("smoothing_mm", "auto") is None and not method.options.get("bins"):
         return "all"
-    return str(SpatialPrior.load(prior_path(models, study.organ)).bins)
+    prior = SpatialPrior.load(prior_path(models, study.organ))
+    return "" if prior.smoothing_mm else str(prior.bins)
 
 
 def _compared(out: Path, job: Job) -> list[Path]:

@@ -130,3 +130,7 @@ class SpacingScand(Spacingd):
         """Resample the scans in a copy of ``data``."""
         scans = {key: data[key] for key in self.keys if key in data}
         return {**data, **super().__call__(scans, lazy)}
+
+
+LoadScanD = LoadScanDict = LoadScand
+SpacingScanD = SpacingScanDict = SpacingScand

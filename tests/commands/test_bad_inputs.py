@@ -401,6 +401,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", CORPUS)
 def test_one_clear_error_and_nothing_half_written(root, name, capsys):
     spoil, match, arguments = CORPUS[name]

@@ -36,6 +36,7 @@ def one_line(capsys):
     return line
 
 
+@pytest.mark.slow
 def test_help_of_the_module():
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

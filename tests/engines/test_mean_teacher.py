@@ -322,14 +322,6 @@ def test_unlabelled_slices_are_any_of_the_scan(root):
     assert found == set(range(scan.shape[-1]))
 
 
-def test_score_of_training_leaves_unlabelled_slices_out(root):
-    finish = parsed(METHOD[:3], root, **TRAINING).get_parsed_content("train#postprocessing")
-    item = {"pred": torch.randn(2, 8, 8), "label": torch.full((1, 8, 8), 255.0)}
-    scored = finish(item)
-    assert not scored["pred"][1].any()
-    assert not scored["label"][1].any()
-
-
 def test_trained_model_segments_with_the_baselines_configs(trained):
     folder = trained / "models"
     state = weights(folder / "model.pt")

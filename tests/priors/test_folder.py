@@ -31,7 +31,9 @@ def test_files_are_named_by_organ_and_come_in_the_order_asked_for(labels, tmp_pa
         priors = estimate_priors(labels, organs=[3, 1], folder=folder, bins=3)
     assert [prior.organ for prior in priors] == [3, 1]
     assert [prior.case_count for prior in priors] == [1, 2]
-    assert sorted(path.name for path in folder.iterdir()) == ["prior_1.nii.gz", "prior_3.nii.gz"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("prior_1.nii.gz", "prior_1_cases.npz", "prior_3.nii.gz", "prior_3_cases.npz")
+    ]
     assert prior_path(folder, 3) == folder / "prior_3.nii.gz"
     for loaded, prior in zip(load_priors(folder, [3, 1]), priors, strict=True):
         assert loaded.organ == prior.organ
@@ -40,7 +42,7 @@ def test_files_are_named_by_organ_and_come_in_the_order_asked_for(labels, tmp_pa
 
 
 def test_options_are_those_of_estimate(labels, tmp_path):
-    options = {"bins": 4, "spacing_mm": (3.0, 3.0, 5.0), "center": "mass", "smoothing": 2.0}
+    options = {"bins": 4, "spacing_mm": (3.0, 3.0, 5.0), "center": "mass"}
     (prior,) = estimate_priors(labels, organs=[1], folder=tmp_path, **options)
     direct = SpatialPrior.estimate(labels, organ=1, **options)
     np.testing.assert_array_equal(prior.probability, direct.probability)

@@ -81,6 +81,7 @@ def test_what_a_path_holds(made, tmp_path):
     assert detect(tmp_path) == "prior"
 
 
+@pytest.mark.slow
 def test_predictions_with_truth_priors_and_positions(made, tmp_path):
     page = report(
         made["out"], tmp_path / "p.html", datalist=made["datalist"], models=made["models"]

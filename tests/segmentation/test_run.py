@@ -5,9 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.forks import fork, kill_when, needs_fork
 from helpers.real_data import DATA, real
 from helpers.series import voxels_of_seg, write_series
 from helpers.threshold_model import same_grid, write_model, write_model_file, write_scan
@@ -371,21 +369,14 @@ def test_a_second_run_does_nothing_and_a_third_only_what_is_missing(tmp_path, mo
     assert [Path(row["scan"]).name for row in rows(out)] == ["a.nii.gz", "b.nii.gz"]
 
 
+@needs_fork
 def test_a_killed_run_goes_on(tmp_path, model):
     names = [f"s{i:02d}" for i in range(30)]
     scans(tmp_path / "in", *[f"{name}.nii.gz" for name in names])
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "stipple_monai", "segment", str(tmp_path / "in")]
-    command += ["--models", str(model["models"]), "--out", str(out)]
-    command += ["--probabilities"]
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("*_volumes.json"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command = ["segment", str(tmp_path / "in"), "--models", str(model["models"])]
+    command += ["--out", str(out), "--probabilities"]
+    kill_when(lambda: len(list(out.glob("*_volumes.json"))) >= 3, fork(lambda: main(command)))
     done = {p.name for p in out.glob("*_volumes.json")}
     assert 3 <= len(done) < 30
     before = state(out)
