@@ -64,7 +64,7 @@ def test_all_readers_have_one_geometry(contradictory):
     np.testing.assert_allclose(loaded.affine, TRUE, atol=1e-5)
     np.testing.assert_allclose(read_grid(path).affine, TRUE, atol=1e-5)
     np.testing.assert_allclose(read_volume(path).affine, TRUE, atol=1e-5)
-    prior = SpatialPrior.estimate([path])
+    prior = SpatialPrior.estimate([path], bins=5)
     assert prior.size_mm == pytest.approx((9 * 0.8, 8 * 0.8, 4 * 5.0), rel=1e-4)
     trained = OrganPosition([prior])(loaded)[0]
     torch.testing.assert_close(organ_position(path), trained)
