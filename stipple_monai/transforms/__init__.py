@@ -47,6 +47,14 @@ from stipple_monai.transforms.dictionary import (
     SpacingScand,
     SpacingScanDict,
 )
+from stipple_monai.transforms.slices import (
+    RandSliceAffineD,
+    RandSliceAffined,
+    RandSliceAffineDict,
+    SliceMajorD,
+    SliceMajord,
+    SliceMajorDict,
+)
 
 __all__ = [
     "POSITION_KEY",
@@ -71,10 +79,16 @@ __all__ = [
     "PriorAugmentD",
     "PriorAugmentDict",
     "PriorAugmentd",
+    "RandSliceAffineD",
+    "RandSliceAffineDict",
+    "RandSliceAffined",
     "SelectPseudoLabels",
     "SelectPseudoLabelsD",
     "SelectPseudoLabelsDict",
     "SelectPseudoLabelsd",
+    "SliceMajorD",
+    "SliceMajorDict",
+    "SliceMajord",
     "SpacingScanD",
     "SpacingScanDict",
     "SpacingScand",
