@@ -154,7 +154,7 @@ def main() -> None:
                     kind: SpatialPrior.estimate(train, center=kind, spacing_mm=[GRID_MM] * 3)
                     for kind in ("bbox", "mass", "groupwise")
                 }
-                one = SpatialPrior.estimate(train[0], bins=None)
+                one = SpatialPrior.estimate(train[0], smoothing_mm=None)
                 for name in chosen:
                     case = cases[name]
                     judges = {k: Judge(case.label, p) for k, p in priors.items()}

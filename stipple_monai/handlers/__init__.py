@@ -10,10 +10,16 @@ from stipple_monai.handlers.progress import (
 )
 from stipple_monai.handlers.provenance import (
     RunRecord,
+    data_fingerprint,
     versions,
 )
 from stipple_monai.handlers.slice_dice import (
     SliceDice,
+)
+from stipple_monai.handlers.soundness import (
+    DefinedMeanDice,
+    FiniteTraining,
+    not_finite,
 )
 from stipple_monai.handlers.training import (
     EpochSeed,
@@ -25,8 +31,10 @@ from stipple_monai.handlers.training import (
 )
 
 __all__ = [
+    "DefinedMeanDice",
     "EpochLines",
     "EpochSeed",
+    "FiniteTraining",
     "LearningCurve",
     "PositionTable",
     "ProgressPicture",
@@ -35,5 +43,7 @@ __all__ = [
     "WeightsLoader",
     "WholeBatch",
     "WholeCheckpointSaver",
+    "data_fingerprint",
+    "not_finite",
     "versions",
 ]

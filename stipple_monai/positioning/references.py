@@ -30,7 +30,7 @@ def random_references(
         seed: of the draw. A map without one of the organs is passed over.
 
     Returns:
-        One per prior, of the map's own slices (``bins=None``), with their offsets where the priors
+        One per prior, of the map's own slices (a histogram), with their offsets where the priors
         have them.
 
     Raises:
@@ -69,7 +69,7 @@ def _around(
     A prior's centre is the middle of its array. Half as many voxels as are added at one end move it
     towards that end; nothing is interpolated.
     """
-    box = SpatialPrior.estimate([label], organ=prior.organ, bins=None)
+    box = SpatialPrior.estimate([label], organ=prior.organ, smoothing_mm=None)
     shift_mm = organ_position(label, organ=prior.organ) - point
     halves = (2 * shift_mm / torch.tensor(box.spacing_mm)).round().int().tolist()
     pads = [(max(n, 0), max(-n, 0)) for n in reversed(halves)]

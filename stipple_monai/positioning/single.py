@@ -47,8 +47,8 @@ def locate_organ(
     Args:
         probability: ``(1, W, H, D)``, the network's probability of the organ in [0, 1].
         reference: the organ around its centre: the mean over all labelled volumes (the prior
-            itself, or one estimated with ``bins=None``), or as in the paper one volume,
-            ``SpatialPrior.estimate([label], bins=None)``.
+            itself, or one of every slice, ``smoothing_mm=None``), or as in the paper one volume,
+            ``SpatialPrior.estimate([label], smoothing_mm=None)``.
         max_shift_mm: greatest distance from the centre of mass of what is predicted (the voxel
             nearest to it is searched in any case); ``None`` searches all positions at which the
             reference overlaps the prediction.

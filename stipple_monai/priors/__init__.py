@@ -5,6 +5,7 @@ point in RAS mm; a *bin* is a voxel of the prior along z; *placing* is resamplin
 Imports from `spatial` and the ground.
 """
 
+from stipple_monai.priors.case_file import cases_path
 from stipple_monai.priors.folder import (
     estimate_priors,
     load_priors,
@@ -24,15 +25,19 @@ from stipple_monai.priors.organ import (
     world_point,
 )
 from stipple_monai.priors.prior import (
+    Mode,
     SpatialPrior,
 )
+from stipple_monai.priors.recognition import own_cases
 
 __all__ = [
     "UNREADABLE",
     "Center",
     "Label",
     "LabelMap",
+    "Mode",
     "SpatialPrior",
+    "cases_path",
     "estimate_priors",
     "is_invertible",
     "load_priors",
@@ -40,6 +45,7 @@ __all__ = [
     "organ_crop",
     "organ_masks",
     "organ_position",
+    "own_cases",
     "prior_path",
     "spacing_along_ras",
     "world_point",

@@ -1,4 +1,4 @@
-"""Frequencies of an organ around its centre, slices and bins: algorithm 1."""
+"""An organ around its centre, map after map: in slices and bins (algorithm 1), or on a grid."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import warnings
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
+from scipy import sparse
 
 from stipple_monai.errors import PriorError
 from stipple_monai.parallel import map_in_order
 from stipple_monai.priors.alignment import CoarseMask, common_centers
+from stipple_monai.priors.cases import Case, Cases, pack
+from stipple_monai.priors.kernel import GRID_MM, half_lengths, soft_mask
 from stipple_monai.priors.organ import (
+    UNNAMED,
     Center,
     Label,
     center_and_reach,
@@ -25,6 +29,8 @@ from stipple_monai.priors.organ import (
     spacing_along_ras,
 )
 from stipple_monai.spatial import interpolate
+
+Number = TypeVar("Number", int, float)
 
 
 def count_labels(
@@ -51,7 +57,7 @@ def count_labels(
         crops = organ_masks(label_map, organs)
         pairs = zip(histograms, crops, strict=True)
         return label_map.name, [
-            crop and _keep(*crop, histogram.center) for histogram, crop in pairs
+            crop and _keep(*crop, histogram.center, label_map.name) for histogram, crop in pairs
         ]
 
     for case, (name, found) in enumerate(map_in_order(examined, labels, num_workers=num_workers)):
@@ -61,7 +67,7 @@ def count_labels(
                 continue
             # Seen from what calls `estimate`.
             warnings.warn(
-                f"{name} does not contain organ {histogram.organ}: skipped.", stacklevel=4
+                f"{name} does not contain organ {histogram.organ}: skipped.", stacklevel=5
             )
     for histogram in histograms:
         histogram.align()
@@ -79,6 +85,7 @@ class _Kept(NamedTuple):
         center_mm: its centre.
         reach_mm: how far it reaches from there.
         coarse: what its group-wise centre is found with.
+        name: of the map's file, without folders; empty where it has none.
     """
 
     bits: bytes
@@ -87,6 +94,7 @@ class _Kept(NamedTuple):
     center_mm: NDArray[np.float64]
     reach_mm: NDArray[np.float64]
     coarse: CoarseMask | None
+    name: str
 
     def mask(self) -> NDArray[np.bool_]:
         bits = np.frombuffer(zlib.decompress(self.bits), np.uint8)
@@ -94,12 +102,13 @@ class _Kept(NamedTuple):
         return voxels.reshape(self.shape[::-1]).T
 
 
-def _keep(mask: NDArray[np.bool_], affine: NDArray[np.float64], center: Center) -> _Kept:
+def _keep(mask: NDArray[np.bool_], affine: NDArray[np.float64], center: Center, name: str) -> _Kept:
     bits = zlib.compress(np.packbits(mask.T).tobytes(), level=1)
     groupwise = center == "groupwise"
     point, reach = center_and_reach(mask, affine, "bbox" if groupwise else center)
     coarse = CoarseMask(mask, affine) if groupwise else None
-    return _Kept(bits, mask.shape, affine, point, reach, coarse)
+    name = "" if name == UNNAMED else Path(name).name
+    return _Kept(bits, mask.shape, affine, point, reach, coarse, name)
 
 
 class OrganHistogram:
@@ -114,7 +123,8 @@ class OrganHistogram:
     def __init__(
         self, organ: int, center: Center, spacing_mm: NDArray[np.float64] | None = None
     ) -> None:
-        self.organ, self.center, self.spacing_mm = organ, center, spacing_mm
+        self.organ, self.center = organ, center
+        self.given_mm = self.spacing_mm = spacing_mm
         self._kept: dict[int, _Kept] = {}
 
     @property
@@ -137,36 +147,50 @@ class OrganHistogram:
             point, reach = center_and_reach(organ.mask(), organ.affine, center)
             self._kept[case] = organ._replace(center_mm=point, reach_mm=reach, coarse=None)
 
-    def in_bins(
-        self, bins: int | None, smoothing: float, *, num_workers: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Frequencies ``(W_p, H_p, B)`` in [0, 1] (equation 1), and the size of their voxels.
+    def in_bins(self, bins: int | None, *, num_workers: int) -> tuple[NDArray[np.float64], Cases]:
+        """Frequencies ``(W_p, H_p, B)`` in [0, 1] (equation 1), and what each map contributed.
 
         Raises:
             PriorError: no map contained the organ.
         """
+        organs, spacing_mm = self._found()
+        reach = np.array([organ.reach_mm for organ in organs])
+        # The tolerance keeps an organ of 10 voxels of 0.7 mm from filling 11.
+        shapes = np.maximum(np.ceil(2 * reach / spacing_mm - 0.01), 1).astype(int)
+        largest = shapes.max(0)
+        in_bins = bin_weights(largest[2], largest[2] if bins is None else bins)
+
+        total = np.zeros((largest[0], largest[1], in_bins.shape[0]), order="F")
+        sampled = partial(_sampled, largest=largest, in_bins=in_bins, spacing_mm=spacing_mm)
+        pairs, items = zip(organs, shapes, strict=True), []
+        for frequency, case in map_in_order(sampled, pairs, num_workers=num_workers):
+            total += frequency
+            items.append(case)
+        total /= len(organs)
+        voxel_mm = spacing_mm * [1, 1, largest[2] / in_bins.shape[0]]
+        cases = Cases(tuple(items), _three(total.shape), _three(voxel_mm.tolist()))
+        return np.ascontiguousarray(np.clip(total, 0, 1)), cases
+
+    def on_kernel_grid(self, *, num_workers: int) -> Cases:
+        """Every map's organ on the grid of a density (`stipple_monai.priors.kernel`), not blurred.
+
+        Raises:
+            PriorError: no map contained the organ.
+        """
+        organs, _ = self._found()
+        spacing_mm = np.full(3, GRID_MM) if self.given_mm is None else self.given_mm
+        half = half_lengths(np.max([organ.reach_mm for organ in organs], axis=0), spacing_mm)
+        sampled = partial(_on_grid, half=half, spacing_mm=spacing_mm)
+        items = tuple(map_in_order(sampled, organs, num_workers=num_workers))
+        return Cases(items, _three((2 * half + 1).tolist()), _three(spacing_mm.tolist()))
+
+    def _found(self) -> tuple[list[_Kept], NDArray[np.float64]]:
         if self.spacing_mm is None or not self._kept:
             raise PriorError(
                 f"No label map contains organ {self.organ}: give at least one labelled volume, or "
                 "check the label value."
             )
-        organs = list(self._kept.values())
-        reach = np.array([organ.reach_mm for organ in organs])
-        # The tolerance keeps an organ of 10 voxels of 0.7 mm from filling 11.
-        shapes = np.maximum(np.ceil(2 * reach / self.spacing_mm - 0.01), 1).astype(int)
-        largest = shapes.max(0)
-        in_bins = bin_weights(largest[2], largest[2] if bins is None else bins)
-
-        total = np.zeros((largest[0], largest[1], in_bins.shape[0]), order="F")
-        sampled = partial(_sampled, largest=largest, in_bins=in_bins, spacing_mm=self.spacing_mm)
-        pairs = zip(organs, shapes, strict=True)
-        for frequency in map_in_order(sampled, pairs, num_workers=num_workers):
-            total += frequency
-        total /= len(organs)
-        voxel_mm = self.spacing_mm * [1, 1, largest[2] / in_bins.shape[0]]
-        if smoothing > 0:
-            total = blur_in_plane(total, smoothing / voxel_mm[:2])
-        return np.ascontiguousarray(np.clip(total, 0, 1)), voxel_mm
+        return list(self._kept.values()), self.spacing_mm
 
 
 def _sampled(
@@ -175,14 +199,42 @@ def _sampled(
     largest: NDArray[np.int_],
     in_bins: sparse.csr_array,
     spacing_mm: NDArray[np.float64],
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], Case]:
     """One organ on a grid of its own shape, its centre moved to that of ``largest``, in bins."""
     organ, shape = item
     grid = np.diag([*spacing_mm, 1.0])
     grid[:3, 3] = organ.center_mm - spacing_mm * (shape - 1) / 2
     w, h, d = (about_center(n, m) for n, m in zip(shape.tolist(), largest.tolist(), strict=True))
     transform = np.linalg.inv(organ.affine) @ grid
-    return interpolate(organ.mask(), transform, shape.tolist(), then=(w, h, in_bins @ d))
+    mask = organ.mask()
+    frequency = interpolate(mask, transform, shape.tolist(), then=(w, h, in_bins @ d))
+    return frequency, _case(frequency, organ, mask, exact=True)
+
+
+def _on_grid(organ: _Kept, *, half: NDArray[np.int_], spacing_mm: NDArray[np.float64]) -> Case:
+    mask = organ.mask()
+    first_mm = organ.center_mm - half * spacing_mm
+    values = soft_mask(
+        mask, organ.affine, first_mm=first_mm, shape=2 * half + 1, spacing_mm=spacing_mm
+    )
+    return _case(values, organ, mask, exact=False)
+
+
+def _case(
+    values: NDArray[np.float32], organ: _Kept, mask: NDArray[np.bool_], *, exact: bool
+) -> Case:
+    voxel_ml = abs(float(np.linalg.det(organ.affine[:3, :3]))) / 1000
+    return pack(
+        values,
+        exact=exact,
+        volume_ml=int(mask.sum()) * voxel_ml,
+        name=organ.name,
+    )
+
+
+def _three(values: Sequence[Number]) -> tuple[Number, Number, Number]:
+    r, a, s = values
+    return r, a, s
 
 
 def about_center(length: int, longer: int) -> sparse.csr_array:
@@ -220,12 +272,3 @@ def bin_weights(slices: int, bins: int) -> sparse.csr_array:
     # Slices in a bin are counted; an empty bin has the one that it takes.
     weight = 1 / np.bincount(row, minlength=bins)[row]
     return sparse.csr_array((weight, (row, column)), shape=(bins, slices))
-
-
-def blur_in_plane(
-    frequency: NDArray[np.float64], sigma: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Gaussian blur in the axial plane, ``sigma`` in voxels, with room for three of them."""
-    margin = np.ceil(3 * sigma).astype(int)
-    padded = np.pad(frequency, [(margin[0],) * 2, (margin[1],) * 2, (0, 0)])
-    return ndimage.gaussian_filter(padded, (*sigma, 0), mode="constant", truncate=3)

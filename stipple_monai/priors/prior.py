@@ -1,4 +1,4 @@
-"""The spatial prior of one organ (algorithm 1 and equation 1 of Petit et al. 2022).
+"""The spatial prior of one organ, after algorithm 1 and equation 1 of Petit et al. 2022.
 
 Space
     World coordinates in mm, RAS+ (see `stipple_monai.priors.organ`). A prior's axes ``W_p H_p B``
@@ -9,13 +9,15 @@ Position
 Bin
     One of the ``B`` equal parts of the organ's greatest depth ``Δz``. Bins *are* the voxels of
     the prior along z, ``Δz / B`` mm tall.
+Density
+    A prior without bins, whose labels were blurred by a Gaussian: continuous in all directions.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,11 +25,21 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.priors.alignment import mean_offsets
-from stipple_monai.priors.histogram import OrganHistogram, count_labels
-from stipple_monai.priors.organ import Center, Label, is_invertible, known_center, world_point
+from stipple_monai.priors.cases import Cases, Volumes
+from stipple_monai.priors.estimation import Smoothing, estimate_organs
+from stipple_monai.priors.organ import (
+    Center,
+    Label,
+    is_count,
+    known_center,
+    three_lengths,
+    world_point,
+)
 from stipple_monai.priors.prior_file import read_prior, write_prior
-from stipple_monai.spatial import sample_on_grid
+from stipple_monai.spatial import grid_affine, sample_on_grid, touched
+
+Mode: TypeAlias = Literal["auto", "nearest", "linear"]
+"""How a prior is sampled along z: ``"auto"`` is linear for a density, nearest for a histogram."""
 
 
 class SpatialPrior:
@@ -42,10 +54,17 @@ class SpatialPrior:
         center: what the organ's centre is, see :meth:`estimate`.
         offset_mm: the mean position of this organ relative to the mean of all organs that were
             estimated with it, RAS mm; ``None`` if there were no others.
+        smoothing_mm: width of a density's Gaussian; 0 for a histogram.
+        volumes_ml: of the organ in the label maps, where known.
+        log_likelihood: mean over the label maps of the organ's log-likelihood under the prior of
+            the others, see `stipple_monai.priors.likelihood`: nats a case at one observation a
+            millilitre, above a prior that expects the organ nowhere; ``None`` for one map.
+        cases: what each map contributed, with which it can be left out; ``None`` if not kept.
 
     Raises:
         PriorError: ``probability`` is not a finite 3D array in [0, 1], ``spacing_mm`` is not
-            three positive lengths, or ``offset_mm`` is not three finite numbers.
+            three positive lengths, ``offset_mm`` is not three finite numbers, or ``cases`` are
+            not those of the prior.
 
     Example:
         >>> prior = SpatialPrior(torch.ones(4, 4, 2), spacing_mm=(1, 1, 10), organ=1)
@@ -64,7 +83,13 @@ class SpatialPrior:
         case_count: int = 1,
         center: Center = "bbox",
         offset_mm: Sequence[float] | None = None,
+        smoothing_mm: float = 0.0,
+        volumes_ml: Volumes | None = None,
+        log_likelihood: float | None = None,
+        cases: Cases | None = None,
     ) -> None:
+        if torch.as_tensor(probability).is_complex():
+            raise PriorError("`probability` must be of real numbers, got complex ones.")
         probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu").detach()
         probability = probability.as_subclass(torch.Tensor)
         if probability.ndim != 3 or probability.numel() == 0:
@@ -77,20 +102,31 @@ class SpatialPrior:
         if low < 0 or high > 1:
             raise PriorError(f"`probability` must lie in [0, 1], got [{low:g}, {high:g}].")
         self.probability = probability
-        self.spacing_mm = _lengths(spacing_mm)
+        self.spacing_mm = three_lengths(spacing_mm)
         self.organ = int(organ)
+        if not is_count(case_count) or case_count < 0:
+            raise PriorError(f"`case_count` must be a number of maps, got {case_count}.")
         self.case_count = int(case_count)
         self.center = known_center(center)
         self.offset_mm = None if offset_mm is None else _point(offset_mm)
+        self.smoothing_mm = float(smoothing_mm)
+        self.volumes_ml = volumes_ml
+        self.log_likelihood = None if log_likelihood is None else float(log_likelihood)
+        self.cases = cases
+        if cases is not None and cases.whole_shape != tuple(probability.shape):
+            raise PriorError(
+                f"`cases` must be those that the prior was made of, got some of the shape "
+                f"{cases.whole_shape} for {tuple(probability.shape)}: estimate them together."
+            )
 
     @property
     def bins(self) -> int:
-        """Number of bins along z, ``B``."""
+        """Number of voxels along z, ``B``: of a histogram the bins."""
         return self.probability.shape[2]
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
-        """Size of the box along R, A and S, the largest extent of the organ that was seen."""
+        """Size of the box along R, A and S: the organ's largest extent, and a density's room."""
         w, h, b = (n * s for n, s in zip(self.probability.shape, self.spacing_mm, strict=True))
         return w, h, b
 
@@ -100,7 +136,8 @@ class SpatialPrior:
         sizes = " × ".join(f"{s:.4g}" for s in self.spacing_mm)
         return (
             f"SpatialPrior(organ {self.organ}: {w} × {h} × {b} voxels of {sizes} mm, "
-            f"{self.case_count} case{'s' * (self.case_count != 1)}, center {self.center!r})"
+            f"{self.case_count} case{'s' * (self.case_count != 1)}, center {self.center!r}"
+            + (f", Gaussian of {self.smoothing_mm:g} mm)" if self.smoothing_mm else ")")
         )
 
     @classmethod
@@ -109,40 +146,42 @@ class SpatialPrior:
         labels: Iterable[Label] | Label,
         *,
         organ: int = 1,
-        bins: int | None = 5,
+        bins: int | None = None,
+        smoothing_mm: Smoothing = "auto",
         spacing_mm: Sequence[float] | None = None,
         center: Center = "bbox",
-        smoothing: float = 0.0,
         num_workers: int = 1,
     ) -> SpatialPrior:
-        """Estimate the prior of an organ from label maps (algorithm 1, equation 1).
+        """Estimate the prior of an organ from label maps.
+
+        A density by default: every label under a Gaussian, its width by how well the others
+        foretell each label. With ``bins``, the histogram of the paper (algorithm 1, equation 1).
 
         Every map is read once, piece by piece, and forgotten, except for some tens of kilobytes:
         the organ's voxels, compressed. Memory is that of the organ's box. Maps of any orientation
-        or obliquity are sampled on RAS axes around the organ's centre. An organ whose extent is of
-        the same parity (in voxels) as the largest is counted voxel by voxel; the centre of any
-        other lies half a voxel off, and linear interpolation puts it right. What lies outside a
-        map's field of view counts as background.
+        or obliquity are sampled on RAS axes around the organ's centre. In a histogram an organ
+        whose extent is of the same parity (in voxels) as the largest is counted voxel by voxel; the
+        centre of any other lies half a voxel off, and linear interpolation puts it right. What lies
+        outside a map's field of view counts as background.
 
         Args:
             labels: label maps, ``(1, W, H, D)`` or ``(W, H, D)``, or NIfTI files of such; or one.
             organ: label value of the organ.
-            bins: ``B``; ``None`` keeps every slice (``B = Δz``, no discretisation).
-            spacing_mm: grid of the prior along R, A and S before binning; the first map's own
-                where ``None``.
+            bins: ``B`` of the histogram; ``None`` has none. A slice belongs to the bin that its
+                centre falls in, so that bins may hold different numbers of slices; a bin too thin
+                to hold any takes the slice that contains its centre.
+            smoothing_mm: standard deviation of the Gaussian, the same in all directions; the box
+                grows by three of them. ``"auto"`` takes the one of `likelihood.WIDTHS_MM` with the
+                highest leave-one-out likelihood, 10 mm for a single label. ``None`` or 0, without
+                bins: a histogram with a bin for every slice.
+            spacing_mm: grid of the prior along R, A and S, before binning. Where ``None``, cubes
+                of 2.5 mm for a density, and the first map's own for a histogram.
             center: ``"bbox"``, the middle of the organ's bounding box (algorithm 1); ``"mass"``,
                 the mean of its voxels; or ``"groupwise"``, where all the maps' organs overlap
                 most (`stipple_monai.priors.alignment`), which gives a sharper prior and a centre
                 that is found again in a prediction.
-            smoothing: standard deviation in mm of a Gaussian blur in the axial plane; the box
-                grows by three of them. 0 is the paper's plain histogram.
             num_workers: number of maps that are read at once, each on a thread of its own; the
                 result does not depend on it. 0 and 1 work in the calling thread.
-
-        Returns:
-            The prior. A slice belongs to the bin that its centre falls in, so that bins may hold
-            different numbers of slices; a bin too thin to hold any takes the slice that contains
-            its centre.
 
         Raises:
             PriorError: no map contains the organ, or an argument is out of range.
@@ -152,9 +191,9 @@ class SpatialPrior:
             labels,
             organs=[organ],
             bins=bins,
+            smoothing_mm=smoothing_mm,
             spacing_mm=spacing_mm,
             center=center,
-            smoothing=smoothing,
             num_workers=num_workers,
         )
         return prior
@@ -165,10 +204,10 @@ class SpatialPrior:
         labels: Iterable[Label] | Label,
         *,
         organs: Sequence[int],
-        bins: int | None = 5,
+        bins: int | None = None,
+        smoothing_mm: Smoothing = "auto",
         spacing_mm: Sequence[float] | None = None,
         center: Center = "bbox",
-        smoothing: float = 0.0,
         num_workers: int = 1,
     ) -> list[SpatialPrior]:
         """Estimate the priors of several organs, reading every map once, see :meth:`estimate`.
@@ -177,41 +216,41 @@ class SpatialPrior:
         together.
 
         Returns:
-            The priors in the order of ``organs``.
+            The priors in the order of ``organs``; with ``smoothing_mm="auto"`` each of its own
+            width.
         """
-        if bins is not None and bins < 1:
-            raise PriorError(f"`bins` must be at least 1, got {bins}.")
-        if not 0 <= smoothing < float("inf"):
-            raise PriorError(f"`smoothing` must be a length of at least 0 mm, got {smoothing}.")
-        if num_workers < 0:
-            raise PriorError(f"`num_workers` must be at least 0, got {num_workers}.")
-        spacing = None if spacing_mm is None else np.array(_lengths(spacing_mm))
-        histograms = [OrganHistogram(k, known_center(center), spacing) for k in organs]
-        if isinstance(labels, MetaTensor | str | os.PathLike):
-            labels = [labels]
-        count_labels(labels, histograms, num_workers=num_workers)
-        offsets = mean_offsets([histogram.centers_mm for histogram in histograms])
-        priors = []
-        for histogram, offset in zip(histograms, offsets, strict=True):
-            probability, voxel_mm = histogram.in_bins(bins, smoothing, num_workers=num_workers)
-            priors.append(
-                cls(
-                    probability,
-                    spacing_mm=voxel_mm.tolist(),
-                    organ=histogram.organ,
-                    case_count=len(histogram.centers_mm),
-                    center=center,
-                    offset_mm=offset,
-                )
+        estimates = estimate_organs(
+            labels,
+            organs=organs,
+            bins=bins,
+            smoothing_mm=smoothing_mm,
+            spacing_mm=None if spacing_mm is None else np.array(three_lengths(spacing_mm)),
+            center=center,
+            num_workers=num_workers,
+        )
+        return [
+            cls(
+                each.probability,
+                spacing_mm=each.cases.spacing_mm,
+                organ=each.organ,
+                case_count=len(each.cases),
+                center=center,
+                offset_mm=each.offset_mm,
+                smoothing_mm=each.cases.smoothing_mm,
+                volumes_ml=each.cases.volumes_ml,
+                log_likelihood=each.log_likelihood,
+                cases=each.cases,
             )
-        return priors
+            for each in estimates
+        ]
 
     def place(
         self,
         position_mm: Sequence[float] | torch.Tensor,
         like: MetaTensor,
         *,
-        mode: Literal["nearest", "linear"] = "nearest",
+        mode: Mode = "auto",
+        without: Sequence[int] = (),
     ) -> MetaTensor:
         """Sample the prior, its centre moved to ``position_mm``, on another image's grid.
 
@@ -220,27 +259,73 @@ class SpatialPrior:
             like: the image that gives the grid, ``(C, W, H, D)`` with any invertible affine; a
                 slice keeps its third axis (``D`` = 1).
             mode: along z, ``"nearest"`` is the histogram of the paper, ``"linear"`` interpolates
-                between the centres of bins. In the plane it is always linear.
+                between the centres of voxels, ``"auto"`` does so for a density. In the plane it is
+                always linear.
+            without: numbers of the label maps that are left out, as in `cases`.
 
         Returns:
             ``(1, W, H, D)`` float32 on the device of ``like``; zero outside the prior's box.
 
         Raises:
             PositionError: ``position_mm`` is not three finite numbers.
-            PriorError: ``like`` has no usable grid, or ``mode`` is unknown.
+            PriorError: ``like`` has no usable grid, ``mode`` is unknown, or the prior of the other
+                maps is not known.
         """
-        if mode not in ("nearest", "linear"):
-            raise PriorError(f"`mode` must be 'nearest' or 'linear', got {mode!r}.")
-        affine = _grid_affine(like)
+        if mode not in ("auto", "nearest", "linear"):
+            raise PriorError(f"`mode` must be 'auto', 'nearest' or 'linear', got {mode!r}.")
+        affine = grid_affine(like)
+        center, values = world_point(position_mm), self.probability
+        if len(without):
+            # Of a slice's grid only some of the prior's slices are needed.
+            grid = {"affine": affine, "shape": like.shape[1:]}
+            box = touched(values.shape, spacing_mm=self.spacing_mm, center_mm=center, **grid)
+            values = self._leave_out(without, box)
+            shift = [b.start + b.stop - n for b, n in zip(box, self.probability.shape, strict=True)]
+            center = center + torch.tensor(shift) / 2 * torch.tensor(self.spacing_mm)
         placed = sample_on_grid(
-            self.probability.to(like.device),
+            values.to(like.device),
             spacing_mm=self.spacing_mm,
-            center_mm=world_point(position_mm),
+            center_mm=center,
             affine=affine,
             shape=like.shape[1:],
-            nearest_along_z=mode == "nearest",
+            nearest_along_z=mode == "nearest" or (mode == "auto" and self.smoothing_mm == 0),
         )
         return MetaTensor(placed.clamp(max=1)[None], affine=affine)
+
+    def leave_out(self, without: Sequence[int]) -> SpatialPrior:
+        """The prior of the other label maps, about the same centres and of the same width.
+
+        Args:
+            without: numbers of the maps, in the order of those that had the organ.
+
+        Raises:
+            PriorError: no map would be left, or what each contributed was not kept.
+        """
+        box = tuple(slice(0, n) for n in self.probability.shape)
+        return SpatialPrior(
+            self._leave_out(without, box),
+            spacing_mm=self.spacing_mm,
+            organ=self.organ,
+            case_count=self.case_count - len(without),
+            center=self.center,
+            offset_mm=self.offset_mm,
+            smoothing_mm=self.smoothing_mm,
+        )
+
+    def _leave_out(self, without: Sequence[int], box: tuple[slice, ...]) -> torch.Tensor:
+        if self.cases is None:
+            raise PriorError(
+                f"The prior of organ {self.organ} was loaded without what each label map "
+                "contributed: estimate it again, or keep the file …_cases.npz beside it."
+            )
+        if len({*without}) >= self.case_count:
+            raise PriorError(
+                f"`without` must leave one of the {self.case_count} label maps, got {without}: "
+                "place a neutral prior."
+            )
+        return torch.from_numpy(
+            self.cases.leave_out(self.probability[box].numpy(), [*{*without}], box)
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the prior as NIfTI (float32, RAS mm, the organ's centre at the origin).
@@ -264,29 +349,6 @@ class SpatialPrior:
                 by a newer version.
         """
         return read_prior(path, cls)
-
-
-def _grid_affine(like: MetaTensor) -> torch.Tensor:
-    if not isinstance(like, MetaTensor):
-        raise PriorError(
-            f"`like` must be a MetaTensor, whose affine says where it lies, got {type(like)}."
-        )
-    if like.ndim != 4:
-        raise PriorError(
-            f"`like` must have the axes C W H D, got the shape {tuple(like.shape)}; keep a slice "
-            "as W × H × 1 and squeeze it after the prior is placed."
-        )
-    affine = like.affine.to(dtype=torch.float64, device="cpu")
-    if not is_invertible(affine):
-        raise PriorError(f"`like` must have an invertible 4 × 4 affine, got {affine.tolist()}.")
-    return affine
-
-
-def _lengths(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
-    values = [float(s) for s in spacing_mm]
-    if len(values) != 3 or not all(0 < v < float("inf") for v in values):
-        raise PriorError(f"`spacing_mm` must be three positive lengths, got {values}.")
-    return values[0], values[1], values[2]
 
 
 def _point(offset_mm: Sequence[float]) -> tuple[float, float, float]:

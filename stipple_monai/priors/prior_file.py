@@ -2,11 +2,15 @@
 
 The image is float32 in RAS mm with the organ's centre at the origin, so that any viewer shows it.
 The record, JSON in a header extension, holds what an image has no place for.
+
+What each label map contributed stands in a file of its own (`stipple_monai.priors.case_file`): a
+prior can be handed on without it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -18,10 +22,16 @@ from numpy.typing import NDArray
 
 from stipple_monai.errors import PriorError
 from stipple_monai.files import whole_file
+from stipple_monai.priors.case_file import cases_path, read_cases, write_cases
+from stipple_monai.priors.cases import Cases, Volumes
 from stipple_monai.priors.organ import UNREADABLE, Center
 
 FORMAT_VERSION = 1
 
+_AS_WRITTEN = ("organ", "case_count", "center", "offset_mm", "smoothing_mm", "log_likelihood")
+
+# of the largest prior, a box of 60 cm in voxels of 1.5 mm, some times over
+_MOST_VOXELS = 2**28
 _REMEDY = "Estimate it again and save it with `SpatialPrior.save`."
 
 
@@ -34,6 +44,10 @@ class Prior(Protocol):
     case_count: int
     center: Center
     offset_mm: tuple[float, float, float] | None
+    smoothing_mm: float
+    volumes_ml: Volumes | None
+    log_likelihood: float | None
+    cases: Cases | None
 
     @property
     def bins(self) -> int:
@@ -61,17 +75,19 @@ def write_prior(prior: Prior, path: str | os.PathLike[str]) -> None:
     image.header["descrip"] = f"STIPPLE prior of organ {prior.organ}"
     record = {
         "stipple_prior": FORMAT_VERSION,
-        "organ": prior.organ,
+        **{key: getattr(prior, key) for key in _AS_WRITTEN},
         "bins": prior.bins,
-        "case_count": prior.case_count,
-        "center": prior.center,
-        "offset_mm": prior.offset_mm,
+        "volumes_ml": prior.volumes_ml and prior.volumes_ml._asdict(),
     }
     image.header.extensions.append(
         nib.nifti1.Nifti1Extension("comment", json.dumps(record).encode())
     )
+    # Cases of another prior are worse than none.
+    cases_path(path).unlink(missing_ok=True)
     with whole_file(path) as temporary:
         nib.save(image, temporary)
+    if prior.cases is not None:
+        write_cases(prior.cases, path, prior.probability.numpy())
 
 
 def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> AnyPrior:
@@ -80,7 +96,8 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
     Args:
         path: the file.
         make: the class of the prior, called with its values and the keywords ``spacing_mm``,
-            ``organ``, ``case_count``, ``center`` and ``offset_mm``.
+            ``organ``, ``case_count``, ``center``, ``offset_mm``, ``smoothing_mm``, ``volumes_ml``,
+            ``log_likelihood`` and ``cases``.
 
     Raises:
         PriorError: the file is missing, truncated, not NIfTI or not a prior, or was written by a
@@ -88,7 +105,8 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
     """
     try:
         image = nib.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32)
+        if not isinstance(image, nib.Nifti1Image):
+            raise ValueError("it is of another format")
         texts = [e.get_content() for e in image.header.extensions if e.get_code() == 6]
     except FileNotFoundError:
         raise PriorError(f"There is no prior at {path}. {_REMEDY}") from None
@@ -104,21 +122,27 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
             f"{path} is a prior of format {record['stipple_prior']}, and this version reads "
             f"format {FORMAT_VERSION}: update stipple-monai. {_REMEDY}"
         )
+    if math.prod(image.shape) > _MOST_VOXELS:
+        raise PriorError(f"{path} is not a valid prior: its shape is {image.shape}. {_REMEDY}")
     try:
+        data = np.asarray(image.dataobj, dtype=np.float32)
         prior = make(
             data,
             spacing_mm=[float(s) for s in image.header.get_zooms()[:3]],
-            organ=record["organ"],
-            case_count=record["case_count"],
-            center=record["center"],
-            offset_mm=record.get("offset_mm"),
+            **{key: record[key] for key in _AS_WRITTEN},
+            volumes_ml=_volumes(record["volumes_ml"]),
+            cases=read_cases(path, data),
         )
         if prior.bins != record["bins"]:
             raise PriorError(f"it has {prior.bins} bins, its record says {record['bins']}.")
         expected = _centred_affine(prior.spacing_mm, prior.probability.shape)
         if not np.allclose(image.affine, expected, rtol=1e-4, atol=1e-3):
             raise PriorError(f"its affine must be {expected.tolist()}, so it was reoriented.")
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise PriorError(
+            f"{path} is not a valid prior: its record lacks {error}. {_REMEDY}"
+        ) from error
+    except (TypeError, *UNREADABLE) as error:
         raise PriorError(f"{path} is not a valid prior: {error} {_REMEDY}") from error
     return prior
 
@@ -129,9 +153,13 @@ def _centred_affine(spacing_mm: Sequence[float], shape: Sequence[int]) -> NDArra
     return affine
 
 
+def _volumes(record: dict[str, Any] | None) -> Volumes | None:
+    return None if record is None else Volumes(**record)
+
+
 def _json_object(text: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -17,7 +17,9 @@ from stipple_monai.spatial.interpolation import (
     interpolate,
 )
 from stipple_monai.spatial.sampling import (
+    grid_affine,
     sample_on_grid,
+    touched,
 )
 from stipple_monai.spatial.votes import (
     CommonCenter,
@@ -31,10 +33,12 @@ __all__ = [
     "Votes",
     "common_center",
     "correlate",
+    "grid_affine",
     "in_blocks",
     "interpolate",
     "promising",
     "sample_on_grid",
     "scores_in",
     "seen_box",
+    "touched",
 ]

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from monai.data import MetaTensor
+
+from stipple_monai.errors import PriorError
 
 # A voxel this close to an edge (in voxels) lies on it, whatever rounding did to its coordinate.
 _EDGE = 1e-4
@@ -50,10 +53,7 @@ def sample_on_grid(
         tensor([0.0000, 0.2000, 0.2000, 0.8000, 0.8000, 0.0000])
     """
     size = torch.tensor(image.shape, dtype=torch.float64)
-    spacing = torch.tensor(spacing_mm, dtype=torch.float64)
-    # Voxel (i, j, k) of the grid lies at the continuous index linear @ (i, j, k) + offset.
-    linear = affine[:3, :3] / spacing[:, None]
-    offset = (affine[:3, 3] - center_mm) / spacing + (size - 1) / 2
+    linear, offset = _to_index(size, spacing_mm, center_mm, affine)
     out = image.new_zeros(tuple(shape))
     box = _box_under(size, linear, offset, shape)
     if any(b.start >= b.stop for b in box):
@@ -154,3 +154,67 @@ def _along_axes(image: torch.Tensor, steps: Sequence[_Step]) -> torch.Tensor:
             lower = lower.lerp(upper, share.to(image).reshape(size))
         image = lower * inside.to(image).reshape(size)
     return image.permute([[s.grid_axis for s in steps].index(a) for a in range(3)])
+
+
+def touched(
+    size: Sequence[int],
+    *,
+    spacing_mm: Sequence[float],
+    center_mm: torch.Tensor,
+    affine: torch.Tensor,
+    shape: Sequence[int],
+) -> tuple[slice, ...]:
+    """The voxels of a box around ``center_mm`` that :func:`sample_on_grid` would look at.
+
+    Args:
+        size: ``(W_p, H_p, B)`` of the box.
+        spacing_mm: size of its voxels.
+        center_mm: ``(3,)`` float64 on the CPU, world point of its middle.
+        affine: ``(4, 4)`` float64 on the CPU, voxel to world of the grid.
+        shape: ``(W, H, D)`` of the grid.
+
+    Returns:
+        A slice for each axis, of one voxel or more.
+
+    Example:
+        >>> grid = {"affine": torch.eye(4, dtype=torch.float64), "shape": (9, 9, 1)}
+        >>> center = torch.tensor([4.0, 4.0, 7.0], dtype=torch.float64)
+        >>> touched((5, 5, 30), spacing_mm=(1, 1, 2), center_mm=center, **grid)[2]
+        slice(9, 14, None)
+    """
+    length = torch.tensor(size, dtype=torch.float64)
+    linear, offset = _to_index(length, spacing_mm, center_mm, affine)
+    reach = linear * (torch.tensor(shape, dtype=torch.float64) - 1)
+    low = offset + reach.clamp(max=0).sum(1)
+    high = offset + reach.clamp(min=0).sum(1)
+    # A voxel more at each end: what is cut must not look like the edge of the box.
+    first = torch.minimum((low - _EDGE).floor() - 1, length - 1).clamp(min=0)
+    last = torch.minimum((high + _EDGE).ceil() + 1, length - 1).clamp(min=0)
+    pairs = zip(first.int().tolist(), last.int().tolist(), strict=True)
+    return tuple(slice(a, b + 1) for a, b in pairs)
+
+
+def _to_index(
+    size: torch.Tensor, spacing_mm: Sequence[float], center_mm: torch.Tensor, affine: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Voxel (i, j, k) of the grid lies at the continuous index ``linear @ (i, j, k) + offset``."""
+    spacing = torch.tensor(spacing_mm, dtype=torch.float64)
+    offset = (affine[:3, 3] - center_mm) / spacing + (size - 1) / 2
+    return affine[:3, :3] / spacing[:, None], offset
+
+
+def grid_affine(like: MetaTensor) -> torch.Tensor:
+    """Affine ``(4, 4)`` float64 of an image ``C W H D``, or :class:`PriorError`."""
+    if not isinstance(like, MetaTensor):
+        raise PriorError(
+            f"`like` must be a MetaTensor, whose affine says where it lies, got {type(like)}."
+        )
+    if like.ndim != 4:
+        raise PriorError(
+            f"`like` must have the axes C W H D, got the shape {tuple(like.shape)}; keep a slice "
+            "as W × H × 1 and squeeze it after the prior is placed."
+        )
+    affine = like.affine.to(dtype=torch.float64, device="cpu")
+    if not bool(torch.isfinite(affine).all()) or affine.shape != (4, 4) or float(affine.det()) == 0:
+        raise PriorError(f"`like` must have an invertible 4 × 4 affine, got {affine.tolist()}.")
+    return affine

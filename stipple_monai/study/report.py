@@ -180,7 +180,7 @@ def _bins_figure(results: Results, path: Path) -> list[Picture]:
         for method in results.methods:
             found = results.rows.get((method, proportion), [])
             binned = method.startswith("stipple_bins") or method == "stipple_single"
-            if found and binned:
+            if found and binned and found[0]["bins"]:
                 spread = results.spread(method, proportion)
                 lines.setdefault(f"{proportion:.0%}", {})[found[0]["bins"]] = spread
     lines = {name: line for name, line in lines.items() if len(line) > 1}

@@ -10,27 +10,37 @@ Nothing dense is kept with a scan, only ``K × 3`` numbers::
     PriorAlignd(keys="image", priors=priors)                 # on the crop's grid
     ConcatItemsd(keys=["image", "prior"], name="image"), DeleteItemsd(keys="prior")
 
+With ``leave_one_out=True`` in the first and the last, a scan that the priors were made of sees the
+priors of the *other* scans; ``own_cases``, ``K × N`` bytes, says what is left out.
+
 ``organ_position`` is ``(K, 3)``, RAS mm, one row per prior; a row of NaN is an unknown position,
 for which the prior is neutral: it prefers neither the organ nor the background.
 """
 
 from stipple_monai.transforms.array import (
     OrganPosition,
+    OwnCases,
     PriorAlign,
     PriorAugment,
     SelectPseudoLabels,
 )
-from stipple_monai.transforms.dictionary import (
-    POSITION_KEY,
+from stipple_monai.transforms.checks import (
     CheckPairD,
     CheckPaird,
     CheckPairDict,
     CheckScanD,
     CheckScand,
     CheckScanDict,
-    LoadScanD,
-    LoadScand,
-    LoadScanDict,
+)
+from stipple_monai.transforms.decision import (
+    DecideLabel,
+    DecideLabelD,
+    DecideLabeld,
+    DecideLabelDict,
+)
+from stipple_monai.transforms.dictionary import (
+    CASES_KEY,
+    POSITION_KEY,
     OrganPositionD,
     OrganPositiond,
     OrganPositionDict,
@@ -43,6 +53,11 @@ from stipple_monai.transforms.dictionary import (
     SelectPseudoLabelsD,
     SelectPseudoLabelsd,
     SelectPseudoLabelsDict,
+)
+from stipple_monai.transforms.reading import (
+    LoadScanD,
+    LoadScand,
+    LoadScanDict,
     SpacingScanD,
     SpacingScand,
     SpacingScanDict,
@@ -57,6 +72,7 @@ from stipple_monai.transforms.slices import (
 )
 
 __all__ = [
+    "CASES_KEY",
     "POSITION_KEY",
     "CheckPairD",
     "CheckPairDict",
@@ -64,6 +80,10 @@ __all__ = [
     "CheckScanD",
     "CheckScanDict",
     "CheckScand",
+    "DecideLabel",
+    "DecideLabelD",
+    "DecideLabelDict",
+    "DecideLabeld",
     "LoadScanD",
     "LoadScanDict",
     "LoadScand",
@@ -71,6 +91,7 @@ __all__ = [
     "OrganPositionD",
     "OrganPositionDict",
     "OrganPositiond",
+    "OwnCases",
     "PriorAlign",
     "PriorAlignD",
     "PriorAlignDict",

@@ -15,7 +15,7 @@ from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple, en
 
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.positioning import measure_position
-from stipple_monai.priors import SpatialPrior
+from stipple_monai.priors import Mode, SpatialPrior, own_cases
 from stipple_monai.pseudo_labels import select_top_k
 
 _TORCH = [TransformBackends.TORCH]
@@ -27,28 +27,66 @@ class OrganPosition(Transform):
 
     Args:
         priors: one per organ; their ``organ`` and ``center`` say what is looked for.
+        leave_one_out: measure group-wise centres with the priors of the *other* labels where
+            the map is one of those that a prior was made of. An organ for which no label is left
+            has no position.
+    """
+
+    backend = _NUMPY
+
+    def __init__(self, priors: Sequence[SpatialPrior], *, leave_one_out: bool = False) -> None:
+        self.priors = _with_cases(priors) if leave_one_out else _several(priors)
+        self.leave_one_out = leave_one_out
+
+    def __call__(self, label: MetaTensor, left_out: NdarrayOrTensor | None = None) -> torch.Tensor:
+        """Measure ``label`` ``(1, W, H, D)``.
+
+        Args:
+            label: the whole map.
+            left_out: what :class:`OwnCases` finds in it; found here where ``None``, if asked for.
+
+        Returns:
+            ``(K, 3)`` float64, RAS mm; NaN for an organ that is not there, with a warning, or
+            for which no other label is left.
+        """
+        if left_out is None and self.leave_one_out:
+            left_out = OwnCases(self.priors)(label)
+        positions = []
+        for k, prior in enumerate(self.priors):
+            without = _numbers(left_out, k)
+            point = torch.full((3,), torch.nan, dtype=torch.float64)
+            if len(without) < prior.case_count:
+                try:
+                    others = prior.leave_out(without) if without else prior
+                    point = measure_position(label, others)
+                except PositionError as error:
+                    warnings.warn(f"{error} Its prior stays neutral.", stacklevel=2)
+            positions.append(point)
+        return torch.stack(positions)
+
+
+class OwnCases(Transform):
+    """Of the cases that priors were made of, those that are this label map.
+
+    Args:
+        priors: one per organ, with their cases (see :meth:`SpatialPrior.load`).
     """
 
     backend = _NUMPY
 
     def __init__(self, priors: Sequence[SpatialPrior]) -> None:
-        self.priors = _several(priors)
+        self.priors = _with_cases(priors)
 
     def __call__(self, label: MetaTensor) -> torch.Tensor:
-        """Measure ``label`` ``(1, W, H, D)``.
+        """Look for ``label`` ``(1, W, H, D)``, see :func:`~stipple_monai.priors.own_cases`.
 
         Returns:
-            ``(K, 3)`` float64, RAS mm; NaN, with a warning, for an organ that is not there.
+            ``(K, N)`` bool, ``N`` the greatest number of cases of a prior.
         """
-        positions = []
-        for prior in self.priors:
-            try:
-                point = measure_position(label, prior)
-            except PositionError as error:
-                warnings.warn(f"{error} Its prior stays neutral.", stacklevel=2)
-                point = torch.full((3,), torch.nan, dtype=torch.float64)
-            positions.append(point)
-        return torch.stack(positions)
+        own = torch.zeros(len(self.priors), max(p.case_count for p in self.priors)).bool()
+        for k, prior in enumerate(self.priors):
+            own[k, own_cases(label, prior)] = True
+        return own
 
 
 class PriorAlign(Transform):
@@ -77,21 +115,28 @@ class PriorAlign(Transform):
         self,
         priors: Sequence[SpatialPrior],
         *,
-        mode: Literal["nearest", "linear"] = "nearest",
+        mode: Mode = "auto",
         activation: Literal["softmax", "sigmoid"] = "softmax",
     ) -> None:
         self.priors = _several(priors)
         if activation not in ("softmax", "sigmoid"):
             raise PriorError(f"`activation` must be 'softmax' or 'sigmoid', got {activation!r}.")
-        self.mode: Literal["nearest", "linear"] = mode
+        self.mode: Mode = mode
         self.activation = activation
 
-    def __call__(self, image: MetaTensor, positions_mm: NdarrayOrTensor) -> torch.Tensor:
+    def __call__(
+        self,
+        image: MetaTensor,
+        positions_mm: NdarrayOrTensor,
+        left_out: NdarrayOrTensor | None = None,
+    ) -> torch.Tensor:
         """Place the priors.
 
         Args:
             image: ``(C, W, H, D)`` with an affine; a slice keeps its third axis.
             positions_mm: ``(K, 3)``, RAS mm; NaN where unknown.
+            left_out: ``(K, N)`` bool, cases that are left out of the priors, see
+                :class:`OwnCases`. With all of an organ's left out, nothing is known of it.
 
         Returns:
             ``(K, W, H, D)`` float32, a MetaTensor with the affine of ``image`` (a plain tensor
@@ -119,10 +164,13 @@ class PriorAlign(Transform):
                 f"`positions_mm` must be ({len(self.priors)}, 3), a point for each prior, got "
                 f"the shape {tuple(positions.shape)}."
             )
-        known = torch.isfinite(positions).all(dim=1)
+        without = [_numbers(left_out, k) for k in range(len(self.priors))]
+        some = [len(w) < p.case_count for w, p in zip(without, self.priors, strict=True)]
+        known = torch.isfinite(positions).all(dim=1) & torch.tensor(some)
         placed = torch.zeros((len(self.priors), *image.shape[1:]), device=image.device)
         for k in torch.nonzero(known).flatten().tolist():
-            placed[k] = self.priors[k].place(positions[k], image, mode=self.mode).as_tensor()[0]
+            options: dict[str, Any] = {"mode": self.mode, "without": without[k]}
+            placed[k] = self.priors[k].place(positions[k], image, **options).as_tensor()[0]
         if not bool(known.all()):
             if self.activation == "sigmoid":
                 placed[~known] = 0.5
@@ -155,11 +203,14 @@ class PriorAugment(RandomizableTransform):
         dropout: float = 0.0,
         prob: float = 1.0,
     ) -> None:
+        if not 0 <= prob <= 1:
+            raise PositionError(f"`prob` must be a probability in [0, 1], got {prob}.")
         RandomizableTransform.__init__(self, prob)
         self.translation_mm = ensure_tuple_rep(translation_mm, 3)
-        if not all(t >= 0 for t in self.translation_mm):
+        if not all(0 <= t < float("inf") for t in self.translation_mm):
             raise PositionError(
-                f"`translation_mm` must be at least 0 along each axis, got {translation_mm}."
+                "`translation_mm` must be finite and at least 0 along each axis, got "
+                f"{translation_mm}."
             )
         if not 0 <= dropout <= 1:
             raise PositionError(f"`dropout` must be a probability in [0, 1], got {dropout}.")
@@ -258,3 +309,23 @@ def _several(priors: Sequence[SpatialPrior]) -> tuple[SpatialPrior, ...]:
             "`SpatialPrior.load(path)`."
         )
     return several
+
+
+def _with_cases(priors: Sequence[SpatialPrior]) -> tuple[SpatialPrior, ...]:
+    several = _several(priors)
+    for prior in several:
+        if prior.cases is None:
+            raise PriorError(
+                f"`leave_one_out` needs the cases of organ {prior.organ}'s prior, which was loaded "
+                "without: estimate it again, keep the file …_cases.npz beside it, or leave no "
+                "label out."
+            )
+    return several
+
+
+def _numbers(left_out: NdarrayOrTensor | None, k: int) -> list[int]:
+    """Numbers of the cases that are left out of prior ``k``."""
+    if left_out is None:
+        return []
+    numbers: list[int] = torch.nonzero(torch.as_tensor(left_out)[k]).flatten().tolist()
+    return numbers

@@ -9,15 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ImageReader
-from monai.transforms import LoadImaged, MapTransform, Randomizable, Spacingd
+from monai.transforms import MapTransform, Randomizable
 from monai.utils import TransformBackends, ensure_tuple
 
-from stipple_monai.data import check_pair, check_scan
-from stipple_monai.errors import DatasetError, PriorError
-from stipple_monai.priors import UNREADABLE, SpatialPrior
+from stipple_monai.errors import PriorError
+from stipple_monai.priors import Mode, SpatialPrior
 from stipple_monai.transforms.array import (
     OrganPosition,
+    OwnCases,
     PriorAlign,
     PriorAugment,
     SelectPseudoLabels,
@@ -27,8 +26,10 @@ from stipple_monai.transforms.array import (
 POSITION_KEY = "organ_position"
 """Key of the positions. It must not begin with another key and ``_``: ``Spacingd`` trips on it."""
 
+CASES_KEY = "own_cases"
+"""Key of the cases that are left out of the priors in their own scan."""
+
 _TORCH = [TransformBackends.TORCH]
-_UNLOADABLE = (*UNREADABLE, RuntimeError, MemoryError)
 
 
 class OrganPositiond(MapTransform):
@@ -40,6 +41,9 @@ class OrganPositiond(MapTransform):
         position_key: where the positions go. An item that has them already (a datalist may give
             them) keeps them.
         allow_missing_keys: do nothing for a missing label.
+        leave_one_out: as in :class:`OrganPosition`; :class:`PriorAlignd` then leaves the same
+            cases out.
+        case_key: where these cases go, see :class:`OwnCases`: a byte for each label and organ.
     """
 
     backend = OrganPosition.backend
@@ -50,19 +54,25 @@ class OrganPositiond(MapTransform):
         priors: Sequence[SpatialPrior],
         position_key: str = POSITION_KEY,
         allow_missing_keys: bool = False,
+        *,
+        leave_one_out: bool = False,
+        case_key: str = CASES_KEY,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.measure = OrganPosition(priors)
-        self.position_key = position_key
+        self.find = OwnCases(priors) if leave_one_out else None
+        self.position_key, self.case_key = position_key, case_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the positions to a copy of ``data``."""
         d = dict(data)
         for key in self.key_iterator(d):
+            if self.find is not None:
+                d[self.case_key] = self.find(d[key])
             if self.position_key in d:
                 d[self.position_key] = as_positions(d[self.position_key])
             else:
-                d[self.position_key] = self.measure(d[key])
+                d[self.position_key] = self.measure(d[key], d.get(self.case_key))
         return d
 
 
@@ -76,6 +86,11 @@ class PriorAlignd(MapTransform):
         prior_key: where the priors go, one name per image.
         label_key: where ``position_key`` is missing, measure this label; right only while it
             is whole. Without either, the prior is neutral, with a warning.
+        leave_one_out: in a scan that a prior was made of, place the prior of the other scans, so
+            that a network is not taught to lean on its own label; with no other, a neutral prior.
+            The cases come from :class:`OrganPositiond` with the same argument; where
+            ``position_key`` is missing, from ``label_key``.
+        case_key: where they are.
         allow_missing_keys: do nothing for a missing image.
     """
 
@@ -86,16 +101,20 @@ class PriorAlignd(MapTransform):
         keys: KeysCollection,
         priors: Sequence[SpatialPrior],
         *,
-        mode: Literal["nearest", "linear"] = "nearest",
+        mode: Mode = "auto",
         activation: Literal["softmax", "sigmoid"] = "softmax",
         position_key: str = POSITION_KEY,
         prior_key: KeysCollection = "prior",
         label_key: str | None = "label",
+        leave_one_out: bool = False,
+        case_key: str = CASES_KEY,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.align = PriorAlign(priors, mode=mode, activation=activation)
         self.measure = OrganPosition(priors)
+        self.find = OwnCases(priors) if leave_one_out else None
+        self.case_key = case_key
         self.position_key = position_key
         self.prior_key = ensure_tuple(prior_key)
         self.label_key = label_key
@@ -110,20 +129,36 @@ class PriorAlignd(MapTransform):
         keys = list(self.key_iterator(d, self.prior_key))
         if not keys:
             return d
-        if self.position_key in d:
-            positions = d[self.position_key]
-        elif self.label_key is not None and self.label_key in d:
-            positions = self.measure(d[self.label_key])
-        else:
-            warnings.warn(
-                f"There is neither {self.position_key!r} nor {self.label_key!r}: the prior stays "
-                "neutral.",
-                stacklevel=2,
-            )
-            positions = torch.full((len(self.align.priors), 3), torch.nan)
+        positions, left_out = self._where(d)
         for key, prior_key in keys:
-            d[prior_key] = self.align(d[key], positions)
+            d[prior_key] = self.align(d[key], positions, left_out)
         return d
+
+    def _where(self, d: Mapping[Hashable, Any]) -> tuple[Any, Any]:
+        """Positions, and the cases that are left out."""
+        measured = self.position_key not in d
+        label = d.get(self.label_key) if self.label_key is not None else None
+        left_out = None
+        if self.find is not None:
+            left_out = d.get(self.case_key)
+            if left_out is None and measured:
+                left_out = None if label is None else self.find(label)
+            elif left_out is None:
+                raise PriorError(
+                    f"`leave_one_out` needs {self.case_key!r}, the scan's own cases, got "
+                    f"{sorted(map(str, d))}: put OrganPositiond(..., leave_one_out=True) where the "
+                    "label is still whole."
+                )
+        if not measured:
+            return d[self.position_key], left_out
+        if label is not None:
+            return self.measure(label, left_out), left_out
+        warnings.warn(
+            f"There is neither {self.position_key!r} nor {self.label_key!r}: the prior stays "
+            "neutral.",
+            stacklevel=3,
+        )
+        return torch.full((len(self.align.priors), 3), torch.nan), left_out
 
 
 class PriorAugmentd(Randomizable, MapTransform):
@@ -209,138 +244,7 @@ class SelectPseudoLabelsd(MapTransform):
         return d
 
 
-class LoadScand(LoadImaged):
-    """MONAI's loader with an error that names the file that cannot be read.
-
-    Data whose keys hold tensors or arrays already are left as they are: MONAI Deploy hands over
-    scans in memory, and takes out of a pipeline only loaders that are named ``LoadImage…``.
-
-    Args:
-        *args: as for ``monai.transforms.LoadImaged``.
-        **kwargs: likewise.
-    """
-
-    def __call__(
-        self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
-    ) -> dict[Hashable, Any]:
-        """Load the files of ``data``, or raise :class:`DatasetError`."""
-        found = [data[key] for key in self.key_iterator(dict(data))]
-        if found and all(isinstance(scan, (torch.Tensor, np.ndarray)) for scan in found):
-            return dict(data)
-        try:
-            return super().__call__(data, reader)
-        except _UNLOADABLE as error:
-            for key in self.key_iterator(dict(data)):
-                try:
-                    self._loader(data[key], reader)
-                except _UNLOADABLE as fault:
-                    said = f" ({fault})" if str(fault) else ""
-                    raise DatasetError(
-                        f"`{key}` must be a scan that MONAI can read, got {data[key]}: "
-                        f"{type(fault).__name__}{said}. It may be of another format, or its copy "
-                        "may have been cut short."
-                    ) from error
-            raise
-
-
-class SpacingScand(Spacingd):
-    """MONAI's ``Spacingd`` for data that has other entries beside the scan.
-
-    ``Spacingd`` takes every key that begins with the scan's own and ``_`` for a dictionary of
-    metadata and updates it: a path under ``image_path``, as MONAI Label passes it, stops it. Here
-    such entries stay as they are.
-
-    Args:
-        *args: as for ``monai.transforms.Spacingd``.
-        **kwargs: likewise.
-
-    Example:
-        >>> from monai.data import MetaTensor
-        >>> scan = MetaTensor(torch.rand(1, 5, 5, 5), meta={"filename_or_obj": "a.nii.gz"})
-        >>> data = {"image": scan, "image_path": "a.nii.gz"}
-        >>> result = SpacingScand("image", pixdim=(2.0, 2.0, 2.0))(data)
-        >>> result["image"].shape, result["image_path"]
-        (torch.Size([1, 3, 3, 3]), 'a.nii.gz')
-    """
-
-    def __call__(
-        self, data: Mapping[Hashable, torch.Tensor], lazy: bool | None = None
-    ) -> dict[Hashable, torch.Tensor]:
-        """Resample the scans in a copy of ``data``."""
-        scans = {key: data[key] for key in self.keys if key in data}
-        return {**data, **super().__call__(scans, lazy)}
-
-
-class CheckScand(MapTransform):
-    """Stop at a scan that is not 3D or not finite.
-
-    See :func:`~stipple_monai.data.check_scan`.
-
-    Args:
-        keys: images.
-        channels: channels of the image.
-        allow_missing_keys: check nothing where one is missing.
-    """
-
-    backend = _TORCH
-
-    def __init__(
-        self, keys: KeysCollection, *, channels: int = 1, allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.channels = channels
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return ``data`` as it is, or raise :class:`DatasetError`."""
-        d = dict(data)
-        for key in self.key_iterator(d):
-            check_scan(d[key], channels=self.channels)
-        return d
-
-
-class CheckPaird(MapTransform):
-    """Stop at a scan and label that do not belong together.
-
-    See :func:`~stipple_monai.data.check_pair`.
-
-    Args:
-        keys: image and label, in this order.
-        classes: number of classes with the background.
-        values: of the label besides 0; 1 to ``classes - 1`` if None.
-        channels: channels of the image.
-        allow_missing_keys: check nothing where one is missing.
-    """
-
-    backend = _TORCH
-
-    def __init__(
-        self,
-        keys: KeysCollection = ("image", "label"),
-        *,
-        classes: int,
-        values: Sequence[int] | None = None,
-        channels: int = 1,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        if len(self.keys) != 2:
-            raise DatasetError(f"`keys` must be image and label, got {self.keys}.")
-        self.options: dict[str, Any] = {"classes": classes, "values": values, "channels": channels}
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return ``data`` as it is, or raise :class:`DatasetError`."""
-        d = dict(data)
-        found = [d[key] for key in self.key_iterator(d)]
-        if len(found) == 2:
-            check_pair(found[0], found[1], **self.options)
-        return d
-
-
 OrganPositionD = OrganPositionDict = OrganPositiond
 PriorAlignD = PriorAlignDict = PriorAlignd
 PriorAugmentD = PriorAugmentDict = PriorAugmentd
 SelectPseudoLabelsD = SelectPseudoLabelsDict = SelectPseudoLabelsd
-CheckPairD = CheckPairDict = CheckPaird
-LoadScanD = LoadScanDict = LoadScand
-SpacingScanD = SpacingScanDict = SpacingScand
-CheckScanD = CheckScanDict = CheckScand

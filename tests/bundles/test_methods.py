@@ -128,7 +128,8 @@ def runs(tmp_path_factory):
     it.run("prior", device=CPU)
     for method in ("patch_3d_prior", "atlas_prior"):
         it.models(method).mkdir()
-        shutil.copy(it.root / "models" / "prior_1.nii.gz", it.models(method))
+        for name in ("prior_1.nii.gz", "prior_1_cases.npz"):
+            shutil.copy(it.root / "models" / name, it.models(method))
     it.run("train", **{**TRAINING, **STIPPLE})
     for method, overlays in TRAINED.items():
         patch = PATCH if "patch_3d" in method else {}

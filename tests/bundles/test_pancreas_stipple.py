@@ -39,12 +39,13 @@ from stipple_monai.demo.run import read_dice
 from stipple_monai.simulation import write_phantom
 
 BASES = ("prior", "train", "inference")
-OTHERS = ("self_train",)
+OTHERS = ("calibrate", "self_train")
 OVERLAYS = {
     "adversarial": ("train", "baseline", "unlabelled"),
     "atlas_prior": ("train",),
     "attention_unet": ("train", "inference"),
     "baseline": ("train", "inference"),
+    "calibration_samples": ("inference",),
     "chaos_mr": BASES,
     "coord_conv": ("train", "inference"),
     "evaluate": ("inference",),
@@ -62,7 +63,8 @@ OVERLAYS = {
     "unlabelled": ("train", "baseline"),
     "volumes": ("inference",),
 }
-LEFT = {"prior_1.nii.gz", "provenance.json"}  # besides weights, in the folder of the models
+# besides weights, in the folder of the models
+LEFT = {"prior_1.nii.gz", "prior_1_cases.npz", "provenance.json"}
 
 pytestmark = QUIET
 
@@ -113,7 +115,7 @@ def test_train_and_inference_share_their_defaults():
     for name, step in grid.items():
         image = {"mode": ours[name].get("mode", [None])[0]} if "mode" in step else {}
         assert {**ours[name], "keys": "image", **image} == step
-    only = ("locator", "spread_mm", "max_shift_mm", "minimum_confidence")
+    only = ("locator", "locate_with", "spread_mm", "max_shift_mm", "minimum_confidence")
     more = {name: f"@{name}" for name in only}
     assert {**train["inferer"], **more} == inference["inferer"]
     assert inference["locator"] is inference["max_shift_mm"] is None
@@ -377,7 +379,7 @@ def test_failed_training_leaves_no_model(runs):
     alone = runs.other("no_validation", validation=[])
     with pytest.raises(RuntimeError):
         alone.run("train", **TRAINING, models_dir=str(folder), loss="$lambda pred, label: 1 / 0")
-    assert [p.name for p in folder.iterdir()] == ["prior_1.nii.gz"]
+    assert sorted(p.name for p in folder.iterdir()) == ["prior_1.nii.gz", "prior_1_cases.npz"]
 
 
 # self-training

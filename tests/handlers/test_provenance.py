@@ -83,7 +83,8 @@ def test_tensorboard_is_the_default(runs):
 def models(runs, tmp_path):
     folder = tmp_path / "models"
     folder.mkdir()
-    shutil.copy(runs.root / "models" / "prior_1.nii.gz", folder)
+    for name in ("prior_1.nii.gz", "prior_1_cases.npz"):
+        shutil.copy(runs.root / "models" / name, folder)
     return folder
 
 
@@ -111,6 +112,7 @@ def database(tmp_path_factory):
     return tmp_path_factory.mktemp("mlflow")
 
 
+@pytest.mark.slow
 def test_mlflow_has_scores_parameters_and_artifacts(runs, models, database):
     out = database
     places = {"models_dir": str(models), "output_dir": str(out)}

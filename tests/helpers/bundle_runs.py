@@ -78,7 +78,7 @@ class Runs:
         """A new folder for weights, with the priors."""
         folder = self.root / name
         folder.mkdir()
-        for prior in (self.root / "models").glob("prior_*.nii.gz"):
+        for prior in (self.root / "models").glob("prior_*"):
             shutil.copy(prior, folder)
         return folder
 

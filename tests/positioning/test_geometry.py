@@ -210,7 +210,7 @@ def test_a_label_comes_back_from_its_own_prior(affine):
     """One map without bins: the prior, placed at the organ's position, is the organ."""
     mask, _ = blob(affine)
     label = tensor(mask, affine)
-    prior = SpatialPrior.estimate(label, bins=None)
+    prior = SpatialPrior.estimate(label, smoothing_mm=None)
     placed = prior.place(organ_position(label), label)
     np.testing.assert_allclose(placed.numpy(), label.numpy(), atol=1e-3)
     assert float(prior.probability.sum()) == pytest.approx(mask.sum(), rel=1e-4)
@@ -221,7 +221,7 @@ def test_a_label_comes_back_from_its_own_prior(affine):
 def test_measuring_and_locating_follow_the_order_of_voxels(affine, storage):
     mask, _ = blob(affine)
     assume(mask.sum() > 20)
-    prior = SpatialPrior.estimate(tensor(mask, affine), bins=None, center="mass")
+    prior = SpatialPrior.estimate(tensor(mask, affine), smoothing_mm=None, center="mass")
     there = tensor(*stored(mask, affine, storage))
     for find in (measure_position, locate_organ):
         one, other = (find(label, prior) for label in (tensor(mask, affine), there))
@@ -269,6 +269,7 @@ def segmented(model, mask, affine, options=None, **header):
         return np.asarray(result.dataobj), organ
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Organ 1 is predicted nowhere")
 @some
 @given(st.one_of(steep, anything), shapes, codes, units, types)
@@ -280,6 +281,7 @@ def test_a_segmentation_lies_on_the_scans_grid(model, affine, shape, codes, unit
     assert organ["volume_ml"] == pytest.approx(mask.sum() * voxel_ml, abs=1e-3, rel=1e-4)
 
 
+@pytest.mark.slow
 @some
 @given(rounded, st.sampled_from([(14, 12, 9), (9, 14, 12), (12, 9, 14)]))
 def test_a_segmentation_comes_back_from_the_networks_grid(model, affine, shape):
@@ -295,6 +297,7 @@ def test_a_segmentation_comes_back_from_the_networks_grid(model, affine, shape):
     assert not found[~np.any(around, axis=0)].any()
 
 
+@pytest.mark.slow
 @some
 @given(anything, storages)
 def test_segmenting_commutes_with_the_order_of_voxels(model, affine, storage):

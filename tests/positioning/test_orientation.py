@@ -66,7 +66,7 @@ def claimed(volume, codes):
 
 @pytest.fixture(scope="module")
 def priors():
-    return SpatialPrior.estimate_several(scanned(), organs=[1, 2])
+    return SpatialPrior.estimate_several(scanned(), organs=[1, 2], bins=5)
 
 
 def check_silently(*args, **options):
@@ -273,7 +273,7 @@ def test_without_a_margin_equals_agree():
     cube = torch.zeros(1, 20, 20, 20, dtype=torch.uint8)
     cube[0, 6:11, 8:13, 7:12] = 1
     volume = MetaTensor(cube, affine=np.diag([5.0, 5, 5, 1]))
-    prior = SpatialPrior.estimate(volume)
+    prior = SpatialPrior.estimate(volume, bins=5)
     # Rounding apart.
     assert check_silently(volume, [prior], permutations=True, margin=1e-5).agrees
 
@@ -344,7 +344,7 @@ def test_real_labels_are_not_doubted_and_every_mirrored_one_is_found(name, cente
     every, organs = REAL[name]
     first, second, *others = sorted((DATA / name).glob("*.nii.gz"))
     labelled = [coarse_label(path, every) for path in (first, second)]
-    priors = SpatialPrior.estimate_several(labelled, organs=organs, center=center)
+    priors = SpatialPrior.estimate_several(labelled, organs=organs, bins=5, center=center)
     for path in others[::step]:
         label = coarse_label(path, every)
         assert check_silently(label, priors).agrees

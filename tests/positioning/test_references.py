@@ -47,7 +47,7 @@ def test_with_the_box_centre_it_is_the_label_as_it_is():
     (prior,) = SpatialPrior.estimate_several(LABELS, organs=[1])
     for seed in range(4):
         (reference,) = random_references(LABELS, [prior], seed=seed)
-        same = [SpatialPrior.estimate([each], bins=None) for each in LABELS]
+        same = [SpatialPrior.estimate([each], smoothing_mm=None) for each in LABELS]
         assert any(torch.equal(reference.probability, s.probability) for s in same)
         assert reference.offset_mm is None
 
@@ -67,7 +67,7 @@ def test_the_draw_depends_on_the_seed_and_passes_over_what_lacks_an_organ():
     lone = label(0, organs=(1,))
     for seed in range(4):
         (_, second) = random_references([lone, LABELS[1], lone], priors, seed=seed)
-        expected = SpatialPrior.estimate([LABELS[1]], organ=2, bins=None)
+        expected = SpatialPrior.estimate([LABELS[1]], organ=2, smoothing_mm=None)
         assert torch.equal(second.probability, expected.probability)
     with pytest.raises(DatasetError, match=r"`labels` must hold .* organs 1, 2, got 1 maps"):
         random_references([lone], priors, seed=0)

@@ -188,7 +188,7 @@ def test_a_label_is_found_where_it_is_by_its_own_reference(linear, center):
     label[3:8, 4:7, 5:12] = 1
     label[3:6, 4:5, 5:9] = 0
     volume = scan(label, linear, dtype=torch.float32)
-    reference = SpatialPrior.estimate([volume], bins=None, center=center)
+    reference = SpatialPrior.estimate([volume], smoothing_mm=None, center=center)
     found = locate_organ(volume, reference)
     voxel_mm = np.linalg.norm(linear, axis=0).max()
     assert (found - organ_position(volume, center=center)).norm() <= voxel_mm * 0.9

@@ -31,7 +31,9 @@ def test_files_are_named_by_organ_and_come_in_the_order_asked_for(labels, tmp_pa
         priors = estimate_priors(labels, organs=[3, 1], folder=folder, bins=3)
     assert [prior.organ for prior in priors] == [3, 1]
     assert [prior.case_count for prior in priors] == [1, 2]
-    assert sorted(path.name for path in folder.iterdir()) == ["prior_1.nii.gz", "prior_3.nii.gz"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("prior_1.nii.gz", "prior_1_cases.npz", "prior_3.nii.gz", "prior_3_cases.npz")
+    ]
     assert prior_path(folder, 3) == folder / "prior_3.nii.gz"
     for loaded, prior in zip(load_priors(folder, [3, 1]), priors, strict=True):
         assert loaded.organ == prior.organ
@@ -40,7 +42,7 @@ def test_files_are_named_by_organ_and_come_in_the_order_asked_for(labels, tmp_pa
 
 
 def test_options_are_those_of_estimate(labels, tmp_path):
-    options = {"bins": 4, "spacing_mm": (3.0, 3.0, 5.0), "center": "mass", "smoothing": 2.0}
+    options = {"bins": 4, "spacing_mm": (3.0, 3.0, 5.0), "center": "mass"}
     (prior,) = estimate_priors(labels, organs=[1], folder=tmp_path, **options)
     direct = SpatialPrior.estimate(labels, organ=1, **options)
     np.testing.assert_array_equal(prior.probability, direct.probability)
@@ -97,3 +99,16 @@ def test_each_map_is_read_once_for_all_organs(labels, tmp_path, monkeypatch):
     for one, other in zip(several, alone, strict=True):
         np.testing.assert_array_equal(one.probability, other.probability)
         assert one.spacing_mm == other.spacing_mm
+
+
+def test_the_record_decides_whose_prior_it_is(labels, tmp_path):
+    with pytest.warns(UserWarning, match="does not contain organ 3: skipped"):
+        estimate_priors(labels, organs=[1, 3], folder=tmp_path, bins=3)
+    one, three = prior_path(tmp_path, 1), prior_path(tmp_path, 3)
+    for cases in tmp_path.glob("*_cases.npz"):
+        cases.unlink()
+    one.rename(tmp_path / "x.nii.gz")
+    three.rename(one)
+    (tmp_path / "x.nii.gz").rename(three)
+    with pytest.raises(PriorError, match=r"prior_1\.nii\.gz must be the prior of organ 1"):
+        load_priors(tmp_path, [1, 3])

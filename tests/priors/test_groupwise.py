@@ -64,7 +64,7 @@ def labels():
 
 @pytest.fixture(scope="module")
 def prior(labels):
-    return SpatialPrior.estimate(labels, bins=None, center="groupwise")
+    return SpatialPrior.estimate(labels, smoothing_mm=None, center="groupwise")
 
 
 def centers_of(labels, organ=1):
@@ -113,15 +113,15 @@ def test_the_box_holds_every_organ_about_its_centre(labels, prior):
 
 def test_one_scan_has_the_box_centre():
     label = scan()
-    one = SpatialPrior.estimate(label, bins=None, center="groupwise")
-    box = SpatialPrior.estimate(label, bins=None)
+    one = SpatialPrior.estimate(label, smoothing_mm=None, center="groupwise")
+    box = SpatialPrior.estimate(label, smoothing_mm=None)
     torch.testing.assert_close(one.probability, box.probability)
     assert one.center == "groupwise"
     assert one.case_count == 1
 
 
 def test_the_prior_is_sharper_than_about_box_centres(labels, prior):
-    box = SpatialPrior.estimate(labels, bins=None)
+    box = SpatialPrior.estimate(labels, smoothing_mm=None)
     squares = [float(p.probability.square().sum()) for p in (prior, box)]
     assert squares[0] > 1.05 * squares[1]
 
@@ -141,7 +141,7 @@ def test_the_number_of_workers_does_not_change_a_bit(labels, num_workers):
 
 
 def test_the_order_of_the_maps_does_not_matter(labels, prior):
-    found = SpatialPrior.estimate(labels[::-1], bins=None, center="groupwise")
+    found = SpatialPrior.estimate(labels[::-1], smoothing_mm=None, center="groupwise")
     torch.testing.assert_close(found.probability, prior.probability, rtol=0, atol=1e-5)
 
 
@@ -236,17 +236,6 @@ def with_record(source, target, change):
         nib.nifti1.Nifti1Extension("comment", json.dumps(record).encode())
     )
     nib.save(image, target)
-
-
-def test_a_record_without_an_offset_is_read(tmp_path, labels):
-    """Files were written so before organs knew their offsets."""
-    path = tmp_path / "prior.nii"
-    SpatialPrior.estimate_several(labels[:2], organs=[1, 2])[0].save(path)
-    assert SpatialPrior.load(path).offset_mm is not None
-    with_record(path, tmp_path / "older.nii", lambda record: record.pop("offset_mm"))
-    older = SpatialPrior.load(tmp_path / "older.nii")
-    assert older.offset_mm is None
-    assert torch.equal(older.probability, SpatialPrior.load(path).probability)
 
 
 @pytest.mark.parametrize("offset", [[1, 2], [1, 2, "x"], "near", 5, [1, 2, math.inf]])

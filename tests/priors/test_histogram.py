@@ -1,11 +1,11 @@
-"""The arrays of algorithm 1: centres, bins, blur."""
+"""The arrays of algorithm 1: centres, bins."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from stipple_monai.priors.histogram import about_center, bin_weights, blur_in_plane
+from stipple_monai.priors.histogram import about_center, bin_weights
 
 
 def value_at(array, point):
@@ -100,16 +100,3 @@ def test_every_slice_is_counted_once_where_bins_are_thicker(depth, bins):
         assert number.sum() == depth
         assert number.min() > 0
         np.testing.assert_allclose(number @ (weights @ slices), slices.sum(0))
-
-
-def test_blur_grows_the_plane_and_keeps_the_mass():
-    frequency = np.zeros((3, 5, 2))
-    frequency[1, 2] = [1, 0.5]
-    blurred = blur_in_plane(frequency, np.array([1.0, 2.0]))
-    assert blurred.shape == (9, 17, 2)
-    np.testing.assert_allclose(blurred.sum((0, 1)), [1, 0.5])
-    np.testing.assert_allclose(blurred, blurred[::-1, ::-1], atol=1e-12)
-    np.testing.assert_allclose(blurred[..., 1], blurred[..., 0] / 2)
-    w, h = (np.exp(-(np.arange(-r, r + 1) ** 2) / (2 * s**2)) for r, s in ((3, 1), (6, 2)))
-    kernel = np.outer(w / w.sum(), h / h.sum())
-    np.testing.assert_allclose(blurred[1:8, 2:15, 0], kernel, atol=1e-12)

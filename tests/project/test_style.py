@@ -42,7 +42,15 @@ DICOM = {"pydicom", "highdicom", "itk"}
 OPTIONAL = {"ingest": DICOM, "results": DICOM, "data": {"itk"}}
 OPTIONAL |= {"study": {"submitit"}, "__main__": {"shtab"}}
 # what the packages of the mathematics take from MONAI
-MATHEMATICS = {"losses", "networks", "positioning", "priors", "pseudo_labels", "spatial"}
+MATHEMATICS = {
+    "calibration",
+    "losses",
+    "networks",
+    "positioning",
+    "priors",
+    "pseudo_labels",
+    "spatial",
+}
 FROM_MONAI = {
     "monai.data.MetaTensor",
     "monai.losses.DiceLoss",

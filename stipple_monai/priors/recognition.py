@@ -1,0 +1,107 @@
+"""Which of the label maps that a prior was made of a map is, by what it holds.
+
+A scan's label is known again by its organ: laid upon each other, two masks of one patient overlap
+almost wholly, also after resampling and reorientation, and those of two patients do not. A name
+alone would not do (data are moved, and every patient may have a ``label.nii.gz``), but where files
+have the same name, a smaller overlap is enough: a thin organ loses much on a coarse grid.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from stipple_monai.errors import PriorError
+from stipple_monai.priors.cases import Case, Cases
+from stipple_monai.priors.kernel import soft_mask
+from stipple_monai.priors.organ import (
+    UNNAMED,
+    Label,
+    center_and_reach,
+    open_label,
+    organ_masks,
+)
+from stipple_monai.priors.prior import SpatialPrior
+
+SAME = 0.9
+"""Overlap from which on two masks are one patient's."""
+SAME_OF_A_NAME = 0.6
+"""Overlap from which on a mask is that of the case whose file has the same name."""
+_VOLUME_RATIO = 1.3
+
+
+def own_cases(label: Label, prior: SpatialPrior) -> list[int]:
+    """Numbers of the cases of a prior that are this label map.
+
+    Args:
+        label: the whole label map, or a file.
+        prior: with its cases.
+
+    Returns:
+        Ascending; none where the prior was made without this map, or the map lacks the organ;
+        several where it was given twice.
+
+    Raises:
+        PriorError: the prior was loaded without its cases.
+        DatasetError: the map cannot be read.
+
+    Example:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> labels = [MetaTensor(torch.zeros(1, 20, 20, 20), affine=torch.eye(4)) for _ in "ab"]
+        >>> labels[0][0, 3:12, 4:9, 5:14] = 1
+        >>> labels[1][0, 6:14, 2:12, 2:14] = 1
+        >>> own_cases(labels[1], SpatialPrior.estimate(labels))
+        [1]
+    """
+    if prior.cases is None:
+        raise PriorError(
+            f"The prior of organ {prior.organ} was loaded without its cases, of which a label is "
+            "to be left out: estimate it again, or keep the file …_cases.npz beside it."
+        )
+    label_map = open_label(label)
+    (crop,) = organ_masks(label_map, [prior.organ])
+    if crop is None:
+        return []
+    overlaps = [overlap(*crop, case, prior.cases) for case in prior.cases]
+    own = [i for i, each in enumerate(overlaps) if each >= SAME]
+    if not own and label_map.name != UNNAMED:
+        name = Path(label_map.name).name
+        named = [i for i, case in enumerate(prior.cases) if case.name == name]
+        best = max(named, key=lambda i: overlaps[i], default=None)
+        own = [best] if best is not None and overlaps[best] >= SAME_OF_A_NAME else []
+    return own
+
+
+def overlap(
+    mask: NDArray[np.bool_], affine: NDArray[np.float64], case: Case, cases: Cases
+) -> float:
+    """Dice of an organ and a case, their centres of mass on one point.
+
+    Args:
+        mask: the organ's voxels, cropped to its box.
+        affine: of ``mask``.
+        case: one of ``cases``.
+        cases: whose grid it is.
+
+    Returns:
+        In [0, 1]; 0 without a closer look where the volumes differ by more than 30 %.
+    """
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    volume_ml = int(mask.sum()) * voxel_ml
+    if not 1 / _VOLUME_RATIO < volume_ml / case.volume_ml < _VOLUME_RATIO:
+        return 0.0
+    spacing_mm, values = np.array(cases.spacing_mm), case.values()
+    middle_mm, _ = center_and_reach(mask, affine, "mass")
+    found = soft_mask(
+        mask,
+        affine,
+        first_mm=middle_mm - np.array(ndimage.center_of_mass(values)) * spacing_mm,
+        shape=np.array(case.shape),
+        spacing_mm=spacing_mm,
+    )
+    shared = float(np.minimum(found, values).sum()) * float(np.prod(spacing_mm)) / 1000
+    return min(1.0, 2 * shared / (volume_ml + case.volume_ml))
