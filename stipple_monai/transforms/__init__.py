@@ -62,6 +62,14 @@ from stipple_monai.transforms.reading import (
     SpacingScand,
     SpacingScanDict,
 )
+from stipple_monai.transforms.slices import (
+    RandSliceAffineD,
+    RandSliceAffined,
+    RandSliceAffineDict,
+    SliceMajorD,
+    SliceMajord,
+    SliceMajorDict,
+)
 
 __all__ = [
     "CASES_KEY",
@@ -92,10 +100,16 @@ __all__ = [
     "PriorAugmentD",
     "PriorAugmentDict",
     "PriorAugmentd",
+    "RandSliceAffineD",
+    "RandSliceAffineDict",
+    "RandSliceAffined",
     "SelectPseudoLabels",
     "SelectPseudoLabelsD",
     "SelectPseudoLabelsDict",
     "SelectPseudoLabelsd",
+    "SliceMajorD",
+    "SliceMajorDict",
+    "SliceMajord",
     "SpacingScanD",
     "SpacingScanDict",
     "SpacingScand",

@@ -53,6 +53,7 @@ from stipple_monai.transforms import (
     PriorAugmentd,
     SelectPseudoLabels,
     SelectPseudoLabelsd,
+    SliceMajord,
     SpacingScand,
 )
 
@@ -101,6 +102,7 @@ CASES = {
         "probability",
         "probability",
     ),
+    "SliceMajor": Case(lambda **k: SliceMajord("image", **k), None, "image", "image"),
     "DecideLabel": Case(
         lambda **k: DecideLabeld("probability", "dice", **k),
         lambda: DecideLabel("dice"),
@@ -112,8 +114,8 @@ CASES = {
         lambda **k: CheckPaird(("image", "label"), classes=3, **k), None, "image", ()
     ),
 }
-# subclasses of MONAI's transforms, compared with those
-OF_MONAI = {"LoadScan", "SpacingScan"}
+# MONAI's transforms but for some of it, compared with those; slices in `test_slices`
+OF_MONAI = {"LoadScan", "SpacingScan", "RandSliceAffine"}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 every_array = pytest.mark.parametrize(
     "case", [c for c in CASES.values() if c.array], ids=[n for n, c in CASES.items() if c.array]
