@@ -868,9 +868,13 @@ def test_spacing_leaves_positions_alone(keys):
         (
             lambda: PriorAugment((1, -1, 1)),
             PositionError,
-            r"`translation_mm` must be at least 0 along each axis, got \(1, -1, 1\)",
+            r"`translation_mm` must be finite and at least 0 along each axis, got \(1, -1, 1\)",
         ),
-        (lambda: PriorAugment(float("nan")), PositionError, "`translation_mm` must be at least 0"),
+        (
+            lambda: PriorAugment(float("nan")),
+            PositionError,
+            "`translation_mm` must be finite and at least 0",
+        ),
         (
             lambda: PriorAugment(1, dropout=1.2),
             PositionError,
