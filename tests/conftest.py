@@ -109,7 +109,7 @@ def run_bundle_commands(root):
     }.items():
         out = str(root / "eval" / name)
         it.run("inference", "evaluate", *overlays, **INFERENCE, output_dir=out)
-    it.run("inference", "pseudo_label", **INFERENCE)
+    it.run("inference", "pseudo_label", **INFERENCE, share=0.5)
     it.models("round_1")
     again = {"models_dir": str(root / "round_1"), "output_dir": str(root / "eval" / "round_1")}
     it.pseudo.run("train", **TRAINING, **again)
