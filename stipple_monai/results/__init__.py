@@ -12,6 +12,7 @@ from stipple_monai.results.dicom_seg import (
 )
 from stipple_monai.results.grid_writer import (
     GridWriter,
+    on_grid_of,
 )
 from stipple_monai.results.renaming import (
     rename_organs,
@@ -33,7 +34,9 @@ from stipple_monai.results.volumes import (
     ScanNames,
     VolumeTable,
     first_file,
+    organ_records,
     read_records,
+    write_record,
     write_tables,
 )
 
@@ -53,9 +56,12 @@ __all__ = [
     "compare_paired",
     "first_file",
     "has_highdicom",
+    "on_grid_of",
+    "organ_records",
     "read_records",
     "rename_organs",
     "score",
     "series_files",
+    "write_record",
     "write_tables",
 ]
