@@ -18,6 +18,7 @@ from stipple_monai.commands import (
     fuse,
     ingest,
     phantom,
+    place,
     plan,
     prior,
     publish,
@@ -43,7 +44,7 @@ shtab, has_shtab = optional_import("shtab")
 GROUPS = {
     "data": (ingest, check, split, plan),
     "train": (prior, train, calibrate, self_train, evaluate, study, adopt),
-    "use": (segment, fuse, report, publish),
+    "use": (segment, fuse, place, report, publish),
     "try": (demo, phantom, simulate),
 }
 """The commands by what a person does, in the order of ``--help``."""

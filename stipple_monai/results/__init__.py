@@ -14,6 +14,9 @@ from stipple_monai.results.grid_writer import (
     GridWriter,
     on_grid_of,
 )
+from stipple_monai.results.placed_prior import (
+    place_prior,
+)
 from stipple_monai.results.renaming import (
     rename_organs,
 )
@@ -58,6 +61,7 @@ __all__ = [
     "has_highdicom",
     "on_grid_of",
     "organ_records",
+    "place_prior",
     "read_records",
     "rename_organs",
     "score",

@@ -29,7 +29,7 @@ def organs(seed):
     first = rng.integers((12, 10, 8), (16, 14, 11))
     label = np.zeros(SHAPE, np.uint8)
     label[ball(first, rng.uniform(9, 17, 3))] = 1
-    label[ball(first + (14, 10, 4), rng.uniform(8, 14, 3))] = 2
+    label[ball(first + np.array([14, 10, 4]), rng.uniform(8, 14, 3))] = 2
     return label
 
 
