@@ -17,6 +17,11 @@ from stipple_monai.results.grid_writer import (
 from stipple_monai.results.placed_prior import (
     place_prior,
 )
+from stipple_monai.results.remarks import (
+    add_remarks,
+    organ_remarks,
+    scan_remarks,
+)
 from stipple_monai.results.renaming import (
     rename_organs,
 )
@@ -54,6 +59,7 @@ __all__ = [
     "ScoreTable",
     "Spread",
     "VolumeTable",
+    "add_remarks",
     "between_folds",
     "check_dicom_seg",
     "compare_paired",
@@ -61,9 +67,11 @@ __all__ = [
     "has_highdicom",
     "on_grid_of",
     "organ_records",
+    "organ_remarks",
     "place_prior",
     "read_records",
     "rename_organs",
+    "scan_remarks",
     "score",
     "series_files",
     "write_record",

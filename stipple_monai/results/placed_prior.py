@@ -77,10 +77,10 @@ def _grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
     if not path.exists():
         raise DatasetError(f"`like` must be a scan that exists, got {path}.")
     reader = ScanReader()
-    if not reader.verify_suffix(str(path)):
+    if not reader.verify_suffix(path):
         raise DatasetError(f"`like` must be a NIfTI file or a DICOM series, got {path}.")
     try:
-        image = reader.read(str(path))
+        image = reader.read(path)
     except (*UNREADABLE, KeyError) as error:
         if isinstance(error, DatasetError):
             raise

@@ -30,7 +30,7 @@ RECORD = "_volumes.json"
 TABLES = ("volumes.csv", "volumes.json")
 """Files with the records of all scans."""
 
-COLUMNS = ("scan", "organ", "name", "volume_ml", "r_mm", "a_mm", "s_mm", "confidence")
+COLUMNS = ("scan", "organ", "name", "volume_ml", "r_mm", "a_mm", "s_mm", "confidence", "remarks")
 
 
 class ScanNames(Transform):
@@ -199,7 +199,11 @@ def _row(row: Mapping[str, Any]) -> list[Any]:
     if len(where) != 3:
         raise ValueError(f"positions must be three numbers, got {point}")
     sure = "" if row["confidence"] is None else f"{row['confidence']:.3f}"
-    return [row["organ"], row["name"], f"{row['volume_ml']:.3f}", *where, sure]
+    return [row["organ"], row["name"], f"{row['volume_ml']:.3f}", *where, sure, _joined(row)]
+
+
+def _joined(*remarked: Mapping[str, Any]) -> str:
+    return "; ".join(str(text) for each in remarked for text in each.get("remarks", []))
 
 
 def write_tables(folder: str | Path) -> Path:
@@ -207,7 +211,8 @@ def write_tables(folder: str | Path) -> Path:
 
     A row of the CSV is a scan and organ: the volume in ml, the world point in RAS mm at which the
     prior was placed and its confidence in [0, 1]. The point is empty where the prior stayed
-    neutral, and both are where there is no prior. The JSON has the records by scan name.
+    neutral, and both are where there is no prior. Remarks are those of
+    `stipple_monai.results.remarks`. The JSON has the records by scan name.
 
     Returns:
         The path of ``volumes.csv``.
@@ -216,7 +221,7 @@ def write_tables(folder: str | Path) -> Path:
     rows = []
     for record in records.values():
         for row in record["organs"]:
-            rows.append([record["scan"], *_row(row)])
+            rows.append([record["scan"], *_row(row)[:-1], _joined(record, row)])
     with whole_file(folder / "volumes.json") as part:
         part.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     path = folder / "volumes.csv"

@@ -32,6 +32,7 @@ from stipple_monai.inferers import CONFIDENCE_META, POSITION_META, Fused, fuse_l
 from stipple_monai.networks import Calibration
 from stipple_monai.priors import SpatialPrior, load_priors, own_cases, prior_path
 from stipple_monai.results import (
+    add_remarks,
     on_grid_of,
     organ_records,
     read_records,
@@ -116,6 +117,7 @@ def fuse(
             for each in tqdm(waiting, desc="fuse", unit="scan", disable=None if progress else True):
                 calibration = numbers.get(each.name, numbers[""])
                 _write(run, each, out, calibration, decide, truths.get(each.name))
+        add_remarks(out, priors=known)
         if truths:
             write_csv(out / GAIN, GAIN_COLUMNS, _gain(out))
         return write_tables(out)

@@ -35,7 +35,9 @@ from stipple_monai.bundle import (
 from stipple_monai.data import label_names, write_datalist
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
+from stipple_monai.priors import SpatialPrior, prior_path
 from stipple_monai.results import (
+    add_remarks,
     first_file,
     has_highdicom,
     read_records,
@@ -118,6 +120,7 @@ def segment(
         given = {**flags, **options, "models_dir": models}
         faults += _run_all(configs, out, missing, used, given, labels=names)
         rename_organs(out, names)
+        add_remarks(out, priors=_priors(model), training=model.training)
         tables = write_tables(out)
     if faults:
         more = (
@@ -209,6 +212,12 @@ def _chain(error: BaseException | None) -> str:
 
 def _weights_and_priors(models: Path) -> list[Path]:
     return [models / "model.pt", *sorted(models.glob("prior_*.nii.gz"))]
+
+
+def _priors(model: Model) -> list[SpatialPrior]:
+    """The priors that the folder has; a network without prior has none."""
+    paths = [prior_path(model.folder, organ) for organ in model.organs]
+    return [SpatialPrior.load(path) for path in paths if path.is_file()]
 
 
 def _reason(error: BaseException) -> str:
