@@ -133,4 +133,4 @@ def add_remarks(
         said = [*record["remarks"]]
         said += [f"{r['name']}: {text}" for r in record["organs"] for text in r["remarks"]]
         if said:
-            warnings.warn(f"{record['scan']}: {'; '.join(said)}.", stacklevel=2)
+            warnings.warn(f"Look at {record['scan']}: {'; '.join(said)}.", stacklevel=2)
