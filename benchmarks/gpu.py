@@ -3,7 +3,8 @@
     python benchmarks/gpu.py --minutes 10 --out runs/gpu
     python benchmarks/gpu.py --tiny --out runs/gpu_trial
 
-Parts, in this order; ``--parts`` chooses:
+Parts, in this order; ``--parts`` chooses, and takes names of the benchmarks' scripts as well, in
+whatever order:
     environment: card, driver, versions.
     tests: `pytest -m cuda`; meanwhile a scan of 512 × 512 × 240 is simulated for the other parts.
     benchmarks: the GPU's rows of the scripts beside this one, at practice size, each script with
@@ -21,7 +22,8 @@ anew whenever there is a new line of them, so that a cut-off loses no table:
     log.txt: what the parts printed else, its last 400 kB.
 
 ``--tiny`` runs all of it on the CPU with tiny networks, to see that the scripts work; its figures
-mean nothing. With ``--minutes`` below ten, parts that come last are given what is left.
+mean nothing. With ``--minutes`` below ten, parts that come last are given what is left; with
+``--short``, scripts have fewer rounds, compile nothing and are given half a minute each.
 
 Scripts run in forks of this process, which has imported what they need, so that they start at
 once; where CUDA takes no forks, in processes of their own.
@@ -44,23 +46,38 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
+
+import torch
+
+import stipple_monai.simulation  # noqa: F401, which scripts in forks need not import again
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PARTS = ("environment", "tests", "benchmarks", "paper", "cells")
 LOG_BYTES = 400_000
-# seconds each script may take, and its arguments; at practice size a third of it is expected
+# seconds each script may take, and its arguments; at practice size half of it is expected
 BENCHMARKS: dict[str, tuple[float, list[str]]] = {
-    "fusion.py": (120, ["--device", "cuda"]),
-    "inference.py": (60, ["--device", "cuda"]),
-    "positioning_speed.py": (75, ["--device", "cuda"]),
-    "placing.py": (30, []),
-    "throughput.py": (120, ["--preload", "--count", "10"]),
-    "loading.py": (75, []),
+    "inference.py": (30, ["--device", "cuda", "--rounds", "4"]),
+    "positioning_speed.py": (25, ["--device", "cuda", "--no-host"]),
+    "throughput.py": (75, ["--preload", "--count", "5"]),
+    "loading.py": (40, ["--workers", "1", "4", "8", "16", "--seconds", "2"]),
+    "fusion.py": (60, ["--device", "cuda", "--rounds", "6"]),
+    "placing.py": (20, ["--device", "cuda"]),
 }
-TESTS_LIMIT, PREPARE_LIMIT, PAPER_LIMIT = 120.0, 120.0, 75.0
+SHORT_LIMIT = 30.0
+# what `--short` adds to a script's arguments
+SHORT = {
+    "inference.py": ["--once", "--rounds", "3"],
+    "throughput.py": ["--no-compile"],
+    "loading.py": ["--workers", "4", "8", "16", "--seconds", "1.5"],
+    "fusion.py": ["--rounds", "3"],
+}
+# those that need no scan
+SCANLESS = {"inference.py", "positioning_speed.py", "fusion.py", "placing.py"}
+TESTS_LIMIT, PREPARE_LIMIT, PAPER_LIMIT = 100.0, 60.0, 40.0
 # whether scripts run in forks, see `find_gpu`
 FORKS = True
 # all that was started, to be ended with this process
@@ -260,8 +277,6 @@ def _run_script(name: str, arguments: list[str], output: int, threads: int | Non
     sys.argv = [name, *arguments]
     sys.path.insert(0, str(HERE))
     if threads:
-        import torch
-
         torch.set_num_threads(threads)
     runpy.run_path(str(HERE / name), run_name="__main__")
 
@@ -286,8 +301,6 @@ def find_gpu() -> bool:
 
 
 def _compute() -> None:
-    import torch
-
     torch.ones(1, device="cuda").sum().item()
 
 
@@ -318,6 +331,7 @@ class Run:
         scratch: folder for what is made on the way.
         data: of the cells; without it they have a simulated set in a trial, else are left out.
         parallel: cells at a time.
+        short: see the module.
     """
 
     report: Report
@@ -326,6 +340,7 @@ class Run:
     scratch: Path
     data: Path | None
     parallel: int
+    short: bool = False
 
     def left(self, limit: float) -> float:
         """Seconds that something with a limit has; a trial may run on a busy machine."""
@@ -335,18 +350,19 @@ class Run:
     def go(self, parts: Sequence[str]) -> None:
         """Run parts one after the other, whatever becomes of each."""
         preparing = None
-        if {"benchmarks", "paper"} & set(parts):
+        on_scan = {"benchmarks", "paper", *BENCHMARKS}
+        if on_scan & set(parts):
             options = ["--tiny"] if self.tiny else []
             words = ["--root", str(self.root), *options]
             preparing = Running("scan", script("gpu_scan.py", words, 2), self.left(PREPARE_LIMIT))
         for part in parts:
-            if preparing is not None and part in ("benchmarks", "paper"):
+            if preparing is not None and part in on_scan - SCANLESS:
                 wait(preparing, self.report)
                 preparing = None
             started = time.monotonic()
             self.report.add_log(f"=== {part}, {self.left(1e9):.0f} s left\n")
             try:
-                getattr(self, part)()
+                self.benchmark(part) if part in BENCHMARKS else getattr(self, part)()
             except Exception as error:
                 self.report.put(part, f"{self.report.texts.get(part, '')}\n\nFailed: {error!r}")
             self.report.add_log(f"=== {part}: {time.monotonic() - started:.0f} s\n")
@@ -409,17 +425,24 @@ class Run:
 
     def benchmarks(self) -> None:
         """Part 3."""
-        for name, (limit, arguments) in BENCHMARKS.items():
-            words = [*arguments]
-            if self.tiny:
-                words = [w for w in words if w not in ("--device", "cuda")] + ["--tiny"]
-            if name in ("throughput.py", "loading.py"):
-                words += ["--root", str(self.root)]
-            self.one_script(f"benchmarks, {name}", name, words, limit)
+        for name in BENCHMARKS:
+            self.benchmark(name)
+
+    def benchmark(self, name: str) -> None:
+        """One script of part 3."""
+        limit, arguments = BENCHMARKS[name]
+        limit = min(limit, SHORT_LIMIT) if self.short else limit
+        words = [*arguments, *(SHORT.get(name, []) if self.short else [])]
+        if self.tiny:
+            words = [w for w in words if w not in ("--device", "cuda")] + ["--tiny"]
+        if name not in SCANLESS:
+            words += ["--root", str(self.root)]
+        self.one_script(f"benchmarks, {name}", name, words, limit)
 
     def paper(self) -> None:
         """Part 4."""
-        words = ["--root", str(self.root), *(["--tiny"] if self.tiny else [])]
+        words = ["--root", str(self.root), "--steps", "60" if self.short else "120"]
+        words += ["--tiny"] if self.tiny else []
         self.one_script("paper", "paper_settings.py", words, PAPER_LIMIT)
 
     def cells(self) -> None:
@@ -496,8 +519,6 @@ def _has_cuda(path: Path) -> bool:
 
 
 def _has_module(name: str) -> bool:
-    from importlib.util import find_spec
-
     return find_spec(name) is not None
 
 
@@ -511,26 +532,24 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="names or numbers, by commas")
     parser.add_argument("--data", type=Path, help="scans of the cells: a zip file or a folder")
     parser.add_argument("--parallel", type=int, default=2, help="cells at a time")
+    parser.add_argument("--short", action="store_true", help="fewer rounds, nothing compiled")
     parser.add_argument("--tiny", action="store_true", help="try the scripts on a CPU")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
     named = [p.strip() for p in arguments.parts.split(",") if p.strip()]
     parts = [PARTS[int(p) - 1] if p.isdigit() and 0 < int(p) <= len(PARTS) else p for p in named]
-    unknown = [p for p in parts if p not in PARTS]
+    unknown = [p for p in parts if p not in (*PARTS, *BENCHMARKS)]
     if unknown:
-        parser.error(f"--parts must be among {', '.join(PARTS)}, got {', '.join(unknown)}")
+        parser.error(
+            f"--parts must be among {', '.join((*PARTS, *BENCHMARKS))}, got {', '.join(unknown)}"
+        )
     # an end from outside ends what runs, too, by the `finally` below
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments.out.mkdir(parents=True, exist_ok=True)
     # a fork must find CUDA untouched: torch then asks the driver's library, not the driver
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    sys.path.insert(0, str(ROOT))
     report = Report(arguments.out.resolve(), "cpu, a trial" if arguments.tiny else "cuda")
-    report.add_log(f"Importing, {time.strftime('%H:%M:%S')}\n")
-    import stipple_monai
-    import stipple_monai.simulation  # noqa: F401
-
-    report.add_log("Imported\n")
+    report.add_log(f"Imported, {time.strftime('%H:%M:%S')}\n")
     if not arguments.tiny and not find_gpu():
         print("There is no CUDA device that computes; --tiny tries the scripts on a CPU.")
         return 1
@@ -543,9 +562,10 @@ def main() -> int:
         scratch,
         arguments.data.resolve() if arguments.data else None,
         arguments.parallel,
+        arguments.short,
     )
     try:
-        run.go([p for p in PARTS if p in parts])
+        run.go(parts if set(parts) & set(BENCHMARKS) else [p for p in PARTS if p in parts])
     finally:
         for running in ALL:
             if not running.poll():

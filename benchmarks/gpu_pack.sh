@@ -4,7 +4,7 @@
 #   benchmarks/gpu_pack.sh [FOLDER OF btcv_ct] [OUT] [SCANS]
 # There:
 #   python3 -m pip install --no-index --no-deps --target /tmp/site .gpu/wheels/*.whl
-#   PYTHONPATH=/tmp/site:.gpu/absent:. python3 benchmarks/gpu.py --data .gpu/btcv_ct.zip --out OUT
+#   PYTHONPATH=/tmp/site:. python3 benchmarks/gpu.py --data .gpu/btcv_ct.zip --out OUT
 # An own GPU with an ordinary environment needs none of this: `make gpu` there.
 set -eu
 data=${1:-../shared/data/btcv_ct}
@@ -13,18 +13,7 @@ scans=${3:-8}
 python=${PYTHON:-python3}
 here=$(dirname "$0")
 mkdir -p "$out/wheels"
-# pure Python. itk is a hundred megabytes and reads DICOM, of which there is none here: a stand-in
-# lets the package be imported
-mkdir -p "$out/absent"
-cat > "$out/absent/itk.py" <<'END'
-"""Stands in for itk where nothing is read with it."""
-
-
-def __getattr__(name):
-    if name.startswith("__"):
-        raise AttributeError(name)
-    raise ImportError(f"itk is not installed here, and itk.{name} was asked for.")
-END
+# pure Python; no itk, a hundred megabytes that read DICOM, of which there is none here
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
   --dest "$out/wheels" monai==1.6.1 nibabel==5.4.2 pytorch-ignite==0.5.5 fire==0.7.1 \
   termcolor==3.3.0

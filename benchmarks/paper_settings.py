@@ -62,8 +62,7 @@ def run_trainer(knobs: dict[str, Any], *, steps: int) -> tuple[float, float]:
     trainer, clock = parser.get_parsed_content("train#trainer"), Clock()
     clock.attach(trainer)
     trainer.run()
-    output = trainer.state.output[0] if isinstance(trainer.state.output, list) else {}
-    return clock.seconds(), float(output.get("loss", float("nan")))
+    return clock.seconds(), float(trainer.state.output[0]["loss"])
 
 
 def run_steps(knobs: dict[str, Any], *, count: int) -> float:

@@ -75,10 +75,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: both")
     parser.add_argument("--tiny", action="store_true", help="a small volume, to try the script")
     arguments = parser.parse_args()
     shape = (64, 64, 30) if arguments.tiny else (512, 512, 240)
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+    devices = [arguments.device] if arguments.device else ["cpu", "cuda"]
+    for device in devices if torch.cuda.is_available() else ("cpu",):
         run_on(device, (*shape[:2], 1), rounds=3 if arguments.tiny else 20)
         few = device == "cpu" and not arguments.tiny
         run_on(device, shape, rounds=1 if few else 5)

@@ -9,6 +9,7 @@ Compared, on one probability volume and a prior of a pancreas' size:
     scikit-image: `phase_cross_correlation`, its normalisation switched off, because only then it
         maximises this score. It wraps around the volume's edges.
     torch: one Fourier transform of the whole volume in float32.
+    torch, all of it: the same with the log-odds and the prior made, as ours makes them.
 
 The alternatives get the log-odds and the resampled prior ready-made; ours makes them itself.
 Two volumes:
@@ -73,9 +74,10 @@ class Ways:
         self.prior = prior
         self.affine = probability.affine.double().cpu()
         self.evidence = evidence_for(probability.as_tensor()[0], DEFAULT_EPSILON)
-        self.kernel = around_center(prior, self.affine).to(self.evidence)
+        self.kernel = around_center(prior, self.affine, device=probability.device).to(self.evidence)
         # where a GPU correlates, SciPy has the same on the CPU
         self.host = (self.evidence.cpu().numpy(), self.kernel.cpu().numpy())
+        self.on_host = True
         self.half = torch.tensor([(n - 1) // 2 for n in self.kernel.shape])
 
     def locate_organ(self) -> Tensor:
@@ -108,6 +110,13 @@ class Ways:
         score = correlate(self.evidence, self.kernel)
         return self._point(torch.unravel_index(score.argmax(), score.shape))
 
+    def torch_all(self) -> Tensor:
+        """The same, from the probability and the prior."""
+        evidence = evidence_for(self.probability.as_tensor()[0], DEFAULT_EPSILON)
+        kernel = around_center(self.prior, self.affine, device=evidence.device).to(evidence)
+        score = correlate(evidence, kernel)
+        return self._point(torch.unravel_index(score.argmax(), score.shape))
+
     def scikit_image(self) -> Tensor:
         """All translations, wrapped around, by scikit-image."""
         moving = np.zeros(self.evidence.shape, dtype=np.float32)
@@ -122,14 +131,14 @@ class Ways:
         """By the names in the tables."""
         ways = {"locate_organ": self.locate_organ, "loop, ±15 voxels": self.loop_part}
         if self.evidence.is_cuda:
-            ways["scipy, on the CPU"] = self.scipy
+            ways |= {"scipy, on the CPU": self.scipy} if self.on_host else {}
         else:
             ways["scipy"] = self.scipy
             if phase_cross_correlation is None:
                 print("scikit-image is not installed: its row is left out.")
             else:
                 ways["scikit-image"] = self.scikit_image
-        return ways | {"torch": self.torch}
+        return ways | {"torch": self.torch, "torch, all of it": self.torch_all}
 
     def _point(self, index: tuple[Tensor | np.intp, ...]) -> Tensor:
         middle = torch.tensor([int(i) for i in index]) - self.half
@@ -257,17 +266,26 @@ def volumes(shape: tuple[int, int, int], device: str) -> dict[str, MetaTensor]:
     return {name: MetaTensor(q, affine=simulated.affine[0]) for name, q in maps.items()}
 
 
-def run_on(device: str, shape: tuple[int, int, int], *, rounds: int, tiny: bool = False) -> None:
+def run_on(
+    device: str,
+    shape: tuple[int, int, int],
+    *,
+    rounds: int,
+    tiny: bool = False,
+    host: bool = True,
+) -> None:
     """All tables of one device, or the first."""
     prior = simulated_prior()
     size = f"{' × '.join(map(str, shape))}, {device}"
     # the first call of a library loads it
     small = Ways(volumes((256, 256, 120), device)["hard"], prior)
+    small.on_host = host
     if device == "cuda" or shape[0] > 256:
         compare_ways("", small, rounds=1, backbone=None, show=False)
     backbone = backbone_seconds(shape, device)
     for name, probability in volumes(shape, device).items():
         ways = Ways(probability, prior)
+        ways.on_host = host
         compare_ways(f"{name}, {size}", ways, rounds=rounds, backbone=backbone)
         del ways
         if tiny:
@@ -284,6 +302,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="practice size: 8 GiB, minutes")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: both")
+    parser.add_argument("--no-host", action="store_true", help="beside a GPU, no SciPy on the CPU")
     parser.add_argument("--tiny", action="store_true", help="the tables at a small size, to try it")
     arguments = parser.parse_args()
     start = time.perf_counter()
@@ -293,7 +312,8 @@ def main() -> None:
     elif arguments.device != "cuda":
         run_on("cpu", practice if arguments.full else (256, 256, 120), rounds=arguments.rounds)
     if arguments.device != "cpu" and torch.cuda.is_available():
-        run_on("cuda", practice, rounds=max(arguments.rounds, 5))
+        rounds = max(arguments.rounds, 5)
+        run_on("cuda", practice, rounds=rounds, host=not arguments.no_host)
     elif not arguments.tiny:
         print("The GPU tables are left out.")
     print(f"Done in {time.perf_counter() - start:.0f} s.")

@@ -42,7 +42,13 @@ TINY: dict[str, Any] = {"channels": [4, 8], "num_workers": 0, "slices_per_scan":
 
 
 def run_one_gpu(
-    knobs: dict[str, Any], *, rounds: int, count: int, tiny: bool, preload: bool
+    knobs: dict[str, Any],
+    *,
+    rounds: int,
+    count: int,
+    tiny: bool,
+    preload: bool,
+    compiled: bool = True,
 ) -> None:
     """Slices per second with and without prior, at each setting, in one process."""
     batches = {name: loaded(knobs, name) if preload else None for name in OVERLAYS}
@@ -53,6 +59,8 @@ def run_one_gpu(
 
     candidates = {BASELINE: step(WITHOUT, amp=False)}
     for setting, options in SETTINGS.items():
+        if options.get("compiled") and not compiled:
+            continue
         # on a CPU, compilation takes minutes and float16 is slower
         changed = {**options, "amp": False, "compiled": False} if tiny else options
         if preload and options.get("compiled"):
@@ -170,6 +178,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=40, help="steps timed at a time")
     parser.add_argument("--preload", action="store_true", help="batches that are loaded once")
+    parser.add_argument("--no-compile", action="store_true", help="with --preload, not compiled")
     parser.add_argument("--root", type=Path, help="folder of the scan, which stays")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -187,7 +196,10 @@ def main() -> None:
             knobs |= {"num_workers": 0}
             knobs |= {**TINY, "slice_size": [32, 32], "batch_size": 2} if tiny else {}
             rounds, count = (1, 2) if tiny else (rounds, count)
-            run_one_gpu(knobs, rounds=rounds, count=count, tiny=tiny, preload=True)
+            compiled = not arguments.no_compile
+            run_one_gpu(
+                knobs, rounds=rounds, count=count, tiny=tiny, preload=True, compiled=compiled
+            )
             return
         # scans enough that no epoch, whose end empties the queue of the workers, is short
         knobs |= TINY if tiny else {"num_workers": 4, "slices_per_scan": 960}

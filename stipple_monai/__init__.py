@@ -3,10 +3,12 @@
 The method of Petit, Thome and Soler, IJCARS 2022, for any MONAI segmentation network.
 """
 
+from stipple_monai.calibration import Reliability, decide, fit_calibration, reliability
 from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.inferers import PriorDrivenInferer
+from stipple_monai.inferers import Fused, PriorDrivenInferer, fuse_logits
 from stipple_monai.losses import PartialDiceCELoss
 from stipple_monai.networks import (
+    Calibration,
     PriorDrivenNet,
     SliceUNet,
     prior_driven_sigmoid,
@@ -34,7 +36,9 @@ from stipple_monai.transforms import *  # noqa: F403
 from stipple_monai.transforms import __all__ as _transforms
 
 __all__ = [
+    "Calibration",
     "DatasetError",
+    "Fused",
     "Located",
     "Orientation",
     "PartialDiceCELoss",
@@ -42,10 +46,14 @@ __all__ = [
     "PriorDrivenInferer",
     "PriorDrivenNet",
     "PriorError",
+    "Reliability",
     "SliceUNet",
     "SpatialPrior",
     "check_orientation",
+    "decide",
     "estimate_priors",
+    "fit_calibration",
+    "fuse_logits",
     "load_priors",
     "locate_organ",
     "locate_organs",
@@ -54,6 +62,7 @@ __all__ = [
     "prior_driven_sigmoid",
     "prior_driven_softmax",
     "prior_path",
+    "reliability",
     "select_top_k",
     "sigmoid_logits",
     "softmax_logits",

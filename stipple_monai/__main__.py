@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from monai.utils import optional_import
+from tqdm import tqdm
 
 from stipple_monai.commands import (
     adopt,
+    calibrate,
     check,
     demo,
     evaluate,
@@ -26,13 +28,20 @@ from stipple_monai.commands import (
     study,
     train,
 )
-from stipple_monai.errors import DatasetError, PositionError, PriorError, StudyError
+from stipple_monai.commands.options import OneLineParser, UsageError
+from stipple_monai.errors import (
+    DatasetError,
+    PositionError,
+    PriorError,
+    StudyError,
+    TrainingError,
+)
 
 shtab, has_shtab = optional_import("shtab")
 
 GROUPS = {
     "data": (ingest, check, split, plan),
-    "train": (prior, train, self_train, evaluate, study, adopt),
+    "train": (prior, train, calibrate, self_train, evaluate, study, adopt),
     "use": (segment, report, publish),
     "try": (demo, phantom, simulate),
 }
@@ -50,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 after an error, which is one line on standard error, or 130 after an
         interrupt.
     """
-    options = make_parser().parse_args(arguments)
+    try:
+        options = make_parser().parse_args(arguments)
+    except UsageError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 1
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -59,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.traceback:
             raise
+        _close_bars()
         print(f"stipple_monai {options.command}: {_said(error)}", file=sys.stderr)
         return 1
     return 0
@@ -74,7 +88,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     if prog is None:
         started = Path(sys.argv[0]).stem
         prog = started if started == "stipple" else "python -m stipple_monai"
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=prog,
         usage=f"{prog} [-h] [--traceback] COMMAND ...",
         description="STIPPLE for MONAI: 3D spatial priors and pseudo-labels for organ "
@@ -93,6 +107,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     # they are told in groups instead
     commands._choices_actions.clear()
     return parser
+
+
+def _close_bars() -> None:
+    """Stop what progress bars there are, so that none is painted over the error."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.disable = True
 
 
 def _grouped(texts: Mapping[str, str | None]) -> str:
@@ -118,10 +138,12 @@ def _said(error: BaseException) -> str:
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    known = (ValueError, OSError, ImportError, StudyError)
-    ours = [e for e in chain if isinstance(e, (PriorError, PositionError, DatasetError))]
+    known = (ValueError, OSError, ImportError, StudyError, TrainingError)
+    ours = [
+        e for e in chain if isinstance(e, (PriorError, PositionError, DatasetError, TrainingError))
+    ]
     told = [*ours[::-1], *(e for e in chain if isinstance(e, known)), chain[-1]][0]
-    text = " ".join(str(told).split())
+    text = " ".join(str(told).encode(errors="backslashreplace").decode().split())
     if isinstance(told, known):
         return text
     return f"{type(told).__name__}: {text} (--traceback shows where)"

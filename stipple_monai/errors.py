@@ -13,5 +13,9 @@ class DatasetError(ValueError):
     """A scan, a label map or a datalist is not what it must be."""
 
 
+class TrainingError(RuntimeError):
+    """A training has diverged."""
+
+
 class StudyError(RuntimeError):
     """Part of a study failed."""

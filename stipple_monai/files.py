@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
+import math
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _UNFINISHED = ".part-"
+# a number of 32 digits, so that nothing that a person wrote is taken for it
+_OURS = re.compile(re.escape(_UNFINISHED) + "[0-9a-f]{32}-.+")
+# what spreadsheets take for a formula, and what keeps them from it
+_FORMULA, _QUOTE = ("=", "+", "-", "@", "\t", "\r"), "'"
+
+SAMPLE_BYTES = 65536
+"""Read at the beginning and the end of a file; that of a ``.nii.gz`` has a checksum of it all."""
 
 
 @contextmanager
@@ -65,16 +76,83 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def fingerprint(*paths: str | os.PathLike[str]) -> str:
+    """What changes when a file does: a checksum of the files' sizes, beginnings and ends.
+
+    It does not depend on names, places and times, so that a copy has the same.
+
+    Args:
+        *paths: files, or folders of files such as a DICOM series.
+
+    Raises:
+        OSError: a file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> _ = target.write_bytes(b"abc")
+        >>> before = fingerprint(target)
+        >>> _ = target.write_bytes(b"abd")
+        >>> before == fingerprint(target)
+        False
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in files_of(path):
+            size = file.stat().st_size
+            digest.update(f"{size}:".encode())
+            with file.open("rb") as opened:
+                digest.update(opened.read(SAMPLE_BYTES))
+                opened.seek(max(size - SAMPLE_BYTES, 0))
+                digest.update(opened.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """A file, or all files below a folder but for hidden ones, in the order of their names."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    below = (p for p in path.rglob("*") if p.is_file())
+    return sorted(p for p in below if not any(x.startswith(".") for x in p.relative_to(path).parts))
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, nested too deeply, or has a number that is not finite.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"numbers must be finite, got {text}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
     """Remove what writers that were killed have left below a folder in which nobody writes."""
     for path in Path(folder).rglob(f"{_UNFINISHED}*"):
-        path.unlink()
+        if _OURS.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def write_csv(
     path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]]
 ) -> None:
     """Write a table as CSV, whole or not at all.
+
+    Text that a spreadsheet would take for a formula gets a ``'`` in front.
 
     Example:
         >>> import tempfile
@@ -84,10 +162,24 @@ def write_csv(
         ['scan,dice', 'a.nii.gz,0.5']
     """
     with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerows([header, *([_cell(cell) for cell in row] for row in rows)])
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """Rows of a table written by :func:`write_csv`, as text."""
     with Path(path).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return [{k: _text(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str) or not value.startswith((*_FORMULA, _QUOTE)):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"{_QUOTE}{value}"
+    return value
+
+
+def _text(cell: str) -> str:
+    return cell[1:] if cell and cell[0] == _QUOTE else cell

@@ -19,6 +19,7 @@ from stipple_monai.bundle.publish import (
 )
 from stipple_monai.bundle.stages import (
     BUNDLE,
+    as_written,
     check_knobs,
     config_path,
     configs_of,
@@ -27,20 +28,29 @@ from stipple_monai.bundle.stages import (
     run_bundle,
     whole_folder,
 )
+from stipple_monai.bundle.weights import (
+    NOT_WEIGHTS,
+    load_weights,
+    reason,
+)
 
 __all__ = [
     "BUNDLE",
     "MODEL",
+    "NOT_WEIGHTS",
     "WEIGHTS",
     "Model",
+    "as_written",
     "check_knobs",
     "config_path",
     "configs_of",
+    "load_weights",
     "model_facts",
     "only_process",
     "progress_only",
     "publish_bundle",
     "read_model",
+    "reason",
     "run_bundle",
     "trained_knobs",
     "whole_folder",

@@ -25,7 +25,7 @@ import yaml
 
 from stipple_monai.bundle.stages import check_knobs, config_path
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_json, whole_file
 
 MODEL = "model.json"
 WEIGHTS = "model.pt"
@@ -46,7 +46,7 @@ class Model:
     """
 
     folder: Path
-    overlays: tuple[Path, ...] = ()
+    overlays: Sequence[Path] = ()
     knobs: Mapping[str, Any] = field(default_factory=dict)
     organs: Mapping[int, str] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
@@ -158,7 +158,7 @@ def read_model(folder: str | Path) -> Model:
             f"with: stipple adopt {folder} --overlays … --set …"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["format"] != _FORMAT:
             raise DatasetError(
                 f"{path} must be of format {_FORMAT}, got {content['format']}: install the "
@@ -172,7 +172,9 @@ def read_model(folder: str | Path) -> Model:
             versions=content["versions"],
             training=content["training"],
         )
-    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+    except DatasetError:
+        raise
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise DatasetError(f"{path} must be what training writes, got something else.") from error
     missing = [str(overlay) for overlay in model.overlays if not overlay.is_file()]
     if missing:

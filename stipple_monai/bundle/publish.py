@@ -17,13 +17,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from monai.bundle import ConfigParser
 
 from stipple_monai.bundle.model_folder import MODEL, read_model
-from stipple_monai.bundle.stages import BUNDLE, check_knobs, config_path, configs_of, whole_folder
+from stipple_monai.bundle.stages import (
+    BUNDLE,
+    as_written,
+    check_knobs,
+    config_path,
+    configs_of,
+)
+from stipple_monai.bundle.weights import load_weights, reason
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
+from stipple_monai.ownership import new_folder
 
 LARGEST_FILE_BYTES = 25 * 1024**2
 """The model zoo takes no larger file into git."""
@@ -64,13 +73,14 @@ def publish_bundle(
         ``out``.
 
     Raises:
-        DatasetError: weights or priors are missing, or ``bundle`` is not the bundle's folder.
+        DatasetError: weights or priors are missing, cannot be loaded safely or do not fit, or
+            ``bundle`` is not the bundle's folder.
         FileExistsError: ``out`` exists.
         ValueError: an option is no knob of the configs.
     """
     out, models, configs = Path(out), Path(models), configs_of(bundle)
-    weights, priors = models / "model.pt", sorted(models.glob("prior_*.nii.gz"))
-    if not weights.is_file() or not priors:
+    weights = models / "model.pt"
+    if not weights.is_file() or next(models.glob("prior_*.nii.gz"), None) is None:
         raise DatasetError(
             f"`models` must have model.pt and a prior for each organ, got {models}: give the "
             "folder of a trained network."
@@ -78,7 +88,10 @@ def publish_bundle(
     options = dict(options or {})
     overlays, options = _known(models, configs, overlays, options)
     check_knobs(configs, [*SETTLED, *overlays], options)
-    with whole_folder(out) as part:
+    if out.exists():
+        raise FileExistsError(f"`out` must not exist yet, got {out}: choose another.")
+    priors = _checked(configs, overlays, options, models)
+    with new_folder(out) as part:
         for folder in ("configs", "docs"):
             shutil.copytree(configs.parent / folder, part / folder, dirs_exist_ok=True)
         shutil.copy(configs.parent / "LICENSE", part)
@@ -97,6 +110,33 @@ def publish_bundle(
         if url is not None:
             _leave_out_large_files(part, url, largest_file_bytes)
     return out
+
+
+def _checked(
+    configs: Path, overlays: Sequence[str | Path], options: Mapping[str, Any], models: Path
+) -> list[Path]:
+    """The priors that belong to a network, after its weights were loaded into it.
+
+    Raises:
+        DatasetError: the weights cannot be loaded safely, do not fit or are not finite.
+    """
+    parser = ConfigParser(_settled(configs, "inference", overlays, options))
+    parser.update({"models_dir": as_written(models)})
+    weights = models / "model.pt"
+    state = load_weights(weights)
+    try:
+        parser.get_parsed_content("network_def").load_state_dict(state)
+    except RuntimeError as error:
+        raise DatasetError(
+            f"{weights} must hold weights of this network, as this bundle saves them: give the "
+            f"overlays and knobs it was trained with. {reason(error)}"
+        ) from error
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise DatasetError(f"{weights} must hold finite weights: its training has diverged.")
+    # each loads as the prior of its organ, by its record
+    parser.get_parsed_content("priors")
+    files = [models / f"prior_{organ}.nii.gz" for organ in parser.get_parsed_content("organs")]
+    return [path for path in files if path.is_file()]
 
 
 def _known(
@@ -119,7 +159,9 @@ def _settled(
     parser.read_config([str(base), *(str(config_path(configs, overlay)) for overlay in overlays)])
     # an overlay's folders of its own keep networks apart; here is only one
     parser.update({k: v for k, v in parser.load_config_file(base).items() if k in _FOLDERS})
-    known = {key: value for key, value in options.items() if key.partition("#")[0] in parser}
+    known = {
+        key: as_written(value) for key, value in options.items() if key.partition("#")[0] in parser
+    }
     parser.update(known)
     return {key: value for key, value in parser.get().items() if key != "_meta_"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import remove_unfinished
+from stipple_monai.ownership import begin_part, end_part
 
 _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = _PACKAGE / "bundles" / "pancreas_stipple"
@@ -52,15 +53,46 @@ def run_bundle(configs: Path, names: Sequence[str | Path], **knobs: Any) -> None
         configs: the bundle's folder of configs.
         names: the config and its overlays; a name is a file of ``configs`` without ``.yaml``, a
             path is any file.
-        **knobs: values that replace those of the configs, also by None.
+        **knobs: values that replace those of the configs, also by None. Paths stay what they are
+            whatever their names; of strings, those that begin with ``$``, ``@`` or ``%`` are in
+            MONAI's language.
     """
     # MONAI takes None for "not given".
-    given = {name: "$None" if value is None else value for name, value in knobs.items()}
+    given = {k: "$None" if v is None else as_written(v) for k, v in knobs.items()}
     monai.bundle.run(
         config_file=[str(config_path(configs, name)) for name in names],
         meta_file=str(configs / "metadata.json"),
         **given,
     )
+
+
+def as_written(value: Any) -> Any:
+    """A value of a config that MONAI does not interpret: an expression of the bytes of a text.
+
+    In MONAI's configs ``#`` and ``::`` separate the names of settings, ``@`` refers to one, ``%``
+    to a file and ``$`` begins an expression; as parts of a path they lead elsewhere.
+
+    Args:
+        value: a path, or of JSON's types. A string that begins with ``$``, ``@`` or ``%`` is meant
+            for MONAI and stays.
+
+    Example:
+        >>> as_written("a/b"), as_written("@bundle_root")
+        ('a/b', '@bundle_root')
+        >>> eval(as_written("/runs#1")[1:])
+        '/runs#1'
+    """
+    if isinstance(value, Mapping):
+        return {key: as_written(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_written(element) for element in value]
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not any(sign in text for sign in ("#", "::", "@", "%", "$")):
+        return text
+    if text.startswith(("$", "@", "%")) and text is value:
+        return text
+    code = os.fsencode(text).hex()
+    return f"$bytes.fromhex('{code}').decode('utf-8', 'surrogateescape')"
 
 
 def config_path(configs: Path, name: str | Path) -> Path:
@@ -95,11 +127,13 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
         path = config_path(configs, name)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise DatasetError(f"{path} must be YAML: {error}") from error
         if not isinstance(content, dict):
             raise DatasetError(f"{path} must hold a mapping, got {type(content).__name__}.")
         known |= {_first(key) for key in content}
+    if isinstance(knobs, Mapping):
+        check_values(knobs)
     unknown = sorted(knob for knob in knobs if _first(knob) not in known)
     if unknown:
         meant = get_close_matches(_first(unknown[0]), known, n=1)
@@ -109,26 +143,44 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
         )
 
 
+def check_values(knobs: Mapping[str, Any]) -> None:
+    """Stop at values with which no training begins.
+
+    Raises:
+        ValueError: a count is no whole number of at least 1.
+    """
+    for name in ("max_epochs", "batch_size", "slices_per_scan", "val_interval", "sw_batch_size"):
+        value = knobs.get(name, 1)
+        if isinstance(value, str) and value.startswith(("$", "@", "%")):
+            continue
+        if type(value) is not int or value < 1:
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+
+
 def _first(knob: str) -> str:
     return knob.lstrip("+%").partition("#")[0].partition("::")[0]
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_folder(path: str | os.PathLike[str], *, made_with: Mapping[str, Any]) -> Iterator[Path]:
     """Give the folder to work in, ``path`` with ``.part`` behind; it becomes ``path`` at the end.
 
     After an error it stays, so that the work can go on there.
 
+    Args:
+        path: of the folder.
+        made_with: what tells this work from other work, of JSON's types.
+
     Raises:
         FileExistsError: ``path`` is there already.
+        DatasetError: there is a part of something else.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"`path` must not exist yet, got {path}: the stage is done.")
-    part = path.with_name(f"{path.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
+    part = begin_part(path, made_with)
     yield part
-    part.rename(path)
+    end_part(part, path)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Words: a *command* is a module with `add_parser`, which adds its parser to that 
 
 from stipple_monai.commands import (
     adopt,
+    calibrate,
     check,
     demo,
     evaluate,
@@ -25,6 +26,7 @@ from stipple_monai.commands import (
 
 __all__ = [
     "adopt",
+    "calibrate",
     "check",
     "demo",
     "evaluate",

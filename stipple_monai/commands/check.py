@@ -5,9 +5,11 @@ from pathlib import Path
 
 from stipple_monai.bundle import configs_of, progress_only
 from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
+from stipple_monai.data import files_of_item, read_sections
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import write_csv
 from stipple_monai.ingest import DATASET_COLUMNS, check_dataset, table_text
+from stipple_monai.ownership import claim
 from stipple_monai.planning import contradictions, read_settings, take_fingerprint
 
 
@@ -30,6 +32,10 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         DatasetError: there are problems.
     """
+    if options.csv is not None:
+        listed = read_sections(options.datalist).values()
+        files = [path for items in listed for item in items for path in files_of_item(item)]
+        claim(options.csv.parent, [options.csv], inputs=[options.datalist, *files])
     with progress_only():
         found = check_dataset(options.datalist)
         notes = list(found.notes)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stipple_monai.commands.options import Commands, add_bundle
+from stipple_monai.commands.options import Commands, add_bundle, whole_number
 from stipple_monai.demo import run_demo
 
 
@@ -12,7 +12,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("demo", help="run the whole method on a generated phantom")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything")
     add_bundle(parser)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.set_defaults(run=run)
 
 

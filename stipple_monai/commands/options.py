@@ -1,9 +1,12 @@
 """What the options of several commands have in common: their parsers, and pairs ``A=B``."""
 
 import argparse
+import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
@@ -11,6 +14,29 @@ from stipple_monai.bundle import BUNDLE
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a command adds its parser to."""
+
+
+class UsageError(ValueError):
+    """A command line cannot be parsed."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others of the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and ending."""
+        raise UsageError(f"{self.prog}: {message} (--help shows what there is)")
+
+
+def whole_number(text: str) -> int:
+    """A number that is 0 or more, as type of an option.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 999999999, got {text}")
+    return int(text)
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -29,20 +55,40 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
 
 
 def read_knobs(texts: Sequence[str]) -> dict[str, Any]:
-    """Values of knobs, read as YAML.
+    """Values of knobs: JSON, lists and mappings in brackets also as YAML, or else text.
 
     Raises:
-        ValueError: a text has no ``=``.
+        ValueError: a text has no ``=``, or its value is a word that YAML takes for true or false.
 
     Example:
-        >>> read_knobs(["max_epochs=5", "device=cpu"])
-        {'max_epochs': 5, 'device': 'cpu'}
+        >>> read_knobs(["max_epochs=5", "learning_rate=1e-4", "device=cpu", "name=a: b"])
+        {'max_epochs': 5, 'learning_rate': 0.0001, 'device': 'cpu', 'name': 'a: b'}
     """
     wrong = [text for text in texts if "=" not in text]
     if wrong:
         raise ValueError(f"Settings must look like KNOB=VALUE, got {', '.join(wrong)}.")
     parted = (text.partition("=") for text in texts)
-    return {name: yaml.safe_load(value) for name, _, value in parted}
+    return {name: _value(value.strip(), name) for name, _, value in parted}
+
+
+def _value(text: str, name: str) -> Any:
+    """A value as it is written; 007 and 2020-01-01 are no numbers and dates."""
+    if text.lower() in ("yes", "no", "on", "off", "y", "n"):
+        raise ValueError(
+            f"`{name}` must be true or false, a number or text, got {text}: put it in quotes if "
+            "the word is meant."
+        )
+    if text.lower() in ("", "true", "false"):
+        return {"": None, "true": True, "false": False}[text.lower()]
+    try:
+        if text[0] in "[{":
+            return yaml.safe_load(text)
+        value = json.loads(text)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return float(text) if re.fullmatch(r"[+-]?(0?|[1-9]\d*)\.\d*|[+][1-9]\d*", text) else text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {text}.")
+    return value
 
 
 def read_names(texts: Sequence[str], option: str = "--labels") -> dict[int, str]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stipple_monai.commands.options import Commands
+from stipple_monai.commands.options import Commands, whole_number
 from stipple_monai.simulation import write_phantom
 
 
@@ -12,7 +12,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("phantom", help="write simulated abdominal CT in MSD layout")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cases", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument("--size", type=int, default=128, help="voxels along each in-plane axis")
     parser.add_argument("--organs", choices=["pancreas", "all"], default="pancreas")
     parser.add_argument("--overwrite", action="store_true")

@@ -20,7 +20,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Estimate the priors, and print what they are."""
-    places = {"datalist": str(options.datalist), "models_dir": str(options.out.resolve())}
+    places = {"datalist": options.datalist, "models_dir": options.out.resolve()}
     with progress_only():
         run_bundle(
             configs_of(options.bundle),

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from stipple_monai.bundle import progress_only
-from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
+from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs, whole_number
 from stipple_monai.planning import plan_once
 from stipple_monai.self_training import self_train
 
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--position-with", default="newest", help="newest, first or weights")
     parser.add_argument("--reestimate-prior", action="store_true", help="from pseudo-labels, too")
     parser.add_argument("--unlabelled-sections", nargs="+", default=["unlabelled"])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     add_knobs(parser)
     parser.set_defaults(run=run)
 

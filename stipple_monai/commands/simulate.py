@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stipple_monai.commands.options import Commands, read_label, read_pairs
+from stipple_monai.commands.options import Commands, read_label, read_pairs, whole_number
 from stipple_monai.simulation import BTCV_TISSUES, read_tissues, write_simulated
 
 
@@ -14,7 +14,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("labels", type=Path, nargs="+", help="NIfTI files")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument(
         "--tissues",
         type=Path,

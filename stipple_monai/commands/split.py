@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.commands.options import Commands
+from stipple_monai.commands.options import Commands, whole_number
 from stipple_monai.data import (
     Item,
     assign_folds,
@@ -19,6 +19,7 @@ from stipple_monai.data import (
     write_datalist,
     write_nnunet_splits,
 )
+from stipple_monai.ownership import claim, refuse_foreign, refuse_inputs
 
 
 def add_parser(commands: Commands) -> None:
@@ -30,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
     parser.add_argument("out", type=Path, help="datalist to write")
     parser.add_argument("--section", default="training", help="what is divided")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     numbers = parser.add_argument_group("into sections")
     numbers.add_argument("--labelled", type=int, help="patients that train with label")
     numbers.add_argument("--validation", type=int, default=0)
@@ -63,6 +64,11 @@ def run(options: argparse.Namespace) -> None:
         ValueError: options do not go together.
     """
     _check(options)
+    inputs = [p for p in (options.datalist, options.from_nnunet) if p is not None]
+    outputs = [p for p in (options.out, options.nnunet) if p is not None]
+    refuse_inputs(outputs, inputs)
+    for path in outputs:
+        refuse_foreign(path.absolute().parent, [path.absolute()])
     if options.fold is not None:
         sections = _sections_of_fold(options)
     elif options.labelled is not None:
@@ -77,9 +83,11 @@ def run(options: argparse.Namespace) -> None:
         items = _with_folds(options)
         sections = {**read_sections(options.datalist), options.section: items}
         if options.nnunet is not None:
+            claim(options.nnunet.parent, [options.nnunet], inputs=inputs)
             write_nnunet_splits(options.nnunet, items)
     content = read_content(options.datalist)
     kept: dict[str, Any] = {k: content[k] for k in ("labels", "modality") if k in content}
+    claim(options.out.parent, [options.out], inputs=inputs)
     write_datalist(options.out, sections, metadata=kept)
     print(", ".join(f"{name}: {len(items)}" for name, items in sections.items()))
 

@@ -11,7 +11,8 @@ from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.priors import UNREADABLE
+from stipple_monai.label_values import whole_labels
+from stipple_monai.nifti import UNREADABLE, corner_distance_mm, with_one_geometry
 
 
 def read_volume(path: str | Path) -> MetaTensor:
@@ -21,10 +22,11 @@ def read_volume(path: str | Path) -> MetaTensor:
         path: a ``.nii`` or ``.nii.gz`` file.
 
     Returns:
-        Volume ``(1, W, H, D)``, float32, with its affine.
+        Volume ``(1, W, H, D)``, float32, with its affine; what a person should know of its header
+        is under ``notes`` of its metadata.
 
     Raises:
-        DatasetError: if the file is missing, no NIfTI, truncated or not 3D.
+        DatasetError: if the file is missing, no NIfTI, truncated, not 3D or not in mm.
     """
     if not Path(path).is_file():
         raise DatasetError(f"`path` must be a NIfTI file, got {path}, which does not exist.")
@@ -45,8 +47,18 @@ def read_volume(path: str | Path) -> MetaTensor:
             f"`path` must be a 3D volume, got shape {tuple(values.shape)} in {path}. "
             "Of a series over time, give one volume."
         )
-    meta = {"filename_or_obj": str(path), "space": SpaceKeys.RAS}
-    return MetaTensor(values[None], affine=torch.as_tensor(file.affine), meta=meta)
+    settled, notes = with_one_geometry(file, str(path))
+    meta = {"filename_or_obj": str(path), "space": SpaceKeys.RAS, "notes": notes}
+    return MetaTensor(values[None], affine=torch.as_tensor(settled.affine), meta=meta)
+
+
+def read_label_map(path: str | Path) -> MetaTensor:
+    """Read a 3D NIfTI file of whole numbers, see :func:`read_volume`.
+
+    Raises:
+        DatasetError: as there; or a value is farther than 1e-3 from a whole number.
+    """
+    return rounded_label(read_volume(path))
 
 
 def check_scan(image: MetaTensor, *, channels: int = 1) -> None:
@@ -116,7 +128,11 @@ def check_pair(
             f"`label` must have the image's shape {tuple(image.shape[1:])}, got "
             f"{tuple(label.shape[1:])} in {_name(label)} for {_name(image)}."
         )
-    distance_mm = _corner_distance_mm(image, label)
+    distance_mm = corner_distance_mm(
+        image.affine.cpu().double().numpy(),
+        label.affine.cpu().double().numpy(),
+        tuple(image.shape[1:]),
+    )
     # a NaN in an affine fails this too
     if not distance_mm <= tolerance_mm:
         raise DatasetError(
@@ -133,6 +149,9 @@ def _require_values(label: MetaTensor, values: Sequence[int], ignore: int | None
     # a tenth of the time that torch.unique takes to sort a whole volume
     right = torch.isin(found, torch.tensor(allowed, dtype=found.dtype, device=found.device))
     if not right.all():
+        whole = rounded_label(label).as_tensor()
+        right = torch.isin(whole, torch.tensor(allowed, dtype=whole.dtype, device=whole.device))
+    if not right.all():
         also = "" if ignore is None else f" or {ignore}"
         wrong = found[~right].unique()[:5].tolist()
         plain = list(values) == list(range(1, len(values) + 1))
@@ -141,6 +160,25 @@ def _require_values(label: MetaTensor, values: Sequence[int], ignore: int | None
             f"`label` must have values {told}{also}, got "
             f"{', '.join(f'{value:g}' for value in wrong)} in {_name(label)}."
         )
+    if ignore is not None and bool((found == ignore).all()):
+        raise DatasetError(
+            f"`label` must have voxels that are not to be ignored, got {ignore} in all of "
+            f"{_name(label)}: leave the scan unlabelled."
+        )
+
+
+def rounded_label(label: MetaTensor) -> MetaTensor:
+    """A label map with values that are whole but for rounding made whole; else itself.
+
+    Raises:
+        DatasetError: a value is farther than 1e-3 from a whole number.
+    """
+    values = label.as_tensor()
+    if not values.is_floating_point() or torch.equal(values, values.round()):
+        return label
+    rounded = label.clone()
+    rounded.copy_(torch.from_numpy(whole_labels(values.cpu().numpy(), _name(label))))
+    return rounded
 
 
 def _name(volume: Any) -> str:
@@ -160,12 +198,3 @@ def _require_channels(volume: MetaTensor, argument: str, channels: int) -> None:
             f"{tuple(volume.shape)} in {_name(volume)}. Of a series over time give one volume, "
             "and classes as values, not one-hot."
         )
-
-
-def _corner_distance_mm(image: MetaTensor, label: MetaTensor) -> float:
-    """Greatest distance between the same corner voxel of two volumes of one shape."""
-    last = torch.tensor(image.shape[1:], dtype=torch.float64) - 1
-    corners = torch.cartesian_prod(*(torch.tensor([0.0, float(end)]) for end in last)).double()
-    corners = torch.cat([corners, torch.ones(8, 1, dtype=torch.float64)], dim=1)
-    difference = image.affine.double().cpu() - label.affine.double().cpu()
-    return float((corners @ difference.T)[:, :3].norm(dim=1).max())

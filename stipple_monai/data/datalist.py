@@ -17,7 +17,7 @@ from typing import Any
 from monai.data import partition_dataset
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_json, whole_file
 
 Item = dict[str, Any]
 
@@ -95,9 +95,11 @@ def _by_patient(items: Iterable[Mapping[str, Any]]) -> dict[str, list[Item]]:
     for item in items:
         if "image" not in item:
             raise DatasetError(f'`items` must all have an "image", got {dict(item)}.')
-        image = str(item["image"])
+        # links and spellings of a path are one scan
+        named = files_of_item(item, ("image",))
+        image = tuple(os.path.realpath(file) for file in map(str, named))
         if image in images:
-            raise DatasetError(f"`items` must not have an image twice, got {image} again.")
+            raise DatasetError(f"`items` must not have an image twice, got {item['image']} again.")
         images.add(image)
         patients.setdefault(patient_of(item), []).append(dict(item))
     return patients
@@ -106,6 +108,11 @@ def _by_patient(items: Iterable[Mapping[str, Any]]) -> dict[str, list[Item]]:
 def patient_of(item: Mapping[str, Any]) -> str:
     """Whose scan an item is: its ``patient``, or else its image."""
     return str(item.get("patient", item["image"]))
+
+
+def files_of_item(item: Mapping[str, Any], path_keys: Sequence[str] = PATH_KEYS) -> list[str]:
+    """All files that an item names."""
+    return [file for key in path_keys for file in _listed(item.get(key, []))]
 
 
 def read_datalist(
@@ -232,12 +239,49 @@ def write_datalist(
 def label_names(datalist: str | Path) -> dict[int, str]:
     """Names of the label values in a datalist's ``labels``, which may be the wrong way round.
 
-    MSD has ``{"1": "pancreas"}``, nnU-Net ``{"pancreas": 1}``; without ``labels`` it is empty.
+    MSD has ``{"1": "pancreas"}``, nnU-Net ``{"pancreas": 1}`` and, for regions, ``{"whole": [1,
+    2]}``; without ``labels`` it is empty. A value that is called ``ignore`` has no name.
     """
-    labels = read_content(Path(datalist)).get("labels", {})
+    content = read_content(Path(datalist))
+    labels, ignored = content.get("labels", {}), ignored_value(content)
     pairs = labels.items() if isinstance(labels, dict) else []
-    straight = {int(k): str(v) for k, v in pairs if str(k).isdigit()}
-    return straight or {v: str(k) for k, v in pairs if isinstance(v, int)}
+    straight = {int(k): str(v) for k, v in pairs if str(k).isdecimal()}
+    named = straight or _names_of_regions({str(k): v for k, v in pairs})
+    return {value: name for value, name in named.items() if value != ignored}
+
+
+def ignored_value(content: Mapping[str, Any]) -> int | None:
+    """The label value that a datalist calls ``ignore``, as nnU-Net has it: not annotated.
+
+    Example:
+        >>> ignored_value({"labels": {"background": 0, "pancreas": 1, "ignore": 2}})
+        2
+    """
+    labels = content.get("labels", {})
+    for key, value in labels.items() if isinstance(labels, dict) else []:
+        if str(key).casefold() == "ignore" and type(value) is int:
+            return value
+        if str(value).casefold() == "ignore" and str(key).isdecimal():
+            return int(key)
+    return None
+
+
+def _names_of_regions(labels: Mapping[str, Any]) -> dict[int, str]:
+    """Names of values from nnU-Net's labels, of which one may be a region of several values.
+
+    A value is called as the smallest region that has it, *without* those within.
+    """
+    regions = {
+        name: {v for v in (values if isinstance(values, list) else [values]) if type(v) is int}
+        for name, values in labels.items()
+    }
+    found = {}
+    for value in sorted(set().union(*regions.values())):
+        having = sorted((len(vs), name) for name, vs in regions.items() if value in vs)
+        name = having[0][1]
+        within = [n for n, vs in regions.items() if vs < regions[name]]
+        found[value] = f"{name} without {', '.join(within)}" if within else name
+    return found
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -249,7 +293,7 @@ def read_content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"`path` must be a datalist, got {path}, which is no file.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise DatasetError(f"`path` must be JSON, got {path}: {error}.") from error
     if not isinstance(content, dict):
@@ -292,7 +336,8 @@ def _refuse_shared_images(named: Mapping[str, list[Any]], base: str, path: Path)
             for file in _listed(image):
                 if not isinstance(file, str):
                     continue
-                first = owner.setdefault(_absolute(file, base), section)
+                # links and spellings of a path are one scan
+                first = owner.setdefault(os.path.realpath(_absolute(file, base)), section)
                 if first != section:
                     raise DatasetError(
                         f"Sections must not share images, got {file} in {first!r} and in "

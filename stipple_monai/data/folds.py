@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from stipple_monai.data.datalist import Item, patient_of
-from stipple_monai.data.grids import NIFTI
+from stipple_monai.data.naming import stem_of
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_json, whole_file
 
 
 def assign_folds(
@@ -214,7 +214,7 @@ def read_nnunet_splits(path: str | Path, items: Iterable[Mapping[str, Any]]) -> 
     """
     path = Path(path)
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = read_json(path)
         held_out = [(name, fold) for fold, split in enumerate(splits) for name in split["val"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DatasetError(
@@ -249,6 +249,5 @@ def case_name(item: Mapping[str, Any]) -> str:
     """
     several = not isinstance(item["image"], str)
     name = Path(item["image"][0] if several else item["image"]).name
-    for ending in NIFTI[::-1]:
-        name = name.removesuffix(ending)
+    name = stem_of(Path(name))
     return name.removesuffix("_0000") if several else name

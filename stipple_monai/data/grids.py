@@ -10,13 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import itk
 import nibabel as nib
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.priors import UNREADABLE, is_invertible
+from stipple_monai.nifti import UNREADABLE, corner_distance_mm, require_mm, with_one_geometry
+
+# MONAI installs it or not; NIfTI files do without
+itk, _ = optional_import("itk")
 
 NIFTI = (".nii", ".nii.gz")
 OTHER_GRIDS = (".nrrd", ".mha", ".mhd")
@@ -30,10 +33,14 @@ TOLERANCE_MM = 0.1
 
 
 class Grid(NamedTuple):
-    """A volume ``(W, H, D)``, or ``(W, H, D, C)`` of several channels, and voxel to RAS mm."""
+    """A volume ``(W, H, D)``, or ``(W, H, D, C)`` of several channels, and voxel to RAS mm.
+
+    ``notes`` are what a person should know of its header, each a sentence.
+    """
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
+    notes: tuple[str, ...] = ()
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -46,9 +53,9 @@ def read_grid(path: str | Path) -> Grid:
     path = Path(path)
     if not path.is_file():
         raise DatasetError(f"`path` must be a file that exists, got {path}.")
-    if path.name.endswith(NIFTI):
+    if path.name.lower().endswith(NIFTI):
         grid = _read_nifti(path)
-    elif path.name.endswith(OTHER_GRIDS):
+    elif path.name.lower().endswith(OTHER_GRIDS):
         grid = _read_itk(path)
     else:
         raise DatasetError(
@@ -59,11 +66,7 @@ def read_grid(path: str | Path) -> Grid:
             f"`path` must be a 3D volume, got shape {grid.array.shape} in {path}. Of a series over "
             "time, give one volume."
         )
-    if not is_invertible(grid.affine):
-        raise DatasetError(
-            f"`path` must have an invertible affine, got {grid.affine.tolist()} in {path}: correct "
-            "its header."
-        )
+    require_mm(grid.affine, str(path))
     return grid
 
 
@@ -91,14 +94,6 @@ def whole_numbers(array: NDArray[Any]) -> NDArray[Any]:
     if fits and np.array_equal(array, np.rint(array)):
         return array.astype(np.int16)
     return array.astype(np.float32)
-
-
-def corner_distance_mm(
-    one: NDArray[np.float64], two: NDArray[np.float64], shape: tuple[int, ...]
-) -> float:
-    """Greatest distance between the same corner voxel of two grids of one shape."""
-    corners = np.array(np.meshgrid(*[(0.0, n - 1.0) for n in shape], [1.0])).reshape(4, -1)
-    return float(np.linalg.norm(((one - two) @ corners)[:3], axis=0).max())
 
 
 def onto_grid(
@@ -192,7 +187,6 @@ def _read_nifti(path: Path) -> Grid:
         file = nib.load(path)
         if not isinstance(file, nib.Nifti1Image):
             raise ValueError("of another format")
-        unit = file.header.get_xyzt_units()[0]
         raw = np.asanyarray(file.dataobj)
         if raw.dtype.kind not in "iuf":
             raise ValueError(f"of type {raw.dtype}")
@@ -202,12 +196,11 @@ def _read_nifti(path: Path) -> Grid:
             f"`path` must be a whole NIfTI file, got {path}, which cannot be read: it may be of "
             "another format, or its copy may have been cut short."
         ) from error
-    if unit not in ("unknown", "mm"):
-        raise DatasetError(f"`path` must be in mm, got {unit} in {path}: convert its header.")
+    settled, notes = with_one_geometry(file, str(path))
     # an axis of one voxel at the end is no channel
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    return Grid(array, np.asarray(file.affine, np.float64))
+    return Grid(array, np.asarray(settled.affine, np.float64), tuple(notes))
 
 
 def _read_itk(path: Path) -> Grid:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from stipple_monai.errors import DatasetError
+
+LONGEST = 200
+"""Bytes of a name, so that an ending fits behind it."""
 
 
 def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -24,7 +28,7 @@ def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
         ['1_ct', '2_ct', '1.2.840']
     """
     paths = [Path(os.path.abspath(scan)) for scan in scans]
-    stems = [p.name.removesuffix(".gz").removesuffix(".nii") for p in paths]
+    stems = [stem_of(p) for p in paths]
     names, twice = list(stems), _twice(stems)
     for depth in range(1, max((len(p.parts) for p in paths), default=1)):
         for i in twice:
@@ -37,6 +41,39 @@ def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
             "have the same: rename one, or write them into folders of their own."
         )
     return names
+
+
+def plain_name(name: object, what: str) -> str:
+    """A name that may be a part of a file's name: it leads nowhere else.
+
+    Args:
+        name: as somebody gave it.
+        what: it is called that in the error.
+
+    Raises:
+        DatasetError: it is no text, empty, too long, hidden, or has a separator of folders.
+
+    Example:
+        >>> plain_name("patient 7", "name")
+        'patient 7'
+    """
+    wrong = (
+        not isinstance(name, str)
+        or not 0 < len(name.encode(errors="replace")) <= LONGEST
+        or name.startswith((".", "~"))
+        or any(sign in name for sign in ("/", "\\", "\0", "\n", "\r"))
+    )
+    if wrong:
+        raise DatasetError(
+            f"`{what}` must be a name of 1 to {LONGEST} bytes without / and \\ that does not begin "
+            f"with a dot, got {name!r}: it becomes a part of file names."
+        )
+    return str(name)
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without ``.nii`` or ``.nii.gz``, in upper or lower case."""
+    return re.sub(r"(?i)\.nii(\.gz)?$|\.gz$", "", path.name)
 
 
 def _twice(names: Sequence[str]) -> list[int]:

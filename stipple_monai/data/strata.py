@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from monai.data import MetaTensor
 
-from stipple_monai.data.checks import read_volume
+from stipple_monai.data.checks import read_label_map
 from stipple_monai.data.datalist import Item
 
 
@@ -48,6 +48,6 @@ def fold_strata(items: Iterable[Item], by: str) -> dict[str, float | str]:
     if not value.isdecimal() or not 0 < int(value) < 256:
         raise ValueError(f"`by` must be a key or volume:LABEL, labels from 1 to 255, got {by}.")
     return {
-        str(item["image"]): organ_volumes(read_volume(item["label"]), [int(value)])[0]
+        str(item["image"]): organ_volumes(read_label_map(item["label"]), [int(value)])[0]
         for item in labelled
     }

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle
-from stipple_monai.data import read_datalist, read_volume, split_datalist, write_datalist
+from stipple_monai.data import (
+    read_datalist,
+    read_label_map,
+    read_volume,
+    split_datalist,
+    write_datalist,
+)
 from stipple_monai.files import read_csv, whole_file
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import load_priors, prior_path
@@ -60,7 +66,7 @@ def run_demo(
 def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) -> Path:
     started = time.monotonic()
     datalist = _prepare_data(out, seed)
-    knobs = {"bundle_root": str(out), "datalist": str(datalist), **options}
+    knobs = {"bundle_root": out, "datalist": datalist, **options}
 
     def stage(title: str, done: Path, names: Sequence[str], **extra: Any) -> None:
         if done.exists():
@@ -96,7 +102,7 @@ def _train(stage: Callable[..., None], out: Path, seed: int) -> Path:
     second = models / "round_1"
     if not prior_path(second, 1).exists():
         _copy_priors(models, second)
-    again = {"models_dir": str(second), "datalist": str(pseudo)}
+    again = {"models_dir": second, "datalist": pseudo}
     stage("train on labels and pseudo-labels", second / "model.pt", ["train"], **training, **again)
     return second
 
@@ -106,7 +112,7 @@ def _test(stage: Callable[..., None], out: Path, second: Path) -> None:
         "baseline": (["baseline"], {}),
         "stipple": ([], {}),
         "true_position": (["true_position"], {}),
-        "relabelled": ([], {"models_dir": str(second)}),
+        "relabelled": ([], {"models_dir": second}),
     }
     for name, (overlay, extra) in overlays.items():
         folder = out / "eval" / name
@@ -148,7 +154,7 @@ def _copy_priors(source: Path, target: Path) -> None:
 def _draw(out: Path, datalist: Path) -> None:
     (prior,) = load_priors(out / "models", [1])
     items = read_datalist(datalist, "test")
-    truth = read_volume(items[0]["label"])
+    truth = read_label_map(items[0]["label"])
     prior_figure(
         read_volume(items[0]["image"]),
         prior,

@@ -10,24 +10,40 @@ from stipple_monai.handlers.progress import (
 )
 from stipple_monai.handlers.provenance import (
     RunRecord,
+    data_fingerprint,
     versions,
+)
+from stipple_monai.handlers.slice_dice import (
+    SliceDice,
+)
+from stipple_monai.handlers.soundness import (
+    DefinedMeanDice,
+    FiniteTraining,
+    not_finite,
 )
 from stipple_monai.handlers.training import (
     EpochSeed,
     LearningCurve,
     PositionTable,
     WeightsLoader,
+    WholeBatch,
     WholeCheckpointSaver,
 )
 
 __all__ = [
+    "DefinedMeanDice",
     "EpochLines",
     "EpochSeed",
+    "FiniteTraining",
     "LearningCurve",
     "PositionTable",
     "ProgressPicture",
     "RunRecord",
+    "SliceDice",
     "WeightsLoader",
+    "WholeBatch",
     "WholeCheckpointSaver",
+    "data_fingerprint",
+    "not_finite",
     "versions",
 ]

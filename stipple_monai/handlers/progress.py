@@ -34,7 +34,7 @@ class EpochLines:
         validator: Engine | None = None,
     ) -> None:
         self.optimizer, self.organs, self.validator = optimizer, list(organs), validator
-        self._losses: list[float] = []
+        self._losses: list[torch.Tensor] = []
         self._scores: list[float] = []
         self._seconds: list[float] = []
         self._started = self._rate = 0.0
@@ -60,12 +60,16 @@ class EpochLines:
         self._scores = [_mean(column) for column in table.T]
 
     def _collect(self, engine: Engine) -> None:
-        self._losses.append(float(engine.state.output[0]["loss"]))
+        # a GPU is asked for numbers once an epoch
+        self._losses.append(torch.as_tensor(engine.state.output[0]["loss"]).detach())
 
     def _tell(self, engine: Engine) -> None:
         epoch, last = engine.state.epoch, engine.state.max_epochs
         self._seconds.append(time.monotonic() - self._started)
-        parts = [f"epoch {epoch}/{last}", f"loss {np.mean(self._losses):.4f}"]
+        parts = [
+            f"epoch {epoch}/{last}",
+            f"loss {float(torch.stack(self._losses).double().mean()):.4f}",
+        ]
         if self._scores:
             told = (f"{n} {x:.3f}" for n, x in zip(self.organs, self._scores, strict=True))
             parts.append(f"validation Dice {', '.join(told)}")

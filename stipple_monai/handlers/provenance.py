@@ -23,15 +23,12 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from stipple_monai.files import sha256, whole_file
+from stipple_monai.files import fingerprint, sha256, whole_file
 
 PACKAGES = (
     *("stipple-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk"),
     *("pytorch-ignite", "mlflow", "mlflow-skinny", "pydicom", "highdicom"),
 )
-SAMPLE_BYTES = 65536
-"""Read at the beginning and the end of a file; that of a ``.nii.gz`` has a checksum of it all."""
-
 _STEPS = ("imports", "initialize", "run", "finalize")
 
 
@@ -175,9 +172,7 @@ def data_fingerprint(
         for key in keys:
             listed = item.get(key, [])
             for path in listed if isinstance(listed, list | tuple) else [listed]:
-                digest.update(key.encode())
-                for file in _files(Path(path)):
-                    _sample(file, digest)
+                digest.update(f"{key}:{fingerprint(path)}".encode())
     return {"scans": scans, "sha256": digest.hexdigest()}
 
 
@@ -203,19 +198,6 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, s
             yield from _flat(value, f"{prefix}{name}.")
         elif value is not None:
             yield f"{prefix}{name}", str(value)
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
-def _sample(path: Path, digest: hashlib._Hash) -> None:
-    size = path.stat().st_size
-    digest.update(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(SAMPLE_BYTES))
-        file.seek(max(size - SAMPLE_BYTES, 0))
-        digest.update(file.read(SAMPLE_BYTES))
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

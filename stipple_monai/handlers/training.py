@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from ignite.utils import manual_seed
 from monai.data.utils import set_rnd
+from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, CheckpointSaver
+from torch.nn import Module
 
+from stipple_monai.bundle import NOT_WEIGHTS, reason
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, write_csv
+from stipple_monai.handlers.soundness import not_finite
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
+from stipple_monai.networks import PriorDrivenNet
 
 
 class WholeCheckpointSaver(CheckpointSaver):
@@ -34,6 +40,7 @@ class WholeCheckpointSaver(CheckpointSaver):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._told = False
         for part in (
             self._final_checkpoint,
             self._key_metric_checkpoint,
@@ -43,6 +50,31 @@ class WholeCheckpointSaver(CheckpointSaver):
                 part.save_handler._atomic = True
                 if part.save_handler.filename is not None:
                     part.save_handler.remove = lambda filename: None
+
+    def metrics_completed(self, engine: Engine) -> None:
+        """Save where the score is the best; an undefined one chooses nothing.
+
+        As long as none was defined, the last epoch's weights are kept, as without validation.
+        """
+        best = self._key_metric_checkpoint
+        if not math.isnan(engine.state.metrics[engine.state.key_metric_name]):
+            super().metrics_completed(engine)
+            return
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"{engine.state.key_metric_name} is undefined: no validation scan has an organ. "
+                "It chooses no epoch.",
+                stacklevel=2,
+            )
+        if not best._saved:
+            state = best._setup_checkpoint()
+            whole = state if len(state) > 1 else next(iter(state.values()))
+            best.save_handler(whole, best.save_handler.filename)
+
+    def exception_raised(self, engine: Engine, e: Exception) -> None:
+        """Raise the error; what MONAI would save here is no final model."""
+        raise e
 
     def state_dict(self) -> dict[str, Any]:
         """Give what `load_state_dict` takes: the best score so far, empty before the first."""
@@ -54,19 +86,36 @@ class WeightsLoader(CheckpointLoader):
 
     Args:
         *args: as for ``monai.handlers.CheckpointLoader``.
+        calibrated: False takes away the calibration that came with the weights.
         **kwargs: likewise.
     """
+
+    def __init__(self, *args: Any, calibrated: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.calibrated = calibrated
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights, or raise :class:`DatasetError`."""
         try:
             super().__call__(engine)
-        except (RuntimeError, UnpicklingError, OSError, EOFError, KeyError) as error:
-            said = " ".join(str(error).split())
+        except NOT_WEIGHTS as error:
             raise DatasetError(
                 f"{self.load_path} must hold weights of this network, as this bundle saves them: "
-                f"give the file and the knobs it was trained with. {said[:200]}"
+                f"give the file and the knobs it was trained with. {reason(error)}"
             ) from error
+        if not self.calibrated:
+            for loaded in self.load_dict.values():
+                for module in loaded.modules():
+                    if isinstance(module, PriorDrivenNet):
+                        module.calibrate(None)
+        for loaded in self.load_dict.values():
+            state = loaded.state_dict() if isinstance(loaded, Module) else {}
+            name = next(not_finite(state), None)
+            if name is not None:
+                raise DatasetError(
+                    f"{self.load_path} must hold finite weights, got NaN or infinity in {name}: "
+                    "its training has diverged; train anew."
+                )
 
 
 class EpochSeed:
@@ -99,6 +148,25 @@ class EpochSeed:
         set_rnd(engine.state.dataloader.dataset, seed)
 
 
+class WholeBatch:
+    """Keep what a training step gives together and on its device, with ``decollate=False``.
+
+    MONAI takes a batch apart after each step, its loss being made a number, for which a GPU is
+    waited for. Here the engine's output is a list of one item, the whole batch, so that
+    ``monai.handlers.from_engine(…, first=True)`` finds what it looks for.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Make a list of the engine's output, without the graph of the step."""
+        output = engine.state.output
+        parts = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in output.items()}
+        engine.state.output = [parts]
+
+
 class LearningCurve:
     """Write an epoch's mean loss and scores as CSV with one row an epoch.
 
@@ -112,7 +180,7 @@ class LearningCurve:
 
     def __init__(self, path: str | Path, *, validator: Engine | None = None) -> None:
         self.path, self.validator = Path(path), validator
-        self._losses: list[float] = []
+        self._losses: list[torch.Tensor] = []
         self._validated = ""
 
     def attach(self, engine: Engine) -> None:
@@ -129,15 +197,18 @@ class LearningCurve:
         self._validated = ""
 
     def _keep(self, validator: Engine) -> None:
-        self._validated = f"{validator.state.metrics['val_mean_dice']:.5f}"
+        dice = validator.state.metrics["val_mean_dice"]
+        self._validated = "" if math.isnan(dice) else f"{dice:.5f}"
 
     def _collect(self, engine: Engine) -> None:
-        self._losses.append(float(engine.state.output[0]["loss"]))
+        # A GPU is asked for numbers once an epoch.
+        self._losses.append(torch.as_tensor(engine.state.output[0]["loss"]).detach())
 
     def _write(self, engine: Engine) -> None:
         epoch = engine.state.epoch
         rows = read_csv(self.path) if self.path.exists() else []
-        numbers = np.mean(self._losses), engine.state.metrics.get("train_mean_dice", math.nan)
+        loss = float(torch.stack(self._losses).double().mean())
+        numbers = loss, engine.state.metrics.get("train_mean_dice", math.nan)
         new = [epoch, *("" if math.isnan(x) else f"{x:.5f}" for x in numbers), self._validated]
         header = ["epoch", "loss", "train_dice", "validation_dice"]
         before = [list(row.values()) for row in rows if int(row["epoch"]) < epoch]

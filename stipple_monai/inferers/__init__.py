@@ -3,6 +3,10 @@
 Words: as in `networks`, `positioning` and `priors`. Imports from `transforms` and below.
 """
 
+from stipple_monai.inferers.located import (
+    Fused,
+    fuse_logits,
+)
 from stipple_monai.inferers.prior_driven import (
     CONFIDENCE_META,
     POSITION_META,
@@ -12,5 +16,7 @@ from stipple_monai.inferers.prior_driven import (
 __all__ = [
     "CONFIDENCE_META",
     "POSITION_META",
+    "Fused",
     "PriorDrivenInferer",
+    "fuse_logits",
 ]

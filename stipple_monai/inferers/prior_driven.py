@@ -6,28 +6,36 @@ prediction that tells the position and, with the placed prior's bias, as the res
 
 from __future__ import annotations
 
-import warnings
+import logging
+import os
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch import nn
+from torch import Tensor, nn
 
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.networks import PriorDrivenNet, sigmoid_logits, softmax_logits
-from stipple_monai.positioning import (
-    DEFAULT_EPSILON,
-    DEFAULT_SPREAD_MM,
-    Located,
-    check_probability,
-    check_search,
-    locate_organs,
-    positioned_together,
+from stipple_monai.inferers.located import (
+    Fused,
+    calibration_tensor,
+    fuse_logits,
+    least_confidence,
 )
-from stipple_monai.priors import Center, Mode, SpatialPrior, organ_position
+from stipple_monai.networks import (
+    DEFAULT_FLOOR,
+    Calibration,
+    PriorDrivenNet,
+    sigmoid_logits,
+    softmax_logits,
+)
+from stipple_monai.positioning import DEFAULT_EPSILON, DEFAULT_SPREAD_MM
+from stipple_monai.priors import Mode, SpatialPrior
 from stipple_monai.transforms import PriorAlign
+
+_log = logging.getLogger(__name__)
 
 POSITION_META = "organ_position_mm"
 """Metadata key of the positions that were used: ``(B, K, 3)``, RAS mm, NaN where unknown."""
@@ -35,13 +43,13 @@ POSITION_META = "organ_position_mm"
 CONFIDENCE_META = "organ_position_confidence"
 """Metadata key of their confidences: ``(B, K)`` in [0, 1], see :func:`locate_organs`."""
 
-MINIMUM_CONFIDENCE_ALONE = 0.51
-MINIMUM_CONFIDENCE_TOGETHER = 0.2
-"""Below these, positions were wrong so often that no prior was better, see `docs/results.md`."""
+EQUATION_2 = "equation_2"
+CONSTANTS = "constants"
+"""For ``calibration``: network and prior count as they are."""
 
 
 class PriorDrivenInferer(Inferer):
-    """Wrap any MONAI inferer for a :class:`PriorDrivenNet`.
+    """Wrap any MONAI inferer for a :class:`PriorDrivenNet`, or for any other network.
 
     Args:
         inferer: what runs the network over a volume (``SlidingWindowInferer``, ``SliceInferer``,
@@ -65,11 +73,20 @@ class PriorDrivenInferer(Inferer):
             one, which says that another place is as good, and 0.2 where they are located
             together: what is ambiguous for one organ the others decide.
         spread_mm, max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.locate_organs`.
+        calibration: how much network and prior count, or the file of it. ``None`` takes the
+            network's own, or equation 2 where it has none; ``"equation_2"`` that alone, and
+            ``"constants"`` the network's own or `Calibration.unfitted`, for a network that was
+            trained without prior. A file that is not there counts as ``"constants"``, and the log
+            says so.
+        locate_with: whether organs are located in the network's own prediction, ``"raw"``, or in
+            the calibrated one without prior.
+        image_channels: of a network that is no `PriorDrivenNet`; None: all channels.
+        activation: likewise, what its logits are meant for.
         device: where organs are located and the prior is fused, and the result lies: "cpu" where a
             GPU has no memory for them. ``None``: where the inferer leaves the logits.
 
     Raises:
-        PriorError: priors and references do not belong together.
+        PriorError: priors, references and calibration do not belong together.
         PositionError: ``minimum_confidence`` is not in [0, 1], or ``position`` is unknown.
     """
 
@@ -87,6 +104,10 @@ class PriorDrivenInferer(Inferer):
         max_shift_mm: float | None = None,
         minimum: float = 0.5,
         epsilon: float = DEFAULT_EPSILON,
+        calibration: Calibration | str | os.PathLike[str] | None = None,
+        locate_with: Literal["raw", "calibrated"] = "raw",
+        image_channels: int | None = None,
+        activation: Literal["softmax", "sigmoid"] = "softmax",
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -104,19 +125,20 @@ class PriorDrivenInferer(Inferer):
                 f"`position` must be 'kl' or 'prediction_center', got {position!r}."
             )
         self.locator = locator
-        self.position = position
-        self.mode: Mode = mode
+        self.calibration = _calibration(calibration, organs=len(self.priors))
+        self.image_channels, self.activation = image_channels, activation
         if minimum_confidence is None:
-            together = positioned_together(self.references) and max_shift_mm is None
-            minimum_confidence = (
-                MINIMUM_CONFIDENCE_TOGETHER if together else MINIMUM_CONFIDENCE_ALONE
-            )
+            minimum_confidence = least_confidence(self.references, max_shift_mm=max_shift_mm)
         if not 0 <= minimum_confidence <= 1:
             raise PositionError(
                 f"`minimum_confidence` must lie in [0, 1], got {minimum_confidence}."
             )
         self.minimum_confidence = minimum_confidence
         self.search: dict[str, Any] = {
+            "position": position,
+            "mode": mode,
+            "minimum_confidence": minimum_confidence,
+            "locate_with": locate_with,
             "spread_mm": spread_mm,
             "max_shift_mm": max_shift_mm,
             "minimum": minimum,
@@ -130,10 +152,9 @@ class PriorDrivenInferer(Inferer):
 
         Args:
             inputs: ``(B, C, W, H, D)``. With the image's channels alone, a MetaTensor whose
-                affine locates the prior; with prior channels behind them, the position is known
-                and the network runs as it is.
+                affine locates the prior; with prior channels behind them, the position is known.
             network: a :class:`PriorDrivenNet`, also inside DDP or ``torch.compile``, or exported to
-                TorchScript.
+                TorchScript; or any network that returns logits.
             *args: passed on to the inferer and the backbone.
             **kwargs: likewise.
 
@@ -145,50 +166,113 @@ class PriorDrivenInferer(Inferer):
             position is too uncertain, its prior is neutral, with a warning.
 
         Raises:
-            PriorError: ``network`` is no :class:`PriorDrivenNet`.
+            PriorError: priors, calibration and network do not belong together.
             PositionError: ``inputs`` have no affine.
         """
-        net = _unwrap(network)
-        if inputs.shape[1] > net.image_channels:
+        net = self._network(network, channels=inputs.shape[1])
+        if inputs.shape[1] > net.image_channels and net.calibration is None:
             return self.inferer(inputs, network, *args, **kwargs).to(device=self.device)
+        if inputs.shape[1] > net.image_channels:
+            logits, prior = self.parts(inputs, network, *args, **kwargs)
+            fuse = softmax_logits if net.activation == "softmax" else sigmoid_logits
+            numbers = torch.as_tensor(net.calibration).to(logits.device)
+            adjusted = fuse(logits, prior, net.strength, net.floor, numbers)
+        else:
+            adjusted = self._located(inputs, net, *args, **kwargs)[1].logits
+        if not isinstance(inputs, MetaTensor):
+            return adjusted
+        result = MetaTensor(adjusted, meta=dict(inputs.meta))
+        result.is_batch = inputs.is_batch
+        result.applied_operations = inputs.applied_operations
+        return result
+
+    def parts(
+        self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What is fused: the logits without prior, and the priors as they are placed.
+
+        Args:
+            inputs: as for a call.
+            network: likewise.
+            *args: likewise.
+            **kwargs: likewise.
+
+        Returns:
+            Plain tensors ``(B, K + 1, W, H, D)`` (softmax) or ``(B, K, W, H, D)`` (sigmoid), and
+            ``(B, K, W, H, D)``.
+
+        Raises:
+            PriorError, PositionError: as in a call.
+        """
+        net = self._network(network, channels=inputs.shape[1])
+        if inputs.shape[1] > net.image_channels:
+            image, prior = inputs[:, : net.image_channels], inputs[:, net.image_channels :]
+            logits = self._logits(image, net.backbone, *args, **kwargs)
+            return logits, torch.as_tensor(prior).as_subclass(Tensor).to(logits.device)
+        logits, fused = self._located(inputs, net, *args, **kwargs)
+        return logits, fused.prior
+
+    def _located(
+        self, inputs: Tensor, net: _Network, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Fused]:
         if not isinstance(inputs, MetaTensor):
             raise PositionError(
                 "`inputs` must be a MetaTensor, whose affine says where the scan lies, got "
                 f"{type(inputs).__name__}: keep MONAI's metadata, or place the prior yourself and "
                 "pass it in the channels behind the image's."
             )
-        softmax = net.activation == "softmax"
-        logits = self._logits(inputs, net.network, *args, **kwargs)
-        coarse = logits
+        logits = self._logits(inputs, net.backbone, *args, **kwargs)
+        coarse = None
         if self.locator is not None:
             # A sliding window may run on another device than the one that holds the scan.
-            device = next((p.device for p in net.parameters()), inputs.device)
+            device = next((p.device for p in net.backbone.parameters()), inputs.device)
             coarse = self._locator_logits(inputs, device, *args, **kwargs)
-        coarse = coarse.float().softmax(1)[:, 1:] if softmax else coarse.float().sigmoid()
-        if coarse.shape[1] != len(self.priors):
-            raise PriorError(
-                f"`priors` must be one per organ of the network, {coarse.shape[1]}, got "
-                f"{len(self.priors)}."
+        fused = fuse_logits(
+            logits,
+            _affines(inputs),
+            self.priors,
+            calibration=net.own if net.calibration is None else net.calibration,
+            activation=net.activation,
+            coarse=coarse,
+            references=self.references,
+            strength=net.strength,
+            floor=net.floor,
+            names=_file_names(inputs),
+            **self.search,
+        )
+        inputs.meta[POSITION_META] = fused.position_mm
+        inputs.meta[CONFIDENCE_META] = fused.confidence
+        return logits, fused
+
+    def _network(self, network: nn.Module, *, channels: int) -> _Network:
+        inner = _unwrap(network)
+        if not _is_prior_driven(inner):
+            return _Network(
+                backbone=network,
+                image_channels=self.image_channels or channels,
+                activation=self.activation,
+                calibration=self._numbers(self.calibration or EQUATION_2, self.activation),
             )
-        align = PriorAlign(self.priors, mode=self.mode, activation=net.activation)
-        affines = inputs.affine.reshape(-1, 4, 4).expand(len(inputs), 4, 4)
-        names = _file_names(inputs)
-        positions, confidences, placed = [], [], []
-        for probability, affine, name in zip(coarse, affines, names, strict=True):
-            found = self._locate(MetaTensor(probability, affine=affine), name)
-            positions.append(found.position_mm)
-            confidences.append(found.confidence)
-            grid = MetaTensor(probability[:1], affine=affine)
-            prior = align(grid, found.position_mm)
-            placed.append(torch.as_tensor(prior).as_subclass(torch.Tensor))
-        fuse = softmax_logits if softmax else sigmoid_logits
-        adjusted = fuse(logits, torch.stack(placed), strength=net.strength, floor=net.floor)
-        inputs.meta[POSITION_META] = torch.stack(positions)
-        inputs.meta[CONFIDENCE_META] = torch.stack(confidences)
-        result = MetaTensor(adjusted, meta=dict(inputs.meta))
-        result.is_batch = inputs.is_batch
-        result.applied_operations = inputs.applied_operations
-        return result
+        net = cast(PriorDrivenNet, inner)
+        own = getattr(net, "calibration", None)
+        known = self.calibration == CONSTANTS and own is not None and len(own) > 0
+        return _Network(
+            backbone=net.network,
+            image_channels=net.image_channels,
+            activation=net.activation,
+            strength=net.strength,
+            floor=net.floor,
+            own=own,
+            calibration=self._numbers(None if known else self.calibration, net.activation),
+        )
+
+    def _numbers(
+        self, calibration: Calibration | str | None, activation: Literal["softmax", "sigmoid"]
+    ) -> Tensor | None:
+        if isinstance(calibration, str):
+            make = Calibration.unfitted if calibration == CONSTANTS else Calibration.identity
+            calibration = make(len(self.priors), activation=activation)
+        return calibration_tensor(calibration, activation=activation)
 
     def _locator_logits(
         self, inputs: torch.Tensor, device: torch.device, *args: Any, **kwargs: Any
@@ -202,58 +286,64 @@ class PriorDrivenInferer(Inferer):
         logits = torch.as_tensor(self.inferer(inputs, network, *args, **kwargs))
         return logits.to(device=self.device).as_subclass(torch.Tensor)
 
-    def _locate(self, probability: MetaTensor, name: str) -> Located:
-        """Positions, NaN where nothing is predicted or the position is uncertain."""
-        if self.position == "prediction_center":
-            found = self._prediction_centers(probability)
-        else:
-            found = locate_organs(probability, self.references, **self.search)
-        for k, confidence in enumerate(found.confidence.tolist()):
-            if found.position_mm[k].isnan().any():
-                reason = "is predicted nowhere"
-            elif confidence < self.minimum_confidence:
-                found.position_mm[k] = torch.nan
-                reason = f"has no certain position ({confidence:.2f})"
-            else:
-                continue
-            warnings.warn(
-                f"Organ {self.priors[k].organ} {reason} in {name}: its prior stays neutral.",
-                stacklevel=3,
-            )
-        return found
 
-    def _prediction_centers(self, probability: MetaTensor) -> Located:
-        minimum, epsilon = self.search["minimum"], self.search["epsilon"]
-        check_search(minimum=minimum, epsilon=epsilon, max_shift_mm=self.search["max_shift_mm"])
-        check_probability(probability, organs=len(self.priors))
-        predicted = (probability >= minimum) & (probability > epsilon)
-        position = torch.full((len(self.priors), 3), torch.nan, dtype=torch.float64)
-        for k in torch.nonzero(predicted.as_tensor().flatten(1).any(1)).flatten().tolist():
-            mask = MetaTensor(predicted.as_tensor()[k : k + 1], affine=probability.affine)
-            center: Center = "mass" if self.priors[k].center == "mass" else "bbox"
-            position[k] = organ_position(mask, organ=1, center=center)
-        return Located(position, position.isfinite().all(1).double())
+class _Network(NamedTuple):
+    """What the fusion needs to know of a network; ``calibration`` is that of the inferer."""
+
+    backbone: nn.Module
+    image_channels: int
+    activation: Literal["softmax", "sigmoid"]
+    strength: float = 1.0
+    floor: float = DEFAULT_FLOOR
+    own: Tensor | None = None
+    calibration: Tensor | None = None
 
 
-def _unwrap(network: nn.Module) -> PriorDrivenNet:
+def _calibration(
+    given: Calibration | str | os.PathLike[str] | None, *, organs: int
+) -> Calibration | str | None:
+    if given is None or given in (EQUATION_2, CONSTANTS):
+        return given
+    if not isinstance(given, Calibration):
+        if not Path(given).is_file():
+            _log.info(f"No calibration at {given}: the weights' own counts, or constants.")
+            return CONSTANTS
+        given = Calibration.load(given)
+    if given.organs != organs:
+        raise PriorError(
+            f"`calibration` must have numbers for {organs} organs, one for each prior, got "
+            f"{given.organs}: fit it for these priors."
+        )
+    return given
+
+
+def _unwrap(network: nn.Module) -> nn.Module:
     inner = network
     while not _is_prior_driven(inner):
         wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
         if not isinstance(wrapped, nn.Module):
             break
         inner = wrapped
-    if not _is_prior_driven(inner):
-        raise PriorError(
-            f"`network` must be a PriorDrivenNet, got {type(inner).__name__}: wrap the segmenter, "
-            "or use the plain inferer for a network without prior."
-        )
-    return cast(PriorDrivenNet, inner)
+    return inner
 
 
 def _is_prior_driven(network: nn.Module) -> bool:
     if isinstance(network, torch.jit.ScriptModule):
         return network.original_name == PriorDrivenNet.__name__
     return isinstance(network, PriorDrivenNet)
+
+
+def _affines(inputs: MetaTensor) -> torch.Tensor:
+    """An affine for each scan of a batch, of one for all or of as many."""
+    affine = inputs.affine
+    fits = affine.ndim in (2, 3) and affine.shape[-2:] == (4, 4)
+    affines = affine.reshape(-1, 4, 4) if fits else affine
+    if not fits or not len(inputs) or len(affines) not in (1, len(inputs)):
+        raise PositionError(
+            "`inputs` must hold scans and a 4 × 4 affine for all or for each, got "
+            f"{len(inputs)} scans and affines of shape {tuple(affine.shape)}."
+        )
+    return affines.expand(len(inputs), 4, 4)
 
 
 def _file_names(inputs: MetaTensor) -> list[str]:

@@ -11,6 +11,9 @@ from stipple_monai.ingest.alignment_check import (
     Intensities,
     check_alignment,
 )
+from stipple_monai.ingest.cases import (
+    LAYOUTS,
+)
 from stipple_monai.ingest.dataset_check import (
     DATASET_COLUMNS,
     Checked,
@@ -34,9 +37,6 @@ from stipple_monai.ingest.series import (
     Series,
     open_series,
     read_series,
-)
-from stipple_monai.ingest.sources import (
-    LAYOUTS,
 )
 
 __all__ = [

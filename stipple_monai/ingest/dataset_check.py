@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from stipple_monai.data import patient_of, read_sections, unique_names
 from stipple_monai.errors import DatasetError
+from stipple_monai.ingest.cases import Case
 from stipple_monai.ingest.pairs import Options, Pair, read_pair
 from stipple_monai.ingest.qa_report import mean_and_sd
-from stipple_monai.ingest.sources import Case
 
 DATASET_COLUMNS = (
     *("section", "fold", "case", "shape", "spacing_mm", "orientation", "labels", "volume_ml"),
@@ -85,8 +85,8 @@ def check_dataset(
         digest = _digest(pair)
         scans.setdefault(digest, []).append((name, place))
         rows.append([section, fold, name, *_described(pair.record), digest])
-        if (pair.record["alignment"] or {}).get("verdict") == "undecided":
-            notes.append(f"{name}: {pair.record['label']['notes'][-1]}")
+        told = [*pair.record["image"]["notes"], *(pair.record["label"] or {"notes": []})["notes"]]
+        notes += [f"{name}: {text}" for text in told]
     for what, groups in (("scan", scans), ("patient", patients)):
         for found in groups.values():
             here = ", ".join(f"{name} ({place})" for name, place in found)

@@ -10,9 +10,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import itk
+from monai.utils import optional_import
 
 from stipple_monai.errors import DatasetError
+
+itk, _ = optional_import("itk")
 
 _SOP = "1.2.840.10008.5.1.4.1.1."
 SEG_CLASSES = (f"{_SOP}66.4", f"{_SOP}66.7")
@@ -43,6 +45,8 @@ class Slice(NamedTuple):
     rescaled: bool
     padding: tuple[float, float] | None
     patient: str
+    study_uid: str
+    frame_uid: str
 
 
 def sop_class(path: str | os.PathLike[str]) -> str | None:
@@ -150,12 +154,15 @@ def read_header(file: str) -> Slice:
         spacing_mm=(spacing[1], spacing[0]),
         position_mm=position,
         direction=direction,
-        thickness_mm=next(iter(numbers("0018|0050")), None),
+        thickness_mm=next(filter(None, (*numbers("0018|0050"), *numbers("0018|0088"))), None),
         slope=reader.GetRescaleSlope(),
         intercept=reader.GetRescaleIntercept(),
         rescaled=bool(numbers("0028|1053") and numbers("0028|1052")),
         padding=_padding(numbers("0028|0120"), numbers("0028|0121"), text("0028|0103"), numbers),
-        patient=text("0010|0020"),
+        # where there is no PatientID, a name tells patients apart as well
+        patient=text("0010|0020") or text("0010|0010"),
+        study_uid=text("0020|000d"),
+        frame_uid=text("0020|0052"),
     )
 
 

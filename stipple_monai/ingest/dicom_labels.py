@@ -54,6 +54,17 @@ def referenced_series(path: Path) -> str | None:
         return None
 
 
+def label_frame(path: Path) -> str:
+    """FrameOfReferenceUID of a DICOM SEG or RTSTRUCT; empty where it says none."""
+    dataset = _header(path)
+    if "FrameOfReferenceUID" in dataset:
+        return str(dataset.FrameOfReferenceUID)
+    try:
+        return str(dataset.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID)
+    except (AttributeError, IndexError):
+        return ""
+
+
 def structure_names(path: Path) -> dict[int, str]:
     """Names of the structures in a DICOM SEG or RTSTRUCT by their numbers."""
     dataset = _header(path)

@@ -16,16 +16,16 @@ from stipple_monai.data import (
     TOLERANCE_MM,
     Grid,
     axis_names,
-    corner_distance_mm,
     read_grid,
     spacing_mm,
     whole_numbers,
 )
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest.alignment_check import Alignment, Flip, check_alignment
+from stipple_monai.ingest.cases import Case
 from stipple_monai.ingest.label_files import LabelMap, read_label
 from stipple_monai.ingest.series import Series, open_series, read_series
-from stipple_monai.ingest.sources import Case
+from stipple_monai.nifti import corner_distance_mm
 
 Status: TypeAlias = Literal["ingested", "repaired", "refused"]
 
@@ -39,6 +39,7 @@ class Options(NamedTuple):
         repair: reverse a label that fits clearly better so; it is refused otherwise.
         ignore_header: see `label_files.read_label`.
         names: of the label values that the label's file does not name.
+        ignore: see `label_files.read_label`.
     """
 
     choose: Mapping[str, int] | None = None
@@ -46,6 +47,7 @@ class Options(NamedTuple):
     repair: bool = False
     ignore_header: bool = False
     names: Mapping[int, str] = MappingProxyType({})
+    ignore: int | None = None
 
 
 class Pair(NamedTuple):
@@ -77,7 +79,13 @@ def read_pair(case: Case, options: Options) -> Pair:
     if case.label is None:
         return Pair(scan.array, None, scan.affine, {**record, "label": None, "alignment": None})
     label = read_label(
-        case.label, scan, series=series, choose=options.choose, ignore_header=options.ignore_header
+        case.label,
+        scan,
+        series=series,
+        choose=options.choose,
+        ignore_header=options.ignore_header,
+        ignore=options.ignore,
+        structures=case.structures,
     )
     notes = list(label.notes)
     array = np.flip(label.array, options.flip)
@@ -139,17 +147,19 @@ def _judge(alignment: Alignment, label: LabelMap, options: Options, case: Case) 
 
 def _read_scan(case: Case) -> tuple[Grid, Series | None, dict[str, Any]]:
     notes: list[str] = []
-    series, patient = None, None
+    series, patient = None, case.patient or None
     if case.is_dicom:
         series = open_series(case.images[0])
         array, found = read_series(series)
         scan = Grid(array, series.affine)
         notes += [*series.notes, *found]
         # pseudonymous, so that scans of one patient can be kept together
-        if series.patient:
-            patient = hashlib.sha256(series.patient.encode()).hexdigest()[:12]
+        if series.patient and not patient:
+            said = series.patient.encode(errors="surrogateescape")
+            patient = hashlib.sha256(said).hexdigest()[:12]
     else:
         scan = _stack([read_grid(path) for path in case.images], case.images)
+        notes += scan.notes
     if not np.isfinite(scan.array).all():
         raise DatasetError(f"`image` must be finite, got NaN or infinity in {case.images[0]}.")
     record = {
@@ -178,7 +188,8 @@ def _stack(channels: Sequence[Grid], files: Sequence[Path]) -> Grid:
                 "one to the other."
             )
     arrays = [whole_numbers(grid.array) for grid in channels]
-    return Grid(arrays[0] if len(arrays) == 1 else np.stack(arrays, -1), first.affine)
+    array = arrays[0] if len(arrays) == 1 else np.stack(arrays, -1)
+    return Grid(array, first.affine, first.notes)
 
 
 def _organs(

@@ -16,8 +16,6 @@ Files are whole or absent. The same command goes on with the cases that have no 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,14 @@ from tqdm import tqdm
 from stipple_monai.bundle import only_process
 from stipple_monai.data import axis_names
 from stipple_monai.errors import DatasetError
+from stipple_monai.files import fingerprint, read_json, remove_unfinished
+from stipple_monai.ingest.cases import Case, Layout, Source
 from stipple_monai.ingest.folders import listed
 from stipple_monai.ingest.pairs import Options, read_pair
 from stipple_monai.ingest.qa_report import QA_JSON, QA_MARKDOWN, write_qa_report
-from stipple_monai.ingest.sources import Case, Layout, Source, find_cases
-from stipple_monai.priors import UNREADABLE
+from stipple_monai.ingest.sources import find_cases
+from stipple_monai.nifti import UNREADABLE
+from stipple_monai.ownership import begin_set, replace_set
 from stipple_monai.simulation import write_json, write_nifti
 
 _SETTINGS, _RECORDS, _DATALIST = "ingest.json", "qa", "dataset.json"
@@ -60,7 +61,7 @@ def ingest(
         options: how labels are read, judged, repaired and called; names that the source has are
             added.
         skip_refused: write the datalist without the refused cases, rather than none.
-        overwrite: write into a folder that holds another or an earlier ingest, every case anew.
+        overwrite: replace another or an earlier ingest, once this one is whole; other files stay.
         progress: show a progress bar.
 
     Returns:
@@ -77,9 +78,36 @@ def ingest(
     found = find_cases(root, labels=labels, layout=layout)
     chosen = options.choose or {}
     # what values of the source mean says nothing of those that they are turned into
-    options = options._replace(names={**({} if chosen else found.labels), **options.names})
-    settings = {
-        "source": str(root.resolve()),
+    options = options._replace(
+        names={**({} if chosen else found.labels), **options.names}, ignore=found.ignore
+    )
+    settings = _settings(found, labels, options, chosen)
+    with only_process(out):
+        work = _begin(out, settings, found, overwrite=overwrite)
+        records = [
+            _case(case, work, options)
+            for case in tqdm(found.cases, desc="ingest", unit="case", disable=not progress)
+        ]
+        write_qa_report(work, records, skipped=found.skipped, about=settings)
+        refused = [record for record in records if record["status"] == "refused"]
+        if refused and not skip_refused:
+            raise DatasetError(
+                f"`source` must have usable cases, got {len(refused)} of {len(records)} that are "
+                f"refused, {refused[0]['name']}: {refused[0]['reason']} All are in "
+                f"{work / QA_MARKDOWN}. Without them: --skip-refused."
+            )
+        write_json(work / _DATALIST, _datalist(found, records, options))
+        if work != out:
+            replace_set(work, out, last=_DATALIST)
+    return out / _DATALIST
+
+
+def _settings(
+    found: Source, labels: str | Path | None, options: Options, chosen: Mapping[str, int]
+) -> dict[str, Any]:
+    """What a dataset is made of, and how."""
+    return {
+        "source": str(found.root.resolve()),
         "labels": None if labels is None else str(Path(labels).resolve()),
         "layout": found.layout,
         "choose": dict(chosen),
@@ -87,27 +115,12 @@ def ingest(
         "flip": axis_names(options.flip),
         "repair": options.repair,
         "ignore_label_header": options.ignore_header,
+        "ignore": options.ignore,
     }
-    with only_process(out):
-        _begin(out, settings, overwrite=overwrite)
-        records = [
-            _case(case, out, options)
-            for case in tqdm(found.cases, desc="ingest", unit="case", disable=not progress)
-        ]
-        write_qa_report(out, records, skipped=found.skipped, about=settings)
-        refused = [record for record in records if record["status"] == "refused"]
-        if refused and not skip_refused:
-            raise DatasetError(
-                f"`source` must have usable cases, got {len(refused)} of {len(records)} that are "
-                f"refused, {refused[0]['name']}: {refused[0]['reason']} All are in "
-                f"{out / QA_MARKDOWN}. Without them: --skip-refused."
-            )
-        write_json(out / _DATALIST, _datalist(found, records, options))
-    return out / _DATALIST
 
 
-def _begin(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Claim the folder for the settings."""
+def _begin(out: Path, settings: Mapping[str, Any], found: Source, *, overwrite: bool) -> Path:
+    """Claim the folder for the settings, or begin a part that replaces it at the end."""
     path = out / _SETTINGS
     ours = path.is_file() and _read(path) == settings
     others = [p for p in listed(out) if p.name != "logs"]
@@ -116,15 +129,19 @@ def _begin(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
             f"`out` must be empty or hold this same ingest, got {out}, which has {others[0].name}: "
             "choose another folder, or replace what is there with --overwrite."
         )
-    if overwrite:
-        # without its datalist, a dataset half replaced is not taken for a whole one
-        for name in (_DATALIST, QA_JSON, QA_MARKDOWN, _SETTINGS):
-            (out / name).unlink(missing_ok=True)
-        for record in listed(out / _RECORDS):
-            for part in ("imagesTr", "labelsTr", "imagesTs"):
-                (out / part / f"{record.stem}.nii.gz").unlink(missing_ok=True)
-            record.unlink()
-    write_json(path, settings)
+    parts = ("imagesTr", "labelsTr", "imagesTs")
+    targets = [f"{part}/{case.name}.nii.gz" for case in found.cases for part in parts]
+    targets += [f"{_RECORDS}/{case.name}.json" for case in found.cases]
+    targets += [_SETTINGS, _DATALIST, QA_JSON, QA_MARKDOWN]
+    inputs = [p for c in found.cases for p in (*c.images, *([c.label] if c.label else []))]
+    work = begin_set(
+        out, targets, made_with=settings, inputs=inputs, overwrite=overwrite and bool(others)
+    )
+    if work != out:
+        remove_unfinished(work)
+    if not (work / _SETTINGS).is_file():
+        write_json(work / _SETTINGS, settings)
+    return work
 
 
 def _case(case: Case, out: Path, options: Options) -> dict[str, Any]:
@@ -132,7 +149,7 @@ def _case(case: Case, out: Path, options: Options) -> dict[str, Any]:
     path, inputs = out / _RECORDS / f"{case.name}.json", _fingerprint(case)
     if path.is_file():
         record = _read(path)
-        if record["inputs"] != inputs:
+        if record.get("inputs") != inputs:
             raise DatasetError(
                 f"`out` has {case.name} as it was before {case.images[0]} or its label changed: "
                 "choose another folder, or replace what is there with --overwrite."
@@ -149,7 +166,8 @@ def _case(case: Case, out: Path, options: Options) -> dict[str, Any]:
     if pair.label is not None:
         files.append(f"labelsTr/{case.name}.nii.gz")
         write_nifti(out / files[1], pair.label, pair.affine)
-    record = {**pair.record, "test": case.test, "files": files, "inputs": inputs}
+    about = {"test": case.test, "section": case.section}
+    record = {**pair.record, **about, "files": files, "inputs": inputs}
     write_json(path, record)
     return record
 
@@ -168,8 +186,8 @@ def _datalist(
             item["label"] = f"./{record['files'][1]}"
         if known and record["image"]["patient"]:
             item["patient"] = record["image"]["patient"]
-        section = "training" if record["label"] else "test" if record["test"] else "unlabelled"
-        sections[section].append(item)
+        section = "test" if record["test"] else "training" if record["label"] else "unlabelled"
+        sections.setdefault(_own_section(record) or section, []).append(item)
     kinds = {record["image"]["modality"] for record in usable}
     modality = found.modality or {"0": (kinds.pop() if len(kinds) == 1 else None) or "unknown"}
     return {
@@ -182,6 +200,12 @@ def _datalist(
         "numTest": len(sections["test"]),
         **{name: items for name, items in sections.items() if items},
     }
+
+
+def _own_section(record: Mapping[str, Any]) -> str:
+    """The section of the source's own datalist, but for scans without label in ``training``."""
+    own = str(record["section"])
+    return "" if own == "training" and not record["label"] else own
 
 
 def _label_names(records: Iterable[Mapping[str, Any]], options: Options) -> dict[str, str]:
@@ -207,15 +231,12 @@ def _label_names(records: Iterable[Mapping[str, Any]], options: Options) -> dict
 
 def _fingerprint(case: Case) -> str:
     """Changes when a file of the case does."""
-    roots = [*case.images, *([case.label] if case.label else [])]
-    files = [file for root in roots for file in (listed(root) if root.is_dir() else [root])]
-    stats = [(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+    return fingerprint(*case.images, *([case.label] if case.label else []))[:16]
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise DatasetError(f"{path} must be JSON of an ingest, got something else.") from error
     if not isinstance(content, dict):

@@ -16,13 +16,15 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import itk
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from stipple_monai.data import LPS_TO_RAS, whole_numbers
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest.dicom_header import Slice, image_files, read_header, unreadable
+
+itk, _ = optional_import("itk")
 
 # a slice this close to another is the same place: headers are rounded
 _SAME_PLACE_MM = 1e-3
@@ -37,7 +39,8 @@ class Series(NamedTuple):
         files: in the order of their positions.
         uid: SeriesInstanceUID.
         modality: such as ``CT``.
-        patient: PatientID, empty where there is none.
+        patient: PatientID, or PatientName where there is none; empty without both.
+        frame_uid: FrameOfReferenceUID.
         shape: voxels along W, H and D: columns, rows and slices.
         affine: voxel to RAS mm, ``(4, 4)``; sheared if the gantry was tilted.
         tilt_degrees: angle between the step and the slices' normal; 0 if upright.
@@ -49,6 +52,7 @@ class Series(NamedTuple):
     uid: str
     modality: str
     patient: str
+    frame_uid: str
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     tilt_degrees: float
@@ -66,7 +70,8 @@ def open_series(folder: str | os.PathLike[str]) -> Series:
     Raises:
         DatasetError: there is no series, or more than one; a file cannot be read, has several
             frames or colours, or says not where it lies; files differ in size, spacing or
-            direction; slices are missing, doubled or lie unevenly.
+            direction, or in patient, study or frame of reference; slices are missing, doubled or
+            lie unevenly.
     """
     slices = [read_header(file) for file in image_files(folder)]
     series = {s.series_uid: s.file for s in slices}
@@ -95,6 +100,7 @@ def open_series(folder: str | os.PathLike[str]) -> Series:
         uid=first.series_uid,
         modality=first.modality,
         patient=first.patient,
+        frame_uid=first.frame_uid,
         shape=(*first.shape, len(slices)),
         affine=LPS_TO_RAS @ affine,
         tilt_degrees=tilt,
@@ -143,6 +149,13 @@ def read_series(series: Series) -> tuple[NDArray[Any], list[str]]:
 def _refuse_mixed(slices: Sequence[Slice], folder: str | os.PathLike[str]) -> None:
     first = slices[0]
     for other in slices[1:]:
+        for name in ("patient", "study_uid", "frame_uid"):
+            if getattr(first, name) != getattr(other, name):
+                raise DatasetError(
+                    "Slices of a DICOM series must be of one patient, study and frame of "
+                    f"reference, got another {name.removesuffix('_uid')} in {other.file} than in "
+                    f"{first.file}: leave out what does not belong."
+                )
         for name, tolerance in (("shape", 0.0), ("spacing_mm", 1e-3), ("direction", 1e-3)):
             one, two = getattr(first, name), getattr(other, name)
             if not np.allclose(one, two, rtol=0, atol=tolerance):
@@ -158,7 +171,12 @@ def _step(
 ) -> tuple[NDArray[np.float64], float]:
     """Step between slices, LPS mm, and its angle to the normal in degrees."""
     if len(slices) == 1:
-        return normal * (slices[0].thickness_mm or 1.0), 0.0
+        if slices[0].thickness_mm is None:
+            raise DatasetError(
+                f"A single slice must say how thick it is, got {slices[0].file} without "
+                "SliceThickness: give the whole series."
+            )
+        return normal * slices[0].thickness_mm, 0.0
     places = np.array([s.position_mm for s in slices])
     heights = places @ normal
     rises = np.diff(heights)
@@ -193,7 +211,7 @@ def _notes(slices: Sequence[Slice], step_mm: float, tilt: float) -> list[str]:
     notes = []
     thickness = slices[0].thickness_mm
     if len(slices) == 1:
-        notes.append(f"One slice: its SliceThickness of {thickness or 1.0:g} mm was believed.")
+        notes.append(f"One slice: its SliceThickness of {thickness:g} mm was believed.")
     elif thickness is not None and abs(thickness - step_mm) > 0.01 * step_mm:
         notes.append(f"SliceThickness is {thickness:g} mm, slices are {step_mm:.4g} mm apart.")
     if tilt:

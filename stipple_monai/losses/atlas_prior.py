@@ -30,7 +30,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stipple_monai.errors import DatasetError, PriorError
+from stipple_monai.errors import PriorError
+from stipple_monai.losses.labels import LabelCheck
 
 __all__ = ["AtlasPriorLoss"]
 
@@ -84,6 +85,7 @@ class AtlasPriorLoss(nn.Module):
         self.atlas_gamma = atlas_gamma
         self.atlas_factor = atlas_factor
         self.ignore_index = ignore_index
+        self.check = LabelCheck(ignore_index, name="`target`'s first channel")
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Compute the loss.
@@ -100,7 +102,8 @@ class AtlasPriorLoss(nn.Module):
         Raises:
             PriorError: ``target`` has no or other prior channels than ``logits`` has organs, or
                 another grid.
-            DatasetError: a label is neither a class nor `ignore_index`.
+            DatasetError: a label is neither a class nor `ignore_index`; on a GPU that may be said
+                some calls later.
         """
         # MetaTensors would run every operation through their metadata code.
         logits, target = logits.as_subclass(torch.Tensor), target.as_subclass(torch.Tensor)
@@ -113,15 +116,9 @@ class AtlasPriorLoss(nn.Module):
                 "label and prior, label first."
             )
         label, atlas = target[:, :1], target[:, 1:].to(logits)
+        label = self.check(label, highest=logits.shape[1] - 1)
         known = label != self.ignore_index
-        classes = torch.where(known, label, 0).long()
-        if not bool(
-            ((classes == label) & (classes >= 0) & (classes < logits.shape[1]))[known].all()
-        ):
-            raise DatasetError(
-                f"`target` must hold classes 0 to {logits.shape[1] - 1} or {self.ignore_index} in "
-                f"its first channel, got {label[known].unique()[:5].tolist()}."
-            )
+        classes = torch.where(known, label, 0)
         log_p = logits.log_softmax(1).gather(1, classes)
         difficulty = (-log_p.expm1()) ** self.gamma
         surprise = (1 - class_probability(atlas, classes)) ** self.atlas_gamma

@@ -2,7 +2,8 @@
 
 A voxel is *ignored* where its label is `ignore_index` and *known* elsewhere. Only known voxels
 enter the loss: an ignored one changes neither its value nor its gradient, and neither does a
-sample of the batch that is ignored throughout.
+sample of the batch that is ignored throughout. A step makes no GPU wait (see
+:mod:`stipple_monai.losses.labels`): samples are weighed, not picked.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from monai.losses import DiceLoss
 from torch import nn
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.losses.labels import LabelCheck
 
 __all__ = ["PartialDiceCELoss"]
 
@@ -99,6 +101,7 @@ class PartialDiceCELoss(nn.Module):
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
         self.ignore_index = ignore_index
+        self.check = LabelCheck(ignore_index, name="`label`")
         self.register_buffer("weight", weight)
         self.dice = DiceLoss(
             include_background=include_background or sigmoid,
@@ -108,7 +111,7 @@ class PartialDiceCELoss(nn.Module):
             batch=batch,
             smooth_nr=smooth_nr,
             smooth_dr=smooth_dr,
-            weight=weight if weight is None or include_background else weight[1:],
+            reduction="none",
             ignore_index=ignore_index,
         )
 
@@ -126,7 +129,7 @@ class PartialDiceCELoss(nn.Module):
         Raises:
             ValueError: the number of channels does not fit the activation or `weight`.
             DatasetError: `label` is not of the shape of `logits`, or holds a value that is
-                neither a class nor `ignore_index`.
+                neither a class nor `ignore_index`; on a GPU that may be said some calls later.
         """
         # MetaTensors would run every operation through their metadata code.
         logits, label = logits.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)
@@ -134,29 +137,32 @@ class PartialDiceCELoss(nn.Module):
             logits = logits.float()
         label = self._classes(logits, label)
         known = label != self.ignore_index
-        # Dice alone would count an ignored sample as 1 - smooth_nr / smooth_dr in its mean.
-        labelled = known.flatten(1).any(1)
-        if not bool(labelled.all()):
-            logits, label, known = logits[labelled], label[labelled], known[labelled]
-        if len(label) == 0:
-            # Cross-entropy's mean would be 0/0; an empty sum is 0 and keeps the graph for DDP.
-            return logits.sum()
         cross_entropy = self._softmax_ce if self.softmax else self._sigmoid_ce
-        dice = self.dice(logits, label)
+        dice = self._dice(logits, label, known)
         return self.lambda_dice * dice + self.lambda_ce * cross_entropy(logits, label, known)
+
+    def _dice(self, logits: torch.Tensor, label: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        dice = self.dice(logits, label).reshape(1 if self.dice.batch else len(label), -1)
+        # MONAI's own weighting asks the GPU for the least weight.
+        if self.weight is not None and dice.shape[1] > 1:
+            dice = dice * self.weight[-dice.shape[1] :].to(dice)
+        # An ignored sample would count as 1 - smooth_nr / smooth_dr in the mean.
+        labelled = known.flatten(1).any(1)
+        labelled = labelled.any()[None] if self.dice.batch else labelled
+        labelled = labelled.to(dice)
+        return (labelled * dice.mean(1)).sum() / labelled.sum().clamp_min(1)
 
     def _softmax_ce(
         self, logits: torch.Tensor, label: torch.Tensor, known: torch.Tensor
     ) -> torch.Tensor:
-        target = label[:, 0]
-        if self.weight is None:
-            return F.cross_entropy(logits, target, ignore_index=self.ignore_index)
-        weight = self.weight.to(logits)
+        weight = None if self.weight is None else self.weight.to(logits)
         total = F.cross_entropy(
-            logits, target, weight=weight, ignore_index=self.ignore_index, reduction="sum"
+            logits, label[:, 0], weight=weight, ignore_index=self.ignore_index, reduction="sum"
         )
-        # torch's own mean is 0/0 where all known voxels are of classes of weight 0.
-        mass = (weight * torch.bincount(label[known], minlength=len(weight))).sum()
+        # torch's own mean is 0/0 where no voxel is known, or those known are of weight 0.
+        if weight is None:
+            return total / known.sum().clamp_min(1)
+        mass = (weight[torch.where(known, label, 0)] * known).sum()
         return total / mass.clamp_min(torch.finfo(mass.dtype).tiny)
 
     def _sigmoid_ce(
@@ -169,7 +175,7 @@ class PartialDiceCELoss(nn.Module):
             pos_weight=None if self.weight is None else self.weight.to(logits),
             reduction="sum",
         )
-        return total / known.sum()
+        return total / known.sum().clamp_min(1)
 
     def _classes(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Check both against each other and return the label as int64."""
@@ -189,15 +195,4 @@ class PartialDiceCELoss(nn.Module):
                 f"`label` must be (B, 1, *spatial) on the grid of `logits` {tuple(logits.shape)}, "
                 f"got {tuple(label.shape)}; it holds class numbers, not one channel per class."
             )
-        highest = max(channels - 1, 1)
-        classes = label.long()
-        valid = ((classes >= 0) & (classes <= highest)) | (classes == self.ignore_index)
-        valid &= classes == label
-        if not bool(valid.all()):
-            found = label[~valid].unique()[:5].tolist()
-            raise DatasetError(
-                f"`label` must hold classes 0 to {highest} or {self.ignore_index} (ignored), "
-                f"got {found}; check the label's organ numbers, and that it was resampled with "
-                "nearest-neighbour interpolation."
-            )
-        return classes
+        return self.check(label, highest=max(channels - 1, 1))

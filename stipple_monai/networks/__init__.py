@@ -1,13 +1,19 @@
 """Fusion of logits with priors (equations 2 and 3), the wrapper for any network, the paper's U-Net.
 
 Words: the *backbone* is the wrapped network, *adjusted logits* are its logits plus the prior's
-bias, the *floor* is the lowest prior probability. Imports from `errors` alone.
+bias, the *floor* is the lowest prior probability, a *calibration* says how much network and prior
+count for each organ. Imports from the ground (`errors`, `files`) alone.
 """
 
+from stipple_monai.networks.calibration import (
+    Calibration,
+)
 from stipple_monai.networks.fusion import (
     DEFAULT_FLOOR,
+    SILENT,
     prior_driven_sigmoid,
     prior_driven_softmax,
+    prior_odds,
     sigmoid_logits,
     softmax_logits,
 )
@@ -20,10 +26,13 @@ from stipple_monai.networks.unet import (
 
 __all__ = [
     "DEFAULT_FLOOR",
+    "SILENT",
+    "Calibration",
     "PriorDrivenNet",
     "SliceUNet",
     "prior_driven_sigmoid",
     "prior_driven_softmax",
+    "prior_odds",
     "sigmoid_logits",
     "softmax_logits",
 ]

@@ -5,6 +5,9 @@ Words used here:
     head: one map of logits. Networks with deep supervision return several in training, at the
         image's resolution or below it.
 
+    calibration: how much network and prior count for each organ
+        (`stipple_monai.networks.calibration`).
+
 The prior travels in the channels behind the image's. It is the one form that the default
 ``prepare_batch``, sliding-window and slice inferers, TorchScript, ONNX, ``torch.compile`` and DDP
 all pass on; an optional second argument is silently dropped by several of them.
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from stipple_monai.errors import PriorError
+from stipple_monai.networks.calibration import COLUMNS, Calibration
 from stipple_monai.networks.fusion import DEFAULT_FLOOR, sigmoid_logits, softmax_logits
 
 
@@ -27,6 +31,7 @@ class PriorDrivenNet(nn.Module):
     The output are adjusted logits (`stipple_monai.networks.fusion`), so losses and activations
     stay those of the bare network. The weights are the backbone's alone: a checkpoint of the bare
     network loads as it is, one that was saved through DDP likewise, and so does one of the wrapper.
+    A calibration is a buffer, which checkpoints and exports keep; without one there is none.
 
     Args:
         network: any module that maps ``(B, image_channels, *spatial)`` to logits of that spatial
@@ -42,6 +47,8 @@ class PriorDrivenNet(nn.Module):
         dropout: where given, the probability of all dropout layers of ``network``. MONAI Label sets
             it to measure uncertainty by repeated passes; they have no weights, so a network that
             was trained without dropout loads.
+        organs: K, where known: tools that load only what has the shape of the network's own
+            (``copy_model_state``) then load a calibration, too.
 
     Raises:
         TypeError: ``network`` is no module.
@@ -64,6 +71,7 @@ class PriorDrivenNet(nn.Module):
         strength: float = 1.0,
         floor: float = DEFAULT_FLOOR,
         dropout: float | None = None,
+        organs: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
@@ -79,7 +87,37 @@ class PriorDrivenNet(nn.Module):
         self.activation = activation
         self.strength = float(strength)
         self.floor = float(floor)
+        if organs is not None and organs < 1:
+            raise ValueError(f"`organs` must be at least 1, got {organs}")
+        self.calibration: Tensor
+        self.register_buffer("calibration", torch.zeros(0, len(COLUMNS)))
+        if organs is not None:
+            self.calibrate(Calibration.identity(organs, activation=activation))
         self.register_load_state_dict_pre_hook(_accept_bare_keys)
+        self.register_state_dict_post_hook(_leave_out_no_calibration)
+
+    @torch.jit.unused
+    def calibrate(self, calibration: Calibration | None) -> None:
+        """Set how much network and prior count from now on.
+
+        Args:
+            calibration: None for equation 2.
+
+        Raises:
+            PriorError: it was fitted for another activation or number of organs.
+        """
+        rows = self.calibration.shape[0]
+        if calibration is None:
+            if rows == 0:
+                return
+            calibration = Calibration.identity(rows, activation=self.activation)
+        if calibration.activation != self.activation or rows not in (0, calibration.organs):
+            raise PriorError(
+                f"`calibration` must be for {self.activation} and {rows or 'any number of'} "
+                f"organs, got one for {calibration.activation} and {calibration.organs}; fit it "
+                "for this network"
+            )
+        self.calibration = calibration.tensor().to(self.calibration.device)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Return adjusted logits.
@@ -128,16 +166,21 @@ class PriorDrivenNet(nn.Module):
                 f"channels, since the network returns {logits.shape[1]} channels of logits, "
                 f"got {prior.shape[1]}; pass one prior per organ, none for the background"
             )
+        numbers = self.calibration
         if self.activation == "softmax":
-            return softmax_logits(logits, prior, strength=self.strength, floor=self.floor)
-        return sigmoid_logits(logits, prior, strength=self.strength, floor=self.floor)
+            return softmax_logits(logits, prior, self.strength, self.floor, numbers)
+        return sigmoid_logits(logits, prior, self.strength, self.floor, numbers)
 
     def extra_repr(self) -> str:
         """Settings shown when the module is printed."""
-        return (
+        text = (
             f"image_channels={self.image_channels}, activation={self.activation!r}, "
             f"strength={self.strength}, floor={self.floor}"
         )
+        for name, values in zip(COLUMNS, self.calibration.T.tolist(), strict=True):
+            if values:
+                text += f", calibrated_{name}=[" + ", ".join(f"{v:.4g}" for v in values) + "]"
+        return text
 
 
 def _set_dropout(network: nn.Module, dropout: float) -> None:
@@ -166,11 +209,23 @@ def _check_heads(heads: object, ndim: int) -> None:
     )
 
 
-def _accept_bare_keys(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
+def _leave_out_no_calibration(
+    module: PriorDrivenNet, state_dict: dict[str, Any], prefix: str, *_: object
 ) -> None:
-    """Rename the keys of a bare network's state dict, or of a DDP one, to the wrapper's."""
-    expected = module.state_dict().keys()
+    """Without a calibration the weights are the network's alone."""
+    if module.calibration.shape[0] == 0:
+        del state_dict[f"{prefix}calibration"]
+
+
+def _accept_bare_keys(
+    module: PriorDrivenNet, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """Rename the keys of a bare network's state dict, or of a DDP one, to the wrapper's.
+
+    The calibration of a state takes the place of the module's, whose number of organs may be
+    unknown; a state without one leaves it.
+    """
+    expected = {*module.state_dict(), "calibration"}
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
         inner = name.removeprefix("module.")
@@ -178,3 +233,9 @@ def _accept_bare_keys(
             if candidate in expected:
                 state_dict[prefix + candidate] = state_dict.pop(key)
                 break
+    own = module.calibration
+    found = state_dict.get(f"{prefix}calibration")
+    if found is None or found.shape[0] == 0:
+        state_dict[f"{prefix}calibration"] = own
+    elif own.shape[0] == 0:
+        module.calibration = torch.zeros_like(found, dtype=own.dtype, device=own.device)

@@ -18,8 +18,12 @@ from stipple_monai.planning.plan import (
     make_plan,
     plan_once,
 )
+from stipple_monai.planning.rules import (
+    Choice,
+)
 
 __all__ = [
+    "Choice",
     "Fingerprint",
     "Plan",
     "contradictions",

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from stipple_monai.data import Item, label_names, read_content, read_sections
 from stipple_monai.errors import DatasetError
+from stipple_monai.nifti import UNREADABLE, with_one_geometry
 from stipple_monai.parallel import map_in_order
-from stipple_monai.priors import UNREADABLE, is_invertible, spacing_along_ras
+from stipple_monai.priors import spacing_along_ras
 
 SECTIONS = ("training", "unlabelled", "validation")
 IGNORED = 255
@@ -149,8 +150,7 @@ def _open(path: str) -> Any:
         )
     try:
         file = nib.load(path)
-        if not is_invertible(file.affine):
-            raise DatasetError(f"{path} must have an invertible affine: correct its header.")
+        file, _ = with_one_geometry(file, str(path))
     except DatasetError:
         raise
     except UNREADABLE as error:

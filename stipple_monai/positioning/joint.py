@@ -47,6 +47,7 @@ from stipple_monai.spatial import (
     correlate,
     in_blocks,
     scores_in,
+    seen_box,
 )
 
 DEFAULT_SPREAD_MM = 40.0
@@ -54,7 +55,7 @@ APART_MM = 30.0
 """Positions this far apart are different answers to where an organ is."""
 _DOUBT = 0.01
 _FULL_VOTE = 0.3
-_AT_ONCE = 1 << 18
+_AT_ONCE, _AT_ONCE_ON_GPU = 1 << 18, 1 << 28
 
 
 class Located(NamedTuple):
@@ -164,7 +165,8 @@ def coarse_evidence(maps: Tensor, cells: Sequence[int], *, epsilon: float) -> Te
     """Mean evidence in cells, ``(K, W, H, D)``, as a share of the greatest possible, in [0, 1]."""
     greatest = -2 * math.log(epsilon / (1 - epsilon)) * math.prod(cells)
     # In slabs that stay in a processor's cache, where a CT's map takes a quarter of a gigabyte.
-    rows = cells[0] * max(1, _AT_ONCE // max(1, cells[0] * math.prod(maps.shape[2:])))
+    at_once = _AT_ONCE_ON_GPU if maps.is_cuda else _AT_ONCE
+    rows = cells[0] * max(1, at_once // max(1, cells[0] * math.prod(maps.shape[2:])))
     blocks = [
         torch.cat([in_blocks(evidence_for(slab, epsilon), cells).float() for slab in q.split(rows)])
         for q in maps
@@ -196,25 +198,15 @@ def supported_shares(
     """
     shares = []
     for block, reference in zip(blocks, references, strict=True):
-        part, first = _seen_part(block)
-        kernel = around_center(reference, coarse).to(block)
+        seen = seen_box(block)
+        part = block[tuple(slice(a, b) for a, b in zip(*seen, strict=True))]
+        kernel = around_center(reference, coarse, device=block.device).to(block)
         # A prior may have nothing in the middle of any cell.
         total = kernel.sum().clamp(min=torch.finfo(kernel.dtype).tiny)
         share = correlate(part, kernel).div_(total).clamp_(min=0)
-        start = [a - (n - 1) // 2 for a, n in zip(first, kernel.shape, strict=True)]
+        start = [a - (n - 1) // 2 for a, n in zip(seen.start, kernel.shape, strict=True)]
         shares.append(Votes(share, tuple(start)))
     return shares
-
-
-def _seen_part(block: Tensor) -> tuple[Tensor, list[int]]:
-    """The box of a block that holds all evidence, or its first cell, and where that begins."""
-    # Two passes over the block; the second axis and the third are looked at in one.
-    plane = block.amax(0)
-    inside = []
-    for line in (block.amax((1, 2)), plane.amax(1), plane.amax(0)):
-        seen = line.nonzero().flatten().tolist()
-        inside.append(slice(seen[0], seen[-1] + 1) if seen else slice(0, 1))
-    return block[inside[0], inside[1], inside[2]], [s.start for s in inside]
 
 
 def best_together(
@@ -258,7 +250,7 @@ def _best_near(
     size = torch.tensor(cells)
     middle = cell * size + torch.div(size, 2, rounding_mode="floor")
     start, stop = middle - size, middle + size + 1
-    kernel = around_center(reference, affine)
+    kernel = around_center(reference, affine, device=q.device)
     half = torch.tensor([(n - 1) // 2 for n in kernel.shape])
     low = (start - half).clamp(min=0)
     high = torch.minimum(stop + half, torch.tensor(q.shape))
@@ -266,7 +258,7 @@ def _best_near(
         return to_world(affine, middle.double())
     part = q[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
     box = Box(tuple((start - low).tolist()), tuple((stop - low).tolist()))
-    score = scores_in(evidence_for(part, epsilon), kernel.to(q.device), box).cpu()
+    score = scores_in(evidence_for(part, epsilon), kernel, box).cpu()
     candidates = torch.nonzero(score >= score.max() - 1e-9 * score.abs().max()) + start
     distance = (candidates - middle).double().norm(dim=1)
     return to_world(affine, candidates[distance.argmin()].double())
@@ -286,7 +278,8 @@ def _confidence(share: Votes, coarse: Tensor, position_mm: Tensor) -> float:
     near = (((cell - middle) @ coarse[:3, :3].T).norm(dim=-1) <= APART_MM).to(share.values.device)
     inside, *outside = _parted(share.values, box)
     rest = [inside.masked_fill(near, 0), *outside]
-    apart = max((float(part.max()) for part in rest if part.numel() > 0), default=0.0)
+    greatest = [part.max() for part in rest if part.numel() > 0]
+    apart = float(torch.stack(greatest).max()) if greatest else 0.0
     nearest = middle.round().long()
     within = bool(((nearest >= 0) & (nearest < size)).all())
     here = (float(share.values[tuple(nearest.tolist())]) if within else 0.0) + _DOUBT

@@ -22,11 +22,10 @@ from collections.abc import Sequence
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import generate_spatial_bounding_box
 
 from stipple_monai.errors import PositionError
 from stipple_monai.priors import Label, SpatialPrior, is_invertible, organ_crop, organ_position
-from stipple_monai.spatial import Box, promising, scores_in
+from stipple_monai.spatial import Box, promising, scores_in, seen_box
 
 DEFAULT_EPSILON = 1e-3
 CELL_MM = 4.0
@@ -83,10 +82,10 @@ def locate_organ(
     mean_mm = to_world(affine, mean)
     # Where Q is ε there is no evidence: the correlation needs the rest of the volume alone.
     evidence = evidence_for(q, epsilon)
-    start, stop = generate_spatial_bounding_box(evidence[None])
-    first = torch.tensor(start)
-    evidence = evidence[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
-    kernel = around_center(reference, affine).to(evidence)
+    seen = seen_box(evidence)
+    first = torch.tensor(seen.start)
+    evidence = evidence[tuple(slice(a, b) for a, b in zip(*seen, strict=True))]
+    kernel = around_center(reference, affine, device=evidence.device).to(evidence)
     if max_shift_mm is None:
         cells = cells_of(affine)
         box = promising(evidence, kernel, cells)
@@ -191,14 +190,27 @@ def predicted_mean(q: torch.Tensor, *, minimum: float, epsilon: float) -> torch.
     return torch.stack([(n * torch.arange(len(n))).sum() / n.sum() for n in counts])
 
 
-def around_center(reference: SpatialPrior, affine: torch.Tensor) -> torch.Tensor:
-    """The reference on the axes of a grid, its centre on the middle voxel of odd lengths."""
+def around_center(
+    reference: SpatialPrior, affine: torch.Tensor, *, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """The reference on the axes of a grid, its centre on the middle voxel of odd lengths.
+
+    Args:
+        reference: the organ around its centre.
+        affine: ``(4, 4)`` float64 on the CPU, of the grid.
+        device: where it is sampled and lies.
+
+    Returns:
+        ``(w, h, d)`` float32.
+    """
     half_box = torch.tensor(reference.size_mm, dtype=torch.float64) / 2
     to_voxel = torch.linalg.inv(affine[:3, :3])
     reach = (to_voxel.abs() @ half_box).ceil().long()
     centered = affine.clone()
     centered[:3, 3] = -affine[:3, :3] @ reach.double()
-    grid = MetaTensor(torch.empty(1, *(2 * reach + 1).tolist()), affine=centered)
+    # One number, expanded: a grid has no memory of its own.
+    like = torch.empty(1, device=device).expand(1, *(2 * reach + 1).tolist())
+    grid = MetaTensor(like, affine=centered)
     return reference.place((0.0, 0.0, 0.0), grid).as_tensor()[0]
 
 

@@ -16,7 +16,10 @@ from stipple_monai.priors.alignment import mean_offsets
 from stipple_monai.priors.cases import Cases
 from stipple_monai.priors.histogram import OrganHistogram, count_labels
 from stipple_monai.priors.likelihood import best_width, coarser, leave_one_out
-from stipple_monai.priors.organ import Center, Label, known_center
+from stipple_monai.priors.organ import Center, Label, is_count, known_center
+
+# wider than any organ: a blur of a metre would take minutes and say nothing
+_MOST_SMOOTHING_MM = 100.0
 
 Smoothing: TypeAlias = float | Literal["auto"] | None
 
@@ -57,8 +60,8 @@ def estimate_organs(
         PriorError: no map contains one of the organs, or an argument is out of range.
         DatasetError: a map cannot be read.
     """
-    if bins is not None and bins < 1:
-        raise PriorError(f"`bins` must be at least 1, got {bins}.")
+    if bins is not None and (not is_count(bins) or bins < 1):
+        raise PriorError(f"`bins` must be a whole number of at least 1, got {bins}.")
     width = _width(smoothing_mm, bins)
     if num_workers < 0:
         raise PriorError(f"`num_workers` must be at least 0, got {num_workers}.")
@@ -96,8 +99,11 @@ def _width(smoothing_mm: Smoothing, bins: int | None) -> float | Literal["auto"]
         return "auto" if bins is None else 0.0
     if smoothing_mm is None:
         return 0.0
-    if not 0 <= smoothing_mm < float("inf"):
-        raise PriorError(f"`smoothing_mm` must be a length of at least 0 mm, got {smoothing_mm}.")
+    if not 0 <= smoothing_mm <= _MOST_SMOOTHING_MM:
+        raise PriorError(
+            f"`smoothing_mm` must be a length from 0 to {_MOST_SMOOTHING_MM:g} mm, got "
+            f"{smoothing_mm}."
+        )
     if bins is not None and smoothing_mm > 0:
         raise PriorError(
             f"A histogram in bins is not smoothed, got `bins` {bins} and `smoothing_mm` "

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from stipple_monai.errors import PriorError
 from stipple_monai.priors.organ import Label
 from stipple_monai.priors.prior import SpatialPrior
 
@@ -53,6 +54,13 @@ def load_priors(folder: str | os.PathLike[str], organs: Sequence[int]) -> list[S
     """Load the priors of ``organs`` in their order.
 
     Raises:
-        PriorError: a file is missing or not a prior.
+        PriorError: a file is missing or not a prior, or its record names another organ.
     """
-    return [SpatialPrior.load(prior_path(folder, organ)) for organ in organs]
+    priors = [SpatialPrior.load(prior_path(folder, organ)) for organ in organs]
+    for prior, organ in zip(priors, organs, strict=True):
+        if prior.organ != organ:
+            raise PriorError(
+                f"{prior_path(folder, organ)} must be the prior of organ {organ}, got that of "
+                f"organ {prior.organ} by its record: files were renamed; estimate the priors again."
+            )
+    return priors

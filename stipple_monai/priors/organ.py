@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +21,11 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError, PositionError, PriorError
+from stipple_monai.label_values import whole_labels
+from stipple_monai.nifti import UNREADABLE, is_invertible, with_one_geometry
 
 Center: TypeAlias = Literal["bbox", "mass", "groupwise"]
 Label: TypeAlias = MetaTensor | str | os.PathLike[str]
@@ -37,18 +36,6 @@ UNNAMED = "the label map"
 
 # A megabyte of 8-bit labels.
 _SLAB_VOXELS = 2**20
-
-# What nibabel lets through when a file is truncated, damaged or of another kind.
-UNREADABLE = (
-    ImageFileError,
-    HeaderDataError,
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    AttributeError,
-    zlib.error,
-)
 
 
 def organ_position(label: Label, *, organ: int = 1, center: Center = "bbox") -> torch.Tensor:
@@ -125,7 +112,8 @@ def open_label(label: Label) -> LabelMap:
         with _reading(name):
             # Kept open, because a compressed file cannot be entered in the middle.
             image = nib.load(label, keep_file_open=True)
-            array, affine = image.dataobj, image.affine
+            array = image.dataobj
+        affine = with_one_geometry(image, name)[0].affine
     else:
         raise DatasetError(f"A label map must be a MetaTensor or a file, got {type(label)}.")
     if len(array.shape) != 3 and (len(array.shape) != 4 or array.shape[3] != 1):
@@ -192,7 +180,7 @@ def _slabs(label: LabelMap) -> Iterator[tuple[NDArray[np.int_], NDArray[Any]]]:
         start[axis] = first
         with _reading(label.name):
             slab = np.asanyarray(array[tuple(index)])
-        yield start, slab
+        yield start, whole_labels(slab, label.name)
 
 
 def _bounding_box(array: NDArray[Any]) -> tuple[slice, slice, slice]:
@@ -222,13 +210,6 @@ def _joined(
     crop = affine.copy()
     crop[:3, 3] = affine[:3] @ [*first, 1]
     return whole, crop
-
-
-def is_invertible(affine: NDArray[Any] | torch.Tensor) -> bool:
-    """Whether an affine is a finite 4 × 4 matrix that leads back from the world to voxels."""
-    matrix = np.asarray(affine, dtype=np.float64)
-    usable = matrix.shape == (4, 4) and bool(np.isfinite(matrix).all())
-    return usable and float(np.linalg.det(matrix[:3, :3])) != 0
 
 
 def center_and_reach(
@@ -304,3 +285,8 @@ def three_lengths(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     if len(values) != 3 or not all(0 < v < float("inf") for v in values):
         raise PriorError(f"`spacing_mm` must be three positive lengths, got {values}.")
     return values[0], values[1], values[2]
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number, which neither 2.5 nor ``True`` is."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -27,7 +27,14 @@ from numpy.typing import NDArray
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.priors.cases import Cases, Volumes
 from stipple_monai.priors.estimation import Smoothing, estimate_organs
-from stipple_monai.priors.organ import Center, Label, known_center, three_lengths, world_point
+from stipple_monai.priors.organ import (
+    Center,
+    Label,
+    is_count,
+    known_center,
+    three_lengths,
+    world_point,
+)
 from stipple_monai.priors.prior_file import read_prior, write_prior
 from stipple_monai.spatial import grid_affine, sample_on_grid, touched
 
@@ -81,6 +88,8 @@ class SpatialPrior:
         log_likelihood: float | None = None,
         cases: Cases | None = None,
     ) -> None:
+        if torch.as_tensor(probability).is_complex():
+            raise PriorError("`probability` must be of real numbers, got complex ones.")
         probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu").detach()
         probability = probability.as_subclass(torch.Tensor)
         if probability.ndim != 3 or probability.numel() == 0:
@@ -95,6 +104,8 @@ class SpatialPrior:
         self.probability = probability
         self.spacing_mm = three_lengths(spacing_mm)
         self.organ = int(organ)
+        if not is_count(case_count) or case_count < 0:
+            raise PriorError(f"`case_count` must be a number of maps, got {case_count}.")
         self.case_count = int(case_count)
         self.center = known_center(center)
         self.offset_mm = None if offset_mm is None else _point(offset_mm)

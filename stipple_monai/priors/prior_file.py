@@ -10,6 +10,7 @@ prior can be handed on without it.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -29,6 +30,8 @@ FORMAT_VERSION = 1
 
 _AS_WRITTEN = ("organ", "case_count", "center", "offset_mm", "smoothing_mm", "log_likelihood")
 
+# of the largest prior, a box of 60 cm in voxels of 1.5 mm, some times over
+_MOST_VOXELS = 2**28
 _REMEDY = "Estimate it again and save it with `SpatialPrior.save`."
 
 
@@ -102,7 +105,8 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
     """
     try:
         image = nib.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32)
+        if not isinstance(image, nib.Nifti1Image):
+            raise ValueError("it is of another format")
         texts = [e.get_content() for e in image.header.extensions if e.get_code() == 6]
     except FileNotFoundError:
         raise PriorError(f"There is no prior at {path}. {_REMEDY}") from None
@@ -118,7 +122,10 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
             f"{path} is a prior of format {record['stipple_prior']}, and this version reads "
             f"format {FORMAT_VERSION}: update stipple-monai. {_REMEDY}"
         )
+    if math.prod(image.shape) > _MOST_VOXELS:
+        raise PriorError(f"{path} is not a valid prior: its shape is {image.shape}. {_REMEDY}")
     try:
+        data = np.asarray(image.dataobj, dtype=np.float32)
         prior = make(
             data,
             spacing_mm=[float(s) for s in image.header.get_zooms()[:3]],
@@ -135,7 +142,7 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
         raise PriorError(
             f"{path} is not a valid prior: its record lacks {error}. {_REMEDY}"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, *UNREADABLE) as error:
         raise PriorError(f"{path} is not a valid prior: {error} {_REMEDY}") from error
     return prior
 
@@ -153,6 +160,6 @@ def _volumes(record: dict[str, Any] | None) -> Volumes | None:
 def _json_object(text: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 
-from stipple_monai.data import label_names, read_sections, read_volume, unique_names
+from stipple_monai.data import (
+    label_names,
+    read_label_map,
+    read_sections,
+    read_volume,
+    stem_of,
+    unique_names,
+)
 from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.page import Block, Text, Viewer
@@ -82,9 +89,9 @@ def datalist_cases(path: str | Path) -> dict[str, list[Case]]:
     }
 
 
-def stem_of(image: Any) -> str:
+def scan_stem(image: Any) -> str:
     """A scan's file name without ``.nii.gz``."""
-    return Path(first_file(image)).name.removesuffix(".gz").removesuffix(".nii")
+    return stem_of(Path(first_file(image)))
 
 
 def organ_names(
@@ -108,7 +115,7 @@ def label_values(labels: Iterable[str | Path]) -> set[int]:
     found: set[int] = set()
     for label in labels:
         try:
-            found |= {int(v) for v in np.unique(read_volume(label).numpy())}
+            found |= {int(v) for v in np.unique(read_label_map(label).numpy())}
         except DatasetError:
             continue
     return found - {0, 255}
@@ -183,7 +190,7 @@ def _viewer(
     prepare: Callable[[Case, MetaTensor | None], Case] | None,
 ) -> Viewer:
     """The viewer of a case; one that was chosen, as ``which``, can be scrolled through."""
-    truth = None if case.truth is None else read_volume(case.truth)
+    truth = None if case.truth is None else read_label_map(case.truth)
     known = case if prepare is None else prepare(case, truth)
     return make_viewer(
         read_scan(known.image),
@@ -191,7 +198,7 @@ def _viewer(
         title=f"{case.name} ({which})" if which else case.name,
         organs=organs,
         truth=truth,
-        prediction=None if case.prediction is None else read_volume(case.prediction),
+        prediction=None if case.prediction is None else read_label_map(case.prediction),
         placed={
             k: Placed(point, priors.get(k)) for k, point in known.positions.items() if k in organs
         },

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
 
-from stipple_monai.data import check_pair, check_scan, organ_volumes, read_volume
+from stipple_monai.data import check_pair, check_scan, organ_volumes, read_label_map
 from stipple_monai.errors import DatasetError
 from stipple_monai.parallel import map_in_order
 from stipple_monai.priors import SpatialPrior
@@ -50,13 +50,14 @@ ORGAN_NOTE = (
 
 @dataclass
 class Measured:
-    """Rows of a case, its volume by organ, and what is wrong with it."""
+    """Rows of a case, its volume by organ, what is wrong with it and what is to be known."""
 
     scan: list[str] = field(default_factory=list)
     organs: list[list[str]] = field(default_factory=list)
     volumes_ml: dict[str, float] = field(default_factory=dict)
     spacing_mm: tuple[float, float, float] = (math.nan,) * 3
     fault: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 def dataset_page(
@@ -90,7 +91,11 @@ def dataset_page(
     found = list(
         map_in_order(lambda sc: measure(*sc, organs=organs), cases, num_workers=num_workers)
     )
-    faults = [f"{c.name}: {m.fault}" for (_, c), m in zip(cases, found, strict=True) if m.fault]
+    faults = [
+        f"{c.name}: {text}"
+        for (_, c), m in zip(cases, found, strict=True)
+        for text in [*([m.fault] if m.fault else []), *m.notes]
+    ]
     amiss: list[Block] = [Lines(faults)] if faults else [Text("Nothing was found to be wrong.")]
     content = [
         Section("What is wrong", amiss),
@@ -160,10 +165,12 @@ def measure(section: str, case: Case, *, organs: Mapping[int, str]) -> Measured:
     try:
         image = read_scan(case.image)
         found.spacing_mm = spacing_mm(image)
+        found.notes += image.meta.get("notes", [])
         found.scan = _scan_row(section, case, image)
         check_scan(image)
         if case.truth is not None:
-            label = read_volume(case.truth)
+            label = read_label_map(case.truth)
+            found.notes += [f"label: {text}" for text in label.meta["notes"]]
             check_pair(image, label, classes=max(organs, default=1) + 1)
             _measure_organs(found, section, case, image, label, organs)
     except DatasetError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 
-from stipple_monai.data import read_volume
+from stipple_monai.data import read_label_map
 from stipple_monai.errors import DatasetError, PositionError, PriorError
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import SpatialPrior
@@ -107,7 +107,7 @@ def _draw(
     """Draw a prior; what the picture shows, and where the prior lies."""
     for case in references:
         try:
-            label = read_volume(str(case.truth))
+            label = read_label_map(str(case.truth))
             position = measure_position(label, prior)
             image = read_scan(case.image)
             alt = prior_figure(image, prior, position, path, label=label, organ_name=name)

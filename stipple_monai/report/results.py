@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.data import organ_volumes, read_volume
+from stipple_monai.data import organ_volumes, read_label_map
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
-from stipple_monai.report.cases import Case, datalist_cases, stem_of
+from stipple_monai.report.cases import Case, datalist_cases, scan_stem
 from stipple_monai.results import first_file, read_records, score
 from stipple_monai.visualize import on_one_grid, spacing_mm
 
@@ -75,7 +75,7 @@ def collect(run: Path, datalist: Path | None) -> Predictions:
         path, by_scan = run / table, {scan: name for name, scan in scans.items()}
         for row in read_csv(path) if path.is_file() else []:
             try:
-                name = by_scan.get(row["scan"], stem_of(row["scan"]))
+                name = by_scan.get(row["scan"], scan_stem(row["scan"]))
                 _add_row(known.found[name, int(row["organ"])], row)
             except (KeyError, ValueError, TypeError) as error:
                 raise DatasetError(
@@ -105,7 +105,7 @@ def _listed(cases: Sequence[Case], name: str, scan: str | None) -> Case | None:
     A file of that name in another folder may be another patient's, so of several none is taken.
     """
     same = [c for c in cases if scan is not None and first_file(c.image) == os.path.abspath(scan)]
-    called = [c for c in cases if name in (c.name, stem_of(c.image))]
+    called = [c for c in cases if name in (c.name, scan_stem(c.image))]
     found = same or called
     return found[0] if len(found) == 1 else None
 
@@ -136,8 +136,8 @@ def measure_cases(known: Predictions, organs: Mapping[int, str]) -> None:
             known.amiss.append(f"{name}: its prediction {name}{SEGMENTATION} is not there.")
             continue
         try:
-            predicted = read_volume(case.prediction)
-            truth = None if case.truth is None else read_volume(case.truth)
+            predicted = read_label_map(case.prediction)
+            truth = None if case.truth is None else read_label_map(case.truth)
             volumes = on_one_grid(prediction=predicted, truth=truth)
         except DatasetError as error:
             known.amiss.append(f"{name}: {error}")

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from stipple_monai.bundle import MODEL, read_model
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
+from stipple_monai.ownership import claim, owned, refuse_foreign
 from stipple_monai.report.cases import MOST_PICTURES, Case, datalist_cases, organ_names
 from stipple_monai.report.dataset import dataset_page
 from stipple_monai.report.page import Page, Section, Table, write_page
@@ -55,7 +56,7 @@ def report(
 
     Raises:
         DatasetError: ``run`` is none of these, or a file of it cannot be read; or there is a
-            report already.
+            report already, or a file that is none.
         PriorError: a prior cannot be read.
         ValueError: ``out`` has another ending, or ``pictures`` is negative.
     """
@@ -79,7 +80,8 @@ def report(
             logs=None if logs is None else Path(logs),
             most=pictures,
         )
-        _publish(write_page(Path(made) / out.name, page), out)
+        given = [path for path in (run, listed) if path is not None]
+        _publish(write_page(Path(made) / out.name, page), out, given)
     return out
 
 
@@ -92,7 +94,7 @@ def detect(run: Path) -> Kind:
     if run.is_file():
         if run.suffix == ".json":
             return "data set"
-        if run.name.endswith((".nii", ".nii.gz")):
+        if run.name.lower().endswith((".nii", ".nii.gz")):
             return "prior"
     elif run.is_dir():
         if is_prediction_set(run):
@@ -122,12 +124,14 @@ def _free(out: Path, *, overwrite: bool) -> Path:
     if out.suffix != ".html":
         raise ValueError(f"`out` must end in .html, got {out}.")
     beside = out.with_name(f"{out.stem}_files")
-    there = [path for path in (out, out.with_suffix(".md"), beside) if path.exists()]
+    pages = [out, out.with_suffix(".md")]
+    there = [path for path in (*pages, beside) if path.exists()]
     if there and not overwrite:
         raise DatasetError(
             f"`out` must not exist yet, got {there[0]}: choose another, or replace it with "
             "--overwrite."
         )
+    refuse_foreign(out.parent, pages)
     return beside
 
 
@@ -191,15 +195,19 @@ def _prior_page(
     return Page(f"Prior {run.parent.name}/{run.name}", lead, content)
 
 
-def _publish(made: Path, out: Path) -> None:
-    """Copy a page, what lies beside it first, so that whoever finds the page finds all of it."""
+def _publish(made: Path, out: Path, inputs: Sequence[Path]) -> None:
+    """Copy a page, what lies beside it first, so that whoever finds the page finds all of it.
+
+    Pictures of an older page are removed when the new one is whole; other files stay.
+    """
     beside = out.with_name(f"{out.stem}_files")
-    for old in (out, out.with_suffix(".md")):
-        old.unlink(missing_ok=True)
-    if beside.is_dir():
-        shutil.rmtree(beside)
     pictures = sorted(made.with_name(beside.name).iterdir())
     pairs = [(path, beside / path.name) for path in pictures]
-    for source, target in (*pairs, (made.with_suffix(".md"), out.with_suffix(".md")), (made, out)):
+    pairs += [(made.with_suffix(".md"), out.with_suffix(".md")), (made, out)]
+    before = {name for name in owned(out.parent) if Path(name).parent == Path(beside.name)}
+    claim(out.parent, [target for _, target in pairs], inputs=inputs)
+    for source, target in pairs:
         with whole_file(target) as part:
             shutil.copyfile(source, part)
+    for name in before - {f"{beside.name}/{path.name}" for path in pictures}:
+        (out.parent / name).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ and below.
 
 from stipple_monai.results.dicom_seg import (
     DicomSegWriter,
+    check_dicom_seg,
     has_highdicom,
     series_files,
 )
@@ -28,6 +29,7 @@ from stipple_monai.results.statistics import (
 )
 from stipple_monai.results.volumes import (
     RECORD,
+    TABLES,
     ScanNames,
     VolumeTable,
     first_file,
@@ -38,6 +40,7 @@ from stipple_monai.results.volumes import (
 __all__ = [
     "RECORD",
     "SCORE_COLUMNS",
+    "TABLES",
     "Comparison",
     "DicomSegWriter",
     "GridWriter",
@@ -46,6 +49,7 @@ __all__ = [
     "Spread",
     "VolumeTable",
     "between_folds",
+    "check_dicom_seg",
     "compare_paired",
     "first_file",
     "has_highdicom",

@@ -6,16 +6,17 @@ It needs highdicom and pydicom, ``pip install stipple-monai[dicom]``.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import itk
 import numpy as np
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import optional_import
+from numpy.typing import NDArray
 
 from stipple_monai.data import LPS_TO_RAS, label_names
 from stipple_monai.errors import DatasetError
@@ -23,6 +24,7 @@ from stipple_monai.files import whole_file
 from stipple_monai.ingest import open_series
 from stipple_monai.results.volumes import ScanNames
 
+itk, _ = optional_import("itk")
 pydicom, _ = optional_import("pydicom")
 hd, has_highdicom = optional_import("highdicom")
 codes, _ = optional_import("pydicom.sr.codedict", name="codes")
@@ -32,17 +34,21 @@ _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
     *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
 )
+# what these must look like; else they are left empty
+_VALID = {
+    "PatientBirthDate": r"(\d{8})?",
+    "StudyDate": r"(\d{8})?",
+    "StudyTime": r"(\d{2,6}(\.\d{1,6})?)?",
+    "PatientSex": r"[MFO]?",
+}
 
 
 def series_files(folder: str | os.PathLike[str]) -> list[str]:
     """List the files of the DICOM series in a folder, in the order of their positions.
 
-    They are those that MONAI's ``ITKReader`` reads, which gives every series a grid at right
-    angles with even steps.
-
     Raises:
-        DatasetError: there is no series, or more than one, or it is not such a grid, see
-            :func:`open_series`; or the gantry was tilted, or the reader would read other files.
+        DatasetError: there is no series, or more than one, or it is no grid, see
+            :func:`open_series`; or the gantry was tilted.
     """
     series = open_series(folder)
     if series.tilt_degrees:
@@ -50,18 +56,6 @@ def series_files(folder: str | os.PathLike[str]) -> list[str]:
             f"Slices of a DICOM series must lie straight above each other, got {folder}, where the "
             f"gantry was tilted by {series.tilt_degrees:.3g}°: convert it to NIfTI, such as with "
             "`python -m stipple_monai ingest`, which keeps the shear."
-        )
-    names = itk.GDCMSeriesFileNames.New()
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")
-    names.SetDirectory(str(folder))
-    read = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
-    if [[Path(file).name for file in files] for files in read] != [
-        [Path(file).name for file in series.files]
-    ]:
-        raise DatasetError(
-            f"A folder must hold one DICOM series and nothing else of DICOM, got {len(read)} in "
-            f"{folder}: move each to a folder of its own."
         )
     return list(series.files)
 
@@ -90,16 +84,57 @@ def write_dicom_seg(
         DatasetError: a file lacks what a segmentation needs.
         OptionalImportError: highdicom is missing.
     """
+    # DICOM's world is LPS
+    values = label.as_tensor()[0].cpu().numpy().astype(np.uint8)
+    # DICOM counts segments from 1
+    values = np.searchsorted([0, *sorted(organs)], values).astype(np.uint8)
+    to_world = LPS_TO_RAS @ label.affine.cpu().numpy().astype(np.float64)
+    segmentation = _segmentation(_images(files), values, to_world, organs, files)
+    with whole_file(path) as part:
+        segmentation.save_as(part)
+
+
+def check_dicom_seg(files: Sequence[str]) -> None:
+    """Raise where a series lacks what its segmentation will need, before there is one.
+
+    Raises:
+        DatasetError: a file lacks it.
+        OptionalImportError: highdicom is missing.
+    """
+    series = open_series(Path(files[0]).parent)
+    empty: NDArray[np.uint8] = np.zeros(series.shape, np.uint8)
+    _segmentation(_images(files), empty, LPS_TO_RAS @ series.affine, {1: "organ"}, files)
+
+
+def _images(files: Sequence[str]) -> list[Any]:
+    """Headers of a series, with what segmentations need and what is written wrongly put right."""
     images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
-    for image in images:
+    for number, image in enumerate(images, 1):
         for keyword in _MAY_BE_EMPTY:
             if keyword not in image:
                 setattr(image, keyword, None)
-    # DICOM counts segments from 1
-    values = label.as_tensor()[0].cpu().numpy().astype(np.uint8)
-    values = np.searchsorted([0, *sorted(organs)], values).astype(np.uint8)
-    # highdicom counts slices, rows, columns; DICOM's world is LPS.
-    to_world = LPS_TO_RAS @ label.affine.cpu().numpy().astype(np.float64)
+        for keyword, pattern in _VALID.items():
+            if not re.fullmatch(pattern, str(image.get(keyword) or "")):
+                setattr(image, keyword, None)
+        if not str(image.get("SliceThickness") or "").strip():
+            image.SliceThickness = None
+        if "InstanceNumber" not in image:
+            image.InstanceNumber = number
+        if image.get("SpecificCharacterSet"):
+            # the segmentation's own text is in UTF-8, and so may be the patient's
+            image.decode()
+            image.SpecificCharacterSet = "ISO_IR 192"
+    return images
+
+
+def _segmentation(
+    images: Sequence[Any],
+    values: NDArray[np.uint8],
+    to_world: NDArray[np.float64],
+    organs: Mapping[int, str],
+    files: Sequence[str],
+) -> Any:
+    # highdicom counts slices, rows, columns
     try:
         volume = hd.Volume(
             np.ascontiguousarray(values.transpose(2, 1, 0)),
@@ -107,7 +142,7 @@ def write_dicom_seg(
             coordinate_system="PATIENT",
             frame_of_reference_uid=images[0].FrameOfReferenceUID,
         )
-        segmentation = hd.seg.Segmentation(
+        return hd.seg.Segmentation(
             images,
             volume,
             segmentation_type="BINARY",
@@ -129,8 +164,6 @@ def write_dicom_seg(
         raise DatasetError(
             f"A DICOM SEG needs a whole series, got {Path(files[0]).parent}: {error}"
         ) from error
-    with whole_file(path) as part:
-        segmentation.save_as(part)
 
 
 def rename_segments(path: str | os.PathLike[str], organs: Mapping[int, str]) -> None:

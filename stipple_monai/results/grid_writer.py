@@ -81,7 +81,7 @@ def on_grid_of(
     Raises:
         DatasetError: ``values`` have another shape than the scan.
     """
-    if not str(scan).endswith((".nii", ".nii.gz")) or Path(scan).is_dir():
+    if not str(scan).lower().endswith((".nii", ".nii.gz")) or Path(scan).is_dir():
         affine = np.asarray(metadata["original_affine"], dtype=np.float64)
         image = nib.Nifti1Image(values, affine)
         image.header.set_xyzt_units("mm")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from stipple_monai.data import label_names, organ_volumes, unique_names
+from stipple_monai.data import files_of_item, label_names, organ_volumes, plain_name, unique_names
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file, write_csv
+from stipple_monai.files import fingerprint, read_json, whole_file, write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
 
 RECORD = "_volumes.json"
 """What a record's file name ends with, behind the scan's name."""
+
+TABLES = ("volumes.csv", "volumes.json")
+"""Files with the records of all scans."""
 
 COLUMNS = ("scan", "organ", "name", "volume_ml", "r_mm", "a_mm", "s_mm", "confidence")
 
@@ -35,6 +39,9 @@ class ScanNames(Transform):
     Args:
         items: of a datalist; a scan's ``name``, or else what is unique in its path.
 
+    Raises:
+        DatasetError: a ``name`` is no plain file name, or two scans have one.
+
     Example:
         >>> names = ScanNames([{"image": "/a/ct.nii.gz"}, {"image": "/b/mr.nii", "name": "7"}])
         >>> names["/a/ct.nii.gz"], names["/b/mr.nii"]
@@ -44,7 +51,18 @@ class ScanNames(Transform):
     def __init__(self, items: Sequence[Mapping[str, Any]]) -> None:
         scans = [first_file(item["image"]) for item in items]
         named = zip(scans, unique_names(scans), items, strict=True)
-        self.names = {os.path.abspath(scan): item.get("name", name) for scan, name, item in named}
+        self.names = {
+            os.path.abspath(scan): plain_name(item.get("name", name), "name")
+            for scan, name, item in named
+        }
+        self.files = {
+            os.path.abspath(scan): files_of_item(item, ("image",))
+            for scan, item in zip(scans, items, strict=True)
+        }
+        counts = Counter(name.casefold() for name in self.names.values())
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise DatasetError(f"Scans must have names of their own, got {twice[0]!r} twice.")
 
     def __getitem__(self, scan: str) -> str:
         """Name of the scan that was loaded from a file or folder."""
@@ -98,7 +116,13 @@ class VolumeTable:
     def _record(self, engine: Engine) -> None:
         for item in engine.state.output:
             scan, label = item[self.image_key].meta["filename_or_obj"], item[self.pred_key]
-            record = {"scan": scan, "organs": self._organs(label)}
+            files = self.names.files[os.path.abspath(scan)]
+            record = {
+                "scan": scan,
+                # a scan in memory has none
+                "fingerprint": fingerprint(*files) if all(map(os.path.exists, files)) else None,
+                "organs": self._organs(label),
+            }
             with whole_file(self.folder / f"{self.names[scan]}{RECORD}") as part:
                 part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -130,14 +154,24 @@ def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
     records = {}
     for path in sorted(Path(folder).glob(f"*{RECORD}")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            record["scan"], record["organs"]
-        except (ValueError, TypeError, KeyError) as error:
+            record = read_json(path)
+            str(record["scan"]), [_row(row) for row in record["organs"]]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DatasetError(
                 f"`{path}` must be a record of a segmentation, got something else: move it away."
             ) from error
         records[path.name.removesuffix(RECORD)] = record
     return records
+
+
+def _row(row: Mapping[str, Any]) -> list[Any]:
+    """What the table says of an organ."""
+    point = row["position_mm"] or []
+    where = [f"{x:.2f}" for x in point] or ["", "", ""]
+    if len(where) != 3:
+        raise ValueError(f"positions must be three numbers, got {point}")
+    sure = "" if row["confidence"] is None else f"{row['confidence']:.3f}"
+    return [row["organ"], row["name"], f"{row['volume_ml']:.3f}", *where, sure]
 
 
 def write_tables(folder: str | Path) -> Path:
@@ -154,11 +188,7 @@ def write_tables(folder: str | Path) -> Path:
     rows = []
     for record in records.values():
         for row in record["organs"]:
-            point = row["position_mm"] or ["", "", ""]
-            where = ["" if x == "" else f"{x:.2f}" for x in point]
-            sure = "" if row["confidence"] is None else f"{row['confidence']:.3f}"
-            volume = f"{row['volume_ml']:.3f}"
-            rows.append([record["scan"], row["organ"], row["name"], volume, *where, sure])
+            rows.append([record["scan"], *_row(row)])
     with whole_file(folder / "volumes.json") as part:
         part.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     path = folder / "volumes.csv"

@@ -15,7 +15,6 @@ Files are whole or absent. The same command goes on with the scans that have no 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
@@ -23,8 +22,6 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import nibabel as nib
 
 from stipple_monai.bundle import (
     BUNDLE,
@@ -36,24 +33,28 @@ from stipple_monai.bundle import (
     read_model,
     run_bundle,
 )
-from stipple_monai.data import label_names, read_datalist, unique_names, write_datalist
+from stipple_monai.data import (
+    files_of_item,
+    label_names,
+    write_datalist,
+)
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
-from stipple_monai.priors import UNREADABLE, is_invertible
+from stipple_monai.files import fingerprint, sha256, whole_file
+from stipple_monai.ownership import adopt, claim
 from stipple_monai.results import (
     RECORD,
+    TABLES,
     first_file,
     has_highdicom,
     read_records,
     rename_organs,
-    series_files,
     write_tables,
 )
+from stipple_monai.segmentation.scans import find_scans, sound_scans
 
 SETTINGS = "settings.json"
 FREE = ("amp", "batch_size", "cache_rate", "device", "num_workers", "progress", "sw_batch_size")
 """Knobs that change how much is computed at once, not what."""
-_NIFTI = (".nii", ".nii.gz")
 
 
 def segment(
@@ -111,23 +112,59 @@ def segment(
     model.agree(configs, overlays=overlays, options=options, free=FREE)
     options = {**model.knobs, **(options or {})}
     used: list[str | Path] = ["inference", *model.overlays, "volumes"]
-    items = find_scans(inputs, section=section)
-    _check_scans(items, out, dicom_seg=dicom_seg)
+    items, faults = sound_scans(find_scans(inputs, section=section), out, dicom_seg=dicom_seg)
     names = _names(model, inputs, labels or {})
     flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
     settings = {
-        "models": {p.name: _sha256(p) for p in _weights_and_priors(models)},
-        "configs": {Path(name).name: _sha256(config_path(configs, name)) for name in used},
+        "models": {p.name: sha256(p) for p in _weights_and_priors(models)},
+        "configs": {Path(name).name: sha256(config_path(configs, name)) for name in used},
         "knobs": dict(options),
         **flags,
     }
     with only_process(out):
         missing = _begin(out, items, settings, overwrite=overwrite)
-        if missing:
-            given = {**flags, **options, "models_dir": str(models)}
-            _run(configs, out, missing, used, given, labels=names)
+        given = {**flags, **options, "models_dir": models}
+        faults += _run_all(configs, out, missing, used, given, labels=names)
         rename_organs(out, names)
-        return write_tables(out)
+        tables = write_tables(out)
+    if faults:
+        more = (
+            f" {len(faults)} of {len(items) + len(faults)} scans failed." if len(faults) > 1 else ""
+        )
+        raise DatasetError(f"{faults[0]}{more} The others are in {tables}.")
+    return tables
+
+
+def _run_all(
+    configs: Path, out: Path, missing: Sequence[Mapping[str, Any]], *arguments: Any, **options: Any
+) -> list[DatasetError]:
+    """Segment scans; those that stop it are left out, and what is wrong with them is returned.
+
+    Raises:
+        DatasetError: something else than a scan stopped it.
+    """
+    left: list[Mapping[str, Any]] = list(missing)
+    faults: list[DatasetError] = []
+    while left:
+        try:
+            _run(configs, out, left, *arguments, **options)
+        except _BadScanError as error:
+            if len(missing) == 1:
+                raise
+            faults.append(error)
+            records = read_records(out)
+            left = [i for i in left if i["name"] not in records and i["name"] != error.name]
+        else:
+            left = []
+    return faults
+
+
+class _BadScanError(DatasetError):
+    """A scan cannot be segmented; others may."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 def _names(model: Model, inputs: Sequence[str | Path], labels: Mapping[int, str]) -> dict[int, str]:
@@ -155,98 +192,27 @@ def _run(
         datalist = Path(folder) / "scans.json"
         write_datalist(datalist, {"test": items}, metadata={"labels": _by_text(labels)})
         places = {
-            "bundle_root": str(configs.parent),
-            "datalist": str(datalist),
-            "output_dir": str(out),
+            "bundle_root": configs.parent,
+            "datalist": datalist,
+            "output_dir": out,
             "section": "test",
         }
         try:
             run_bundle(configs, names, **{**places, **knobs})
         except (RuntimeError, ValueError, OSError) as error:
-            records = read_records(out)
-            at = next((item for item in items if item["name"] not in records), items[-1])
-            raise DatasetError(
-                f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"
-            ) from error
+            records, said = read_records(out), _chain(error)
+            waiting = [item for item in items if item["name"] not in records] or items[-1:]
+            named = [item for item in waiting if first_file(item["image"]) in said]
+            at = max(named or waiting[:1], key=lambda item: len(first_file(item["image"])))
+            message = f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"
+            if named:
+                raise _BadScanError(message, at["name"]) from error
+            raise DatasetError(message) from error
 
 
-def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[dict[str, Any]]:
-    """List the scans of files, folders and datalists as a datalist's items with a ``name``.
-
-    A folder is searched for NIfTI files, hidden ones left out; without any it must hold a DICOM
-    series. A scan that is given twice counts once.
-
-    Raises:
-        DatasetError: an input is none of these, or two scans cannot have names of their own.
-    """
-    images: dict[str, Any] = {}
-    for given in inputs:
-        path = Path(given).absolute()
-        found: list[Any] = [str(path)]
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.name.endswith(_NIFTI))
-            found = [str(p) for p in files if not p.name.startswith(".")] or found
-        elif path.suffix == ".json":
-            found = [item["image"] for item in read_datalist(path, section)]
-        elif not path.name.endswith(_NIFTI) or not path.exists():
-            raise DatasetError(
-                f"Inputs must be NIfTI files, folders or datalists, got {given}, "
-                + ("which has another ending." if path.exists() else "which does not exist.")
-            )
-        images |= {first_file(image): image for image in found}
-    names = unique_names(list(images))
-    return [
-        {"image": image, "name": name} for image, name in zip(images.values(), names, strict=True)
-    ]
-
-
-def _check_scans(items: Sequence[Mapping[str, Any]], out: Path, *, dicom_seg: bool) -> None:
-    """Raise for what can be told without reading the voxels."""
-    for item in items:
-        files = [item["image"]] if isinstance(item["image"], str) else item["image"]
-        for file in map(Path, files):
-            if not _is_utf_8(str(file)):
-                raise DatasetError(
-                    f"A scan's path must be UTF-8, as the tables are, got {str(file)!r}: rename it."
-                )
-            if out == (file if file.is_dir() else file.parent).resolve():
-                raise DatasetError(
-                    f"`out` must be another folder than that of the scans, got {out}."
-                )
-            if file.is_dir():
-                series_files(file)
-                continue
-            if dicom_seg:
-                raise DatasetError(
-                    f"DICOM SEG needs DICOM series as input, got {file}: leave out --dicom-seg, "
-                    "or give the folder of the series."
-                )
-            _check_header(file)
-
-
-def _is_utf_8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_header(file: Path) -> None:
-    try:
-        image = nib.load(file)
-        affine, unit = image.affine, image.header.get_xyzt_units()[0]
-    except (*UNREADABLE, KeyError) as error:
-        raise DatasetError(
-            f"A scan must be a whole NIfTI file, got {file}, which cannot be read: {error}"
-        ) from error
-    if unit not in ("unknown", "mm"):
-        raise DatasetError(f"A scan must be in mm, got {unit} in {file}: convert its header.")
-    if not is_invertible(affine):
-        raise DatasetError(
-            f"A scan must have an invertible affine, got {affine.tolist()} in {file}: correct its "
-            "header."
-        )
+def _chain(error: BaseException | None) -> str:
+    """All that led to an error, as text."""
+    return "" if error is None else f"{error} {_chain(error.__cause__)}"
 
 
 def _begin(
@@ -258,7 +224,8 @@ def _begin(
     names = {item["name"] for item in items}
     records = read_records(out)
     if not ours:
-        there = [p for p in [path, *_results(out, names)] if p.exists()]
+        tables = [out / name for name in TABLES]
+        there = [p for p in [path, *tables, *_results(out, names)] if p.exists()]
         if there and not overwrite:
             raise DatasetError(
                 f"`out` must have no results made with other settings, got {there[0]}: choose "
@@ -269,6 +236,11 @@ def _begin(
                 f"`out` has results of other scans made with other settings, such as "
                 f"{min(records.keys() - names)}: choose another folder."
             )
+    targets = [path, *(out / name for name in TABLES), *_results(out, names)]
+    if ours:
+        adopt(out, targets)
+    inputs = [file for item in items for file in files_of_item(item, ("image",))]
+    claim(out, targets, inputs=inputs)
     if overwrite:
         # First of all, so that an interrupted run goes on without --overwrite.
         for name in names & records.keys():
@@ -277,19 +249,18 @@ def _begin(
     for item in items:
         record = records.get(item["name"])
         if record is not None:
-            _refuse_other_scan(record["scan"], item, out / f"{item['name']}{RECORD}")
+            _refuse_other_scan(record, item)
     if not ours:
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
     return [item for item in items if item["name"] not in records]
 
 
-def _refuse_other_scan(before: str, item: Mapping[str, Any], record: Path) -> None:
-    scan = Path(first_file(item["image"]))
-    files = map(Path, series_files(scan)) if scan.is_dir() else [scan]
-    changed = max(file.stat().st_mtime_ns for file in files) > record.stat().st_mtime_ns
-    if str(scan) != before or changed:
-        what = f"{scan}, which was changed since" if str(scan) == before else f"{before}"
+def _refuse_other_scan(record: Mapping[str, Any], item: Mapping[str, Any]) -> None:
+    scan, files = first_file(item["image"]), files_of_item(item, ("image",))
+    changed = record.get("fingerprint") != fingerprint(*files)
+    if scan != record["scan"] or changed:
+        what = f"{scan}, which was changed since" if scan == record["scan"] else record["scan"]
         raise DatasetError(
             f"`out` has a segmentation called {item['name']!r} of {what}: choose another folder, "
             "or replace it with --overwrite."
@@ -303,10 +274,6 @@ def _results(out: Path, names: Iterable[str]) -> list[Path]:
 
 def _weights_and_priors(models: Path) -> list[Path]:
     return [models / "model.pt", *sorted(models.glob("prior_*.nii.gz"))]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _reason(error: BaseException) -> str:

@@ -31,7 +31,7 @@ from torch.utils.data import Sampler
 
 from stipple_monai.data import read_sections, write_datalist
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import fingerprint, read_json, whole_file
 from stipple_monai.inferers import POSITION_META
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.transforms import POSITION_KEY
@@ -112,7 +112,7 @@ class PseudoLabelPool(Sampler[int]):
         # named as SaveImaged names the label
         layout = FolderLayout(str(folder), postfix="pseudo", extension=".json")
         self._records: dict[str, Path] = {}
-        self._stamps: dict[str, list[list[int]]] = {}
+        self._stamps: dict[str, str] = {}
         for item in self.sections[section]:
             files = item["image"] if isinstance(item["image"], list) else [item["image"]]
             scan, record = os.path.abspath(files[0]), Path(layout.filename(subject=files[0]))
@@ -122,8 +122,7 @@ class PseudoLabelPool(Sampler[int]):
                     f"{record.name} for two of them, one of which is {scan}. Rename one."
                 )
             self._records[scan] = record
-            states = [os.stat(file) for file in files]
-            self._stamps[scan] = [[state.st_size, state.st_mtime_ns] for state in states]
+            self._stamps[scan] = fingerprint(*files)
         self._claims: dict[str, FileLock] = {}
         self._made_with: dict[str, Any] = {}
 
@@ -216,13 +215,13 @@ class PseudoLabelPool(Sampler[int]):
     def _done(self, scan: str) -> dict[str, Any] | None:
         """What the datalist will say of a scan, or None for one that is not done."""
         try:
-            record = json.loads(self._records[scan].read_text(encoding="utf-8"))
+            record = read_json(self._records[scan])
             label = self.folder / record["label"]
             same = record["scan"] == self._stamps[scan] and record["made_with"] == self._made_with
             if not same or record["label_sha256"] != _sha256([label.read_bytes()]):
                 return None
             return {"label": os.path.abspath(label), **record["entry"]}
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _make_with(self) -> dict[str, Any]:

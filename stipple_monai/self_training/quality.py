@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 
-from stipple_monai.data import check_pair, read_volume
+from stipple_monai.data import check_pair, read_label_map
 from stipple_monai.files import read_csv, write_csv
 
 QUALITY_COLUMNS = ("scan", "organ", "selected_voxels", "precision", "recall", "dice")
@@ -63,8 +63,8 @@ def write_quality(
     rows: list[list[Any]] = []
     for item in labelled:
         scan = item["image"][0] if isinstance(item["image"], list) else item["image"]
-        label = read_volume(item["label"])
-        truth = read_volume(item["truth"]) if "truth" in item else None
+        label = read_label_map(item["label"])
+        truth = read_label_map(item["truth"]) if "truth" in item else None
         if truth is not None:
             check_pair(label, truth, classes=max(organs) + 1, ignore=None)
         for organ in organs:

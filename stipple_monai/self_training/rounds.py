@@ -38,6 +38,7 @@ from monai.bundle import ConfigParser
 
 from stipple_monai.bundle import (
     BUNDLE,
+    as_written,
     check_knobs,
     config_path,
     configs_of,
@@ -45,10 +46,20 @@ from stipple_monai.bundle import (
     run_bundle,
     whole_folder,
 )
-from stipple_monai.data import read_datalist, read_sections, write_datalist
+from stipple_monai.data import (
+    read_datalist,
+    write_datalist,
+)
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
-from stipple_monai.pseudo_labels import select_top_k
+from stipple_monai.files import read_json, sha256, whole_file
+from stipple_monai.handlers import data_fingerprint
+from stipple_monai.ownership import refuse_foreign
+from stipple_monai.self_training.checks import (
+    check_knobs_of_rounds,
+    check_unlabelled,
+    locator_weights,
+    round_sections,
+)
 from stipple_monai.self_training.quality import gather_quality, summarize_quality, write_quality
 from stipple_monai.training import describe
 
@@ -58,12 +69,6 @@ UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
 CONFIGS = ("prior", "train", "inference", "pseudo_label")
 QUALITY = "quality.csv"
 """In ``pseudo_labels`` of a round, see `quality.write_quality`."""
-
-GIVEN = (
-    *("bundle_root", "datalist", "models_dir", "output_dir", "locator_checkpoint"),
-    *("seed", "resume", "round", "share", "count", "minimum", "components"),
-)
-"""Knobs of the configs that follow from the arguments of :func:`self_train`."""
 
 
 def self_train(
@@ -136,16 +141,24 @@ def self_train(
     if position_with not in ("newest", "first"):
         position_with = str(Path(position_with).resolve())
     selection = {"minimum": minimum, "components": components}
-    _check_knobs(gammas, selection, len(rounds.organs), str(position_with), knobs)
-    sections = _sections(datalist, unlabelled_sections)
+    check_knobs_of_rounds(gammas, selection, len(rounds.organs), str(position_with), knobs)
+    sections = round_sections(datalist, unlabelled_sections)
     if gammas and not sections["unlabelled"]:
         raise DatasetError(
             f"`datalist` must have unlabelled scans for {len(gammas)} rounds, {datalist} has none "
             f"in {', '.join(unlabelled_sections)} or without label in training."
         )
+    if gammas:
+        check_unlabelled(sections["unlabelled"], rounds.channels)
+    if position_with not in ("newest", "first"):
+        rounds.check_locator(Path(position_with))
     settings = {
         "scans": {name: [str(i["image"]) for i in items] for name, items in sections.items()},
         "labels": [str(item["label"]) for item in sections["training"]],
+        "data": {
+            name: data_fingerprint(items, keys=("image", "label", "truth"))["sha256"]
+            for name, items in sections.items()
+        },
         "overlays": [list(map(str, x)) for x in (overlays, train_overlays, infer_overlays)],
         **selection,
         "fine_tune": fine_tune,
@@ -172,7 +185,7 @@ def _run_rounds(rounds: _Rounds, settings: Mapping[str, Any]) -> None:
         locator = _locator(out, settings["position_with"], number)
         rounds.pseudo_label(number, knobs, locator=locator)
         before, now = out / f"round_{number - 1}", out / f"round_{number}"
-        start = {"initial_weights": str(before / "models" / "model.pt")}
+        start = {"initial_weights": before / "models" / "model.pt"}
         rounds.train(
             number,
             now / "pseudo_labels" / "datalist.json",
@@ -205,8 +218,26 @@ class _Rounds:
         self.started = time.monotonic()
         parser = ConfigParser()
         parser.read_config([config_path(configs, "train"), *self.always])
-        parser.update(knobs)
+        parser.update({key: as_written(value) for key, value in knobs.items()})
         self.organs: list[int] = parser.get_parsed_content("organs")
+        self.channels: int = parser.get_parsed_content("image_channels")
+
+    def check_locator(self, path: Path) -> None:
+        """Raise unless the weights of a locator fit its network.
+
+        Raises:
+            DatasetError: they do not, or cannot be loaded safely.
+        """
+        parser = ConfigParser()
+        parser.read_config([config_path(self.configs, "inference"), *self.always, *self.labelling])
+        parser.update({key: as_written(value) for key, value in self.knobs.items()})
+        try:
+            parser.get_parsed_content("backbone").load_state_dict(locator_weights(path))
+        except RuntimeError as error:
+            raise DatasetError(
+                f"`position_with` must be weights of this network, got {path}: give those that "
+                f"were trained with the same knobs. {' '.join(str(error).split())[:200]}"
+            ) from error
 
     def train(
         self, number: int, datalist: Path, knobs: dict[str, Any], *, priors: Path | None = None
@@ -216,8 +247,9 @@ class _Rounds:
             self._say(f"round {number}: trained before")
         else:
             self._say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
-            with whole_folder(models) as part:
-                places = {"datalist": str(datalist), "models_dir": str(part)}
+            made_with = self._made_with(f"training of round {number}", datalist, knobs)
+            with whole_folder(models, made_with=made_with) as part:
+                places = {"datalist": datalist, "models_dir": part}
                 # so that the folder can be used without overlays
                 like = self.out / "round_0" / "models" if number else None
                 describe(part, self.source, like=like, **self.told)
@@ -228,7 +260,7 @@ class _Rounds:
                     for file in chain(priors.glob("prior_*.nii.gz"), cases):
                         with whole_file(part / file.name) as copy:
                             shutil.copyfile(file, copy)
-                logs = {"output_dir": str(self.out / "logs" / f"round_{number}")}
+                logs = {"output_dir": self.out / "logs" / f"round_{number}"}
                 overlays = [*self.always, *self.training]
                 self._run(["train", *overlays], {**places, **logs, **knobs})
         # They are what an interrupted training goes on from; the next round needs only the model.
@@ -243,17 +275,18 @@ class _Rounds:
         datalist = self.out / "round_0" / "datalist.json"
         scans = len(read_datalist(datalist, "unlabelled"))
         self._say(f"round {number}: pseudo-label {scans} scans")
-        with whole_folder(labels) as part:
-            places = {
-                "datalist": str(datalist),
-                "models_dir": str(self.out / f"round_{number - 1}" / "models"),
-                "output_dir": str(part),
+        made_with = self._made_with(f"pseudo-labels of round {number}", datalist, knobs)
+        with whole_folder(labels, made_with=made_with) as part:
+            places: dict[str, Any] = {
+                "datalist": datalist,
+                "models_dir": self.out / f"round_{number - 1}" / "models",
+                "output_dir": part,
                 "round": number,
             }
             overlays = [*self.always, *self.labelling]
             if locator is not None:
                 overlays.append(config_path(self.configs, "locator"))
-                places["locator_checkpoint"] = str(locator)
+                places["locator_checkpoint"] = locator
             self._run(["inference", "pseudo_label", *overlays], {**places, **knobs})
             items = read_datalist(part / "datalist.json", "training")
             made = [item for item in items if "pseudo_label" in item]
@@ -261,63 +294,26 @@ class _Rounds:
         for organ in self.organs:
             self._say(summarize_quality(rows, organ=organ))
 
+    def _made_with(self, stage: str, datalist: Path, knobs: Mapping[str, Any]) -> dict[str, Any]:
+        """What tells a stage's folder from others: its datalist and its knobs."""
+        return {"stage": stage, "datalist": sha256(datalist), "knobs": {**self.knobs, **knobs}}
+
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
-        run_bundle(self.configs, names, **{**self.knobs, "bundle_root": str(self.out), **knobs})
+        run_bundle(self.configs, names, **{**self.knobs, "bundle_root": self.out, **knobs})
 
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
 
 
-def _sections(datalist: str | Path, unlabelled: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Sections ``training``, ``unlabelled`` and ``validation``; nothing else takes part."""
-    found = read_sections(datalist)
-    for name in ("training", *unlabelled):
-        if name not in found and name != "unlabelled":
-            raise DatasetError(
-                f"`datalist` must have the section {name}, {datalist} has {', '.join(found)}."
-            )
-    training = [item for item in found["training"] if "label" in item]
-    if not training:
-        raise DatasetError(f"`datalist` must have labelled scans in training, {datalist} has none.")
-    rest = [item for item in found["training"] if "label" not in item]
-    for name in unlabelled:
-        rest += found.get(name, [])
-    for item in rest:
-        if "label" in item:
-            item["truth"] = item.pop("label")
-    validation = found.get("validation", [])
-    return {"training": training, "unlabelled": rest, "validation": validation}
-
-
-def _check_knobs(
-    gammas: Sequence[Mapping[str, Any]],
-    selection: Mapping[str, Any],
-    organs: int,
-    position_with: str,
-    options: Mapping[str, Any],
-) -> None:
-    """Find before the first training what would stop one of the later stages."""
-    undecided = torch.full((organs + 1, 1), 1 / (organs + 1))
-    for gamma in gammas:
-        select_top_k(undecided, **gamma, **selection)
-    if position_with not in ("newest", "first") and not Path(position_with).is_file():
-        raise DatasetError(
-            f'`position_with` must be "newest", "first" or a file of weights, got {position_with}.'
-        )
-    taken = [name for name in options if name in GIVEN]
-    if taken:
-        raise ValueError(
-            "`options` must not have knobs that follow from other arguments, got "
-            f"{', '.join(taken)}: give those arguments."
-        )
-
-
 def _remember(path: Path, settings: dict[str, Any]) -> None:
     """Refuse settings that contradict the rounds that are there; further rounds do not."""
     asked = json.loads(json.dumps(settings))
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = read_json(path)
+        except ValueError as error:
+            raise DatasetError(f"{path} must be JSON that this command wrote: {error}.") from error
         other = [n for n in asked if n != "gammas" and before.get(n, asked[n]) != asked[n]]
         fewer, more = sorted((before["gammas"], asked["gammas"]), key=len)
         if more[: len(fewer)] != fewer:
@@ -328,6 +324,10 @@ def _remember(path: Path, settings: dict[str, Any]) -> None:
                 f"{path.parent} was begun with other {', '.join(other)}, see {path.name} there."
             )
         asked["gammas"] = more
+    else:
+        refuse_foreign(
+            path.parent, [*sorted(path.parent.glob("round_*")), path.parent / "rounds.csv"]
+        )
     with whole_file(path) as part:
         part.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
 
@@ -340,10 +340,7 @@ def _locator(out: Path, position_with: str, number: int) -> Path | None:
     if not path.exists():
         first = out / "round_0" / "models" / "model.pt"
         source = first if position_with == "first" else position_with
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        # The locator is the backbone alone, whose weights are inside those of a network with prior.
-        if all(key.startswith("network.") for key in state):
-            state = {key.removeprefix("network."): value for key, value in state.items()}
+        state = locator_weights(Path(source))
         with whole_file(path) as part:
             torch.save(state, part)
     return path

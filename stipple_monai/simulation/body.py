@@ -5,6 +5,7 @@ A *tissue* is what a voxel is made of; every label value is one. Around the labe
 space that is left. Most bowel is made of what the pancreas is: only its place tells them apart.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.label_values import whole_labels
 from stipple_monai.priors import open_label, spacing_along_ras
 
 Array: TypeAlias = NDArray[Any]
@@ -82,12 +84,19 @@ def read_tissues(path: str | Path) -> dict[int, Tissue]:
     """
     read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     rows = read.items() if isinstance(read, dict) else []
-    if not rows or not all(isinstance(row, list) and len(row) == 4 for _, row in rows):
+    if not rows or not all(
+        type(value) is int
+        and isinstance(row, list)
+        and len(row) == 4
+        and isinstance(row[0], str)
+        and all(type(number) in (int, float) and math.isfinite(number) for number in row[1:])
+        for value, row in rows
+    ):
         raise ValueError(
             f"{path} must hold `value: [name, mean_hu, sd_hu, texture_hu]`, a line for each label "
             f"value, got {read!r}."
         )
-    return {int(value): Tissue(*row) for value, row in rows}
+    return {value: Tissue(*row) for value, row in rows}
 
 
 class Grid(NamedTuple):
@@ -120,7 +129,7 @@ def open_grid(label: MetaTensor, tissues: Mapping[int, Tissue]) -> tuple[Grid, A
     if not tissues or not all(0 < value < FIRST for value in tissues):
         raise ValueError(f"`tissues` must have keys from 1 to {FIRST - 1}, got {list(tissues)}.")
     array, affine, name = open_label(label)
-    array = np.asarray(array).reshape(array.shape[:3])
+    array = whole_labels(np.asarray(array).reshape(array.shape[:3]), name)
     values = np.unique(array)
     unknown = values[~np.isin(values, [0, *tissues])]
     if unknown.size:

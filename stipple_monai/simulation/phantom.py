@@ -19,10 +19,12 @@ from tqdm import tqdm
 from stipple_monai.simulation.anatomy import ORGANS, Canvas
 from stipple_monai.simulation.trunk import paint_trunk
 from stipple_monai.simulation.viscera import paint_viscera
-from stipple_monai.simulation.writing import begin_set, end_set, write_nifti
+from stipple_monai.simulation.writing import begin_folder, end_folder, write_nifti
 
 # to be raised with any change that gives a seed another patient
 _VERSION = 1
+LARGEST = 1024
+"""Voxels along an axis of the plane: some gigabytes while a scan is made."""
 # above that, the standard abdomen ends
 _HIGHEST_MM = 300
 
@@ -57,8 +59,8 @@ def _check(
     organs: str,
     orientation: str,
 ) -> None:
-    if size < 16:
-        raise ValueError(f"`size` must be at least 16, got {size}.")
+    if not 16 <= size <= LARGEST:
+        raise ValueError(f"`size` must be from 16 to {LARGEST}, got {size}.")
     if not 1 <= slices[0] <= slices[1]:
         raise ValueError(f"`slices` must be (fewest, most), both positive, got {slices}.")
     if not 0.5 <= slice_spacing_mm[0] <= slice_spacing_mm[1]:
@@ -198,7 +200,7 @@ def write_phantom(
         slice_spacing_mm: least and greatest.
         organs: which are labelled; ``dataset.json`` names them under ``labels``.
         orientation: of the grid.
-        overwrite: write into a folder whatever it holds, and every case anew.
+        overwrite: replace another phantom, once this one is whole; other files stay.
         progress: show a progress bar.
 
     Returns:
@@ -220,12 +222,13 @@ def write_phantom(
     }
     _check(**options)
     recipe = {"version": _VERSION, "seed": seed, **options}
-    begin_set(folder, recipe, name="phantom", overwrite=overwrite, what="phantom")
     names = [f"phantom_{index:03d}.nii.gz" for index in range(cases)]
+    work = begin_folder(folder, recipe, names, name="phantom", overwrite=overwrite, what="phantom")
     for index, name in enumerate(tqdm(names, desc="phantom", unit="case", disable=not progress)):
-        _write_case(folder, name, np.random.SeedSequence(seed, spawn_key=(index,)), options)
+        _write_case(work, name, np.random.SeedSequence(seed, spawn_key=(index,)), options)
     names_of_labels = ORGANS if organs == "all" else ORGANS[:2]
-    return end_set(
+    return end_folder(
+        work,
         folder,
         names,
         dict(enumerate(names_of_labels)),

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from tqdm import tqdm
 
-from stipple_monai.data import read_volume
+from stipple_monai.data import read_label_map
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import fingerprint
 from stipple_monai.simulation.body import (
     BOWEL,
     BTCV_TISSUES,
@@ -29,7 +31,7 @@ from stipple_monai.simulation.body import (
     invent_body,
     open_grid,
 )
-from stipple_monai.simulation.writing import begin_set, end_set, write_nifti
+from stipple_monai.simulation.writing import begin_folder, end_folder, write_nifti
 
 Seed: TypeAlias = int | Sequence[int]
 Array: TypeAlias = NDArray[Any]
@@ -148,7 +150,7 @@ def write_simulated(
         margin_mm: greatest margin; each case has another.
         tissues: see `simulate_ct`.
         seed: decides on all cases.
-        overwrite: write into a folder whatever it holds, and every case anew.
+        overwrite: replace another set, once this one is whole; other files stay.
         progress: show a progress bar.
 
     Returns:
@@ -168,18 +170,25 @@ def write_simulated(
         "tissues": {str(value): list(tissue) for value, tissue in tissues.items()},
         **{"spacing_mm": list(spacing_mm), "size": list(size), "margin_mm": margin_mm},
         "organs": {str(value): target for value, target in organs.items()},
-        "labels": names,
+        "labels": [{"name": Path(p).name, "fingerprint": _fingerprint(Path(p))} for p in labels],
     }
-    begin_set(folder, recipe, name="simulated", overwrite=overwrite, what="set of scans")
     files = [f"simulated_{index:03d}.nii.gz" for index in range(len(names))]
+    work = begin_folder(
+        *(folder, recipe, files),
+        name="simulated",
+        overwrite=overwrite,
+        what="set of scans",
+        inputs=labels,
+    )
     for index, name in enumerate(tqdm(files, desc="simulation", unit="case", disable=not progress)):
-        paths = folder / "imagesTr" / name, folder / "labelsTr" / name
+        paths = work / "imagesTr" / name, work / "labelsTr" / name
         if all(path.is_file() for path in paths):
             continue
         draw_mm = np.random.default_rng([seed, index, 1]).uniform(0, margin_mm)
-        label = _regrid(read_volume(labels[index]), spacing_mm, size, draw_mm)
+        label = _regrid(read_label_map(labels[index]), spacing_mm, size, draw_mm)
         _write_case(paths, label, organs, seed=[seed, index], tissues=tissues)
-    return end_set(
+    return end_folder(
+        work,
         folder,
         files,
         _names(organs, tissues),
@@ -200,9 +209,11 @@ def _check_organs(
 
 
 def _check_grid(spacing_mm: Sequence[float], size: Sequence[int | None], margin_mm: float) -> None:
-    if min(spacing_mm) <= 0 or min(n or 16 for n in size) < 16 or margin_mm < 0:
+    sound = min(spacing_mm) >= 0.1 and max(spacing_mm) <= 100 and 0 <= margin_mm <= 1000
+    if not sound or not all(16 <= (n or 16) <= 1024 for n in size):
         raise ValueError(
-            "`spacing_mm` must be positive, `size` at least 16 or None and `margin_mm` at least 0, "
+            "`spacing_mm` must be from 0.1 to 100, `size` from 16 to 1024 or None, and `margin_mm` "
+            "from 0 to 1000, "
             f"got {spacing_mm}, {size} and {margin_mm}."
         )
 
@@ -235,6 +246,12 @@ def _names(organs: Mapping[int, int], tissues: Mapping[int, Tissue]) -> dict[int
         for v in sorted(set(organs.values()))
     }
     return {0: "background"} | wording
+
+
+def _fingerprint(label: Path) -> str:
+    if not label.is_file():
+        raise DatasetError(f"`labels` must be files that exist, got {label}.")
+    return fingerprint(label)
 
 
 def _regrid(

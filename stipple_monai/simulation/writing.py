@@ -7,7 +7,7 @@ gone on with, any other is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,63 @@ from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
+from stipple_monai.ownership import begin_set, replace_set
 
 
-def begin_set(
-    folder: Path, recipe: Mapping[str, Any], *, name: str, overwrite: bool, what: str
-) -> None:
-    """Make the folders of a set, or find those of the same set.
+def begin_folder(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    names: Sequence[str],
+    *,
+    name: str,
+    overwrite: bool,
+    what: str,
+    inputs: Sequence[str | Path] = (),
+) -> Path:
+    """Find the folder to write a set in: its own, or a part beside it that replaces it at the end.
 
     Args:
         folder: of the set.
         recipe: of JSON's types.
-        name: of the recipe, ``folder/NAME.json``, and of the cases, ``NAME_*.nii.gz``.
-        overwrite: write into a folder whatever it holds, and every case anew.
+        names: of the cases' files.
+        name: of the recipe, ``folder/NAME.json``.
+        overwrite: replace what is there of the set, every case anew, once the new one is whole.
         what: the set is called that in the error.
+        inputs: files that are read.
 
     Raises:
-        DatasetError: ``folder`` is a file or holds something else.
+        DatasetError: ``folder`` is a file or holds something else; or a file that is read, or that
+            is not the set's, would be replaced.
     """
     path = folder / f"{name}.json"
     if folder.exists() and not folder.is_dir():
         raise DatasetError(f"`folder` must be a folder, got the file {folder}.")
+    filled = folder.exists() and any(folder.iterdir())
     resumes = not overwrite and path.is_file() and path.read_text(encoding="utf-8") == _text(recipe)
-    if not (resumes or overwrite) and folder.exists() and any(folder.iterdir()):
+    if filled and not (resumes or overwrite):
         raise DatasetError(
             f"`folder` must be empty or hold this same {what}, got {folder}, which has other "
-            "files. Choose another folder, or write over them with overwrite=True."
+            "files. Choose another folder, or replace what is there with --overwrite."
         )
+    files = [f"{part}/{case}" for part in ("imagesTr", "labelsTr") for case in names]
+    targets = [*files, path.name, "dataset.json"]
+    work = begin_set(
+        folder, targets, made_with=recipe, inputs=inputs, overwrite=overwrite and filled
+    )
     for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (work / part).mkdir(parents=True, exist_ok=True)
     if not resumes:
-        # without its datalist and recipe, a set half replaced is not taken for a whole one
-        (folder / "dataset.json").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        for old in folder.glob(f"*sTr/{name}_*.nii.gz"):
-            old.unlink()
-        write_json(path, recipe)
+        write_json(work / path.name, recipe)
+    return work
 
 
-def end_set(folder: Path, names: list[str], labels: Mapping[int, str], **about: str) -> Path:
-    """Write ``dataset.json``, the last file of a set.
+def end_folder(
+    work: Path, folder: Path, names: list[str], labels: Mapping[int, str], **about: str
+) -> Path:
+    """Write ``dataset.json``, the last file of a set, and put a part in its place.
 
     Args:
+        work: from :func:`begin_folder`.
         folder: of the set.
         names: of the cases' files.
         labels: names of the label values.
@@ -66,7 +82,6 @@ def end_set(folder: Path, names: list[str], labels: Mapping[int, str], **about: 
     Returns:
         Its path.
     """
-    path = folder / "dataset.json"
     content = {
         **about,
         "tensorImageSize": "3D",
@@ -77,8 +92,10 @@ def end_set(folder: Path, names: list[str], labels: Mapping[int, str], **about: 
             {"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names
         ],
     }
-    write_json(path, content)
-    return path
+    write_json(work / "dataset.json", content)
+    if work != folder:
+        replace_set(work, folder, last="dataset.json")
+    return folder / "dataset.json"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

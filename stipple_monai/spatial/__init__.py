@@ -11,6 +11,7 @@ from stipple_monai.spatial.correlation import (
     in_blocks,
     promising,
     scores_in,
+    seen_box,
 )
 from stipple_monai.spatial.interpolation import (
     interpolate,
@@ -38,5 +39,6 @@ __all__ = [
     "promising",
     "sample_on_grid",
     "scores_in",
+    "seen_box",
     "touched",
 ]

@@ -113,6 +113,20 @@ def scores_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
     return F.pad(score, padding)
 
 
+def seen_box(volume: Tensor) -> Box:
+    """The box of an array ``(W, H, D)``, not negative, that holds all that is not zero.
+
+    Of an array of zeros it is the first voxel. A GPU is waited for once.
+    """
+    # Two passes over the array: the second axis and the third are looked at in one.
+    plane = volume.amax(0)
+    lines = torch.cat([volume.amax((1, 2)), plane.amax(1), plane.amax(0)]).cpu()
+    seen = [line.nonzero().flatten() for line in lines.split(list(volume.shape))]
+    if any(len(s) == 0 for s in seen):
+        return Box((0, 0, 0), (1, 1, 1))
+    return Box(tuple(int(s[0]) for s in seen), tuple(int(s[-1]) + 1 for s in seen))
+
+
 def in_blocks(volume: Tensor, block: Sequence[int]) -> Tensor:
     """Sums over blocks, the last of them filled with zeros."""
     padding = [
@@ -189,10 +203,10 @@ def promising(
             tuple(min(int(x), y) for x, y in zip(b, limits.stop, strict=True)),
         )
 
-    best = torch.tensor([int(i) for i in torch.unravel_index(bound.argmax(), bound.shape)])
+    best = torch.stack(torch.unravel_index(bound.argmax().cpu(), bound.shape))
     # One translation of the best cell. Its best one narrows hardly more and takes a transform.
     start, stop = cells(best, best + 1)
     seen = score_at(volume, kernel, [(a + b) // 2 for a, b in zip(start, stop, strict=True)])
-    left = torch.nonzero(bound >= seen * (1 - _ROUNDING) - _ROUNDING * float(bound.max()))
+    left = torch.nonzero(bound >= seen * (1 - _ROUNDING) - _ROUNDING * bound.max())
     left = left.cpu()
     return cells(left.amin(0), left.amax(0) + 1)

@@ -147,10 +147,10 @@ def _along_axes(image: torch.Tensor, steps: Sequence[_Step]) -> torch.Tensor:
     """Sample an image axis by axis, which reads two voxels where all at once reads eight."""
     for axis, (_, low, share, inside) in enumerate(steps):
         size = [-1 if a == axis else 1 for a in range(3)]
-        low, high = low.to(image.device), (low + 1).clamp(max=image.shape[axis] - 1)
-        lower = image.index_select(axis, low)
+        high = (low + 1).clamp(max=image.shape[axis] - 1)
+        lower = image.index_select(axis, low.to(image.device))
         if bool((share > 0).any()):
-            upper = image.index_select(axis, high)
+            upper = image.index_select(axis, high.to(image.device))
             lower = lower.lerp(upper, share.to(image).reshape(size))
         image = lower * inside.to(image).reshape(size)
     return image.permute([[s.grid_axis for s in steps].index(a) for a in range(3)])

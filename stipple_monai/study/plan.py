@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 from monai.data import partition_dataset
 
-from stipple_monai.data import patient_of, split_datalist
+from stipple_monai.data import patient_of, plain_name, split_datalist
 from stipple_monai.errors import DatasetError
 
 Items = list[dict[str, Any]]
@@ -53,7 +54,8 @@ class Method:
         """Name of the network that is trained; methods with the same name share it."""
         recipe = [self.overlays, self.train, self.options, self.self_train, self.branch]
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-        return "-".join([*self.overlays, *self.train, digest[:8]])
+        # an overlay may be a path, which must not become folders
+        return "-".join([*(Path(name).stem for name in (*self.overlays, *self.train)), digest[:8]])
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def read_study(path: str | Path) -> Study:
             f"{', '.join(sorted(known))}; in {path} missing: {missing}, unknown: {unknown}."
         )
     study = Study(**content)
+    _check_types(study, path)
     if (study.datalist is None) == (study.phantom is None):
         raise DatasetError(f"Studies must have either `datalist` or `phantom`, {path} has not.")
     for proportion in study.proportions:
@@ -144,6 +147,41 @@ def read_study(path: str | Path) -> Study:
     if study.datalist is not None:
         content["datalist"] = str((path.parent / study.datalist).resolve())
     return Study(**content)
+
+
+def _check_types(study: Study, path: Path) -> None:
+    """Raise where an entry is of another type than a study's, or a value comes twice.
+
+    Raises:
+        DatasetError: so it is.
+    """
+    kinds: dict[str, tuple[type, ...]] = {
+        "methods": (str,),
+        "proportions": (int, float),
+        "seeds": (int,),
+        "run_folds": (int,),
+    }
+    for name, kind in kinds.items():
+        values = getattr(study, name)
+        values = () if values is None else values
+        wrong = not isinstance(values, list | tuple) or [v for v in values if type(v) not in kind]
+        if wrong or (name == "seeds" and min(values, default=0) < 0):
+            raise DatasetError(
+                f"`{name}` must be a list of {' or '.join(k.__name__ for k in kind)}, got "
+                f"{values!r} in {path}."
+            )
+        places = [round(100 * v) for v in values] if name == "proportions" else values
+        twice = [v for v, count in Counter(places).items() if count > 1]
+        if twice:
+            raise DatasetError(
+                f"`{name}` must not have a value twice, got {values!r} in {path}"
+                + (": they are told apart by whole percents." if name == "proportions" else ".")
+            )
+    for name in ("folds", "validation", "organ"):
+        if type(getattr(study, name)) is not int:
+            raise DatasetError(
+                f"`{name}` must be a whole number, got {getattr(study, name)!r} in {path}."
+            )
 
 
 def read_methods(path: Path, study: Study) -> list[Method]:
@@ -164,6 +202,7 @@ def read_methods(path: Path, study: Study) -> list[Method]:
                 f"`methods` must be among {', '.join(defined)}, got {name}: correct the name or "
                 "add it to the study's `definitions`."
             )
+        plain_name(name, "methods")
         entries = dict(defined[name] or {})
         unknown = set(entries) - {f.name for f in fields(Method)}
         if unknown:
@@ -244,7 +283,7 @@ def divide(items: Items, study: Study, job: Job) -> tuple[dict[str, Items], Item
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DatasetError(
             f"Studies must be YAML files that can be read, got {path}: {error}."
         ) from error

@@ -19,22 +19,22 @@ several GPUs by torchrun.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from monai.utils import optional_import
 
 from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle, whole_folder
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import DatasetError, StudyError
-from stipple_monai.files import read_csv, remove_unfinished, whole_file, write_csv
+from stipple_monai.files import read_csv, read_json, remove_unfinished, whole_file, write_csv
+from stipple_monai.handlers import data_fingerprint
+from stipple_monai.ownership import refuse_foreign
 from stipple_monai.priors import SpatialPrior, prior_path
 from stipple_monai.report import Picture
 from stipple_monai.results import SCORE_COLUMNS
@@ -42,9 +42,11 @@ from stipple_monai.self_training import QUALITY, QUALITY_COLUMNS, self_train
 from stipple_monai.simulation import write_phantom
 from stipple_monai.study.plan import Job, Method, Study, divide, plan_jobs, read_methods, read_study
 from stipple_monai.study.report import write_report
+from stipple_monai.study.workers import submit_jobs
 from stipple_monai.visualize import draw_comparisons
 
-submitit, has_submitit = optional_import("submitit")
+OUTPUTS = ("results.csv", "curves.csv", "rounds.csv", "report.md", "report.html", "figures")
+"""What a study writes into its folder, beside its cells."""
 
 CELL = ("method", "proportion", "fold", "seed")
 
@@ -88,7 +90,7 @@ def run_study(
     print(f"{len(jobs)} of {len(plan_jobs(study, methods))} jobs to do in {out}", flush=True)
     arguments = [(study, job, source, out, configs) for job in jobs]
     if workers or slurm:
-        failed = _submit(arguments, out / "jobs", max(workers, 1), slurm)
+        failed = submit_jobs(_attempt, arguments, out / "jobs", max(workers, 1), slurm)
     else:
         failed = _one_by_one(arguments)
     report = collect(study, plan_jobs(study, methods), out)
@@ -129,15 +131,16 @@ def _run_cell(study: Study, job: Job, method: Method, place: Path, configs: Path
         options={**study.options, **method.options},
         **method.self_train,
     )
-    with whole_folder(place / "methods" / method.name) as part:
+    made_with = {"cell": job.place, "method": dataclasses.asdict(method), "network": str(last)}
+    with whole_folder(place / "methods" / method.name, made_with=made_with) as part:
         names = ["inference", "evaluate", *method.overlays, *method.evaluate, *study.overlays]
         knobs = {
-            "bundle_root": str(part),
-            "models_dir": str(last / "models"),
-            "datalist": str(place / "test.json"),
-            "reference_datalist": str(place / "training.json"),
+            "bundle_root": part,
+            "models_dir": last / "models",
+            "datalist": place / "test.json",
+            "reference_datalist": place / "training.json",
             "reference_seed": job.seed,
-            "output_dir": str(part),
+            "output_dir": part,
         }
         run_bundle(configs, names, **{**study.options, **method.options, **knobs})
         with whole_file(part / "network.json") as file:
@@ -181,44 +184,6 @@ def _one_by_one(arguments: Sequence[tuple[Study, Job, Path, Path, Path]]) -> lis
     return [error for error in failed if error]
 
 
-def _in_process(threads: int, *job: Any) -> Path | None:
-    torch.set_num_threads(threads)
-    return _attempt(*job)
-
-
-def _submit(
-    arguments: Sequence[tuple[Study, Job, Path, Path, Path]],
-    logs: Path,
-    workers: int,
-    slurm: Mapping[str, Any] | None,
-) -> list[Path]:
-    if not has_submitit:
-        raise ImportError(
-            "`workers` and `slurm` need submitit: pip install 'stipple-monai[study]'."
-        )
-    executor = submitit.AutoExecutor(folder=logs, cluster="slurm" if slurm else "local")
-    executor.update_parameters(**{"timeout_min": 60 * 24 * 7, **(slurm or {})})
-    threads = torch.get_num_threads() if slurm else max(1, (os.cpu_count() or 1) // workers)
-    waiting, failed = list(arguments), []
-    running: list[Any] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                running.append(executor.submit(_in_process, threads, *waiting.pop(0)))
-            done = [job for job in running if job.done()]
-            for job in done:
-                running.remove(job)
-                failed.append(job.paths.stderr if job.exception() else job.result())
-                left = len(waiting) + len(running)
-                print(f"job {job.job_id} ended, {left} left", flush=True)
-            time.sleep(0 if done else 1)
-    finally:
-        # after an interrupt; nobody else would end them
-        for job in running:
-            job.cancel()
-    return [error for error in failed if error]
-
-
 def _remember(out: Path, study: Study, methods: Sequence[Method]) -> None:
     """Refuse a study that contradicts the cells that are there; it may ask for more of them."""
     path = out / "study.json"
@@ -227,10 +192,15 @@ def _remember(out: Path, study: Study, methods: Sequence[Method]) -> None:
         del asked[name]
     for name in ("methods", "proportions", "seeds", "run_folds"):
         del asked[name]
+    if study.datalist is not None:
+        asked["data"] = _digest(read_datalist(study.datalist, "training"))
     defined = {m.name: json.loads(json.dumps(dataclasses.asdict(m))) for m in methods}
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in asked if before["study"].get(name) != asked[name]]
+        try:
+            before = read_json(path)
+        except ValueError as error:
+            raise DatasetError(f"{path} must be JSON that this command wrote: {error}.") from error
+        other = [n for n in asked if before["study"].get(n, asked[n]) != asked[n]]
         known = before["methods"]
         other += [n for n in defined if n in known and known[n] != defined[n]]
         if other:
@@ -239,9 +209,17 @@ def _remember(out: Path, study: Study, methods: Sequence[Method]) -> None:
                 f"{', '.join(other)}."
             )
         defined = {**known, **defined}
+    else:
+        refuse_foreign(out, [out / name for name in OUTPUTS])
     with whole_file(path) as part:
         text = json.dumps({"study": asked, "methods": defined}, indent=2)
         part.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _digest(items: Sequence[Mapping[str, Any]]) -> str:
+    """Changes when an item or the content of a file does."""
+    listed = json.dumps([items, data_fingerprint(items)], sort_keys=True, default=str)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _datalist(study: Study, out: Path) -> Path:

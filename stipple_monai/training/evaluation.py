@@ -52,10 +52,10 @@ def evaluate(
     out = model.folder / EVALUATION if out is None else Path(out).resolve()
     with only_process(out):
         places = {
-            "bundle_root": str(out),
-            "datalist": str(datalist),
-            "models_dir": str(model.folder),
-            "output_dir": str(out),
+            "bundle_root": out,
+            "datalist": Path(datalist),
+            "models_dir": model.folder,
+            "output_dir": out,
             "section": section,
         }
         names: list[str | Path] = ["inference", "evaluate", *model.overlays]

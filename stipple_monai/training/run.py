@@ -109,7 +109,7 @@ def train(
         if not (out / MODEL).is_file():
             used: list[str | Path] = [*(["baseline"] if baseline else []), *files]
             _begin(out, datalist, found, configs=configs, overlays=used, knobs=knobs)
-        places = {"bundle_root": str(out), "datalist": str(Path(datalist).resolve())}
+        places = {"bundle_root": out, "datalist": Path(datalist).resolve()}
         if not _is_trained(out, validated=bool(sections.get("validation"))):
             model = read_model(out)
             _run(model, configs, train_overlays, {**places, "seed": seed}, prior=not baseline)
@@ -150,11 +150,11 @@ def _run(
     prior: bool,
 ) -> None:
     """Estimate the priors that are missing, and train, from the last whole epoch on."""
-    out, knobs = model.folder, {**model.knobs, **places, "models_dir": str(model.folder)}
+    out, knobs = model.folder, {**model.knobs, **places, "models_dir": model.folder}
     if prior and not all(prior_path(out, organ).is_file() for organ in model.organs):
         run_bundle(configs, ["prior", *model.overlays], **knobs)
     shown = {"lines": True, "progress": sys.stderr.isatty()}
-    logs = {"output_dir": str(out / LOGS), "resume": True}
+    logs = {"output_dir": out / LOGS, "resume": True}
     names: list[str | Path] = ["train", *model.overlays, *train_overlays]
     run_bundle(configs, names, **{**shown, **knobs, **logs})
 

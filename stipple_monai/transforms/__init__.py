@@ -24,6 +24,20 @@ from stipple_monai.transforms.array import (
     PriorAugment,
     SelectPseudoLabels,
 )
+from stipple_monai.transforms.checks import (
+    CheckPairD,
+    CheckPaird,
+    CheckPairDict,
+    CheckScanD,
+    CheckScand,
+    CheckScanDict,
+)
+from stipple_monai.transforms.decision import (
+    DecideLabel,
+    DecideLabelD,
+    DecideLabeld,
+    DecideLabelDict,
+)
 from stipple_monai.transforms.dictionary import (
     CASES_KEY,
     POSITION_KEY,
@@ -40,19 +54,21 @@ from stipple_monai.transforms.dictionary import (
     SelectPseudoLabelsd,
     SelectPseudoLabelsDict,
 )
-from stipple_monai.transforms.scans import (
-    CheckPairD,
-    CheckPaird,
-    CheckPairDict,
-    CheckScanD,
-    CheckScand,
-    CheckScanDict,
+from stipple_monai.transforms.reading import (
     LoadScanD,
     LoadScand,
     LoadScanDict,
     SpacingScanD,
     SpacingScand,
     SpacingScanDict,
+)
+from stipple_monai.transforms.slices import (
+    RandSliceAffineD,
+    RandSliceAffined,
+    RandSliceAffineDict,
+    SliceMajorD,
+    SliceMajord,
+    SliceMajorDict,
 )
 
 __all__ = [
@@ -64,6 +80,10 @@ __all__ = [
     "CheckScanD",
     "CheckScanDict",
     "CheckScand",
+    "DecideLabel",
+    "DecideLabelD",
+    "DecideLabelDict",
+    "DecideLabeld",
     "LoadScanD",
     "LoadScanDict",
     "LoadScand",
@@ -80,10 +100,16 @@ __all__ = [
     "PriorAugmentD",
     "PriorAugmentDict",
     "PriorAugmentd",
+    "RandSliceAffineD",
+    "RandSliceAffineDict",
+    "RandSliceAffined",
     "SelectPseudoLabels",
     "SelectPseudoLabelsD",
     "SelectPseudoLabelsDict",
     "SelectPseudoLabelsd",
+    "SliceMajorD",
+    "SliceMajorDict",
+    "SliceMajord",
     "SpacingScanD",
     "SpacingScanDict",
     "SpacingScand",

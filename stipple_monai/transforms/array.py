@@ -203,11 +203,14 @@ class PriorAugment(RandomizableTransform):
         dropout: float = 0.0,
         prob: float = 1.0,
     ) -> None:
+        if not 0 <= prob <= 1:
+            raise PositionError(f"`prob` must be a probability in [0, 1], got {prob}.")
         RandomizableTransform.__init__(self, prob)
         self.translation_mm = ensure_tuple_rep(translation_mm, 3)
-        if not all(t >= 0 for t in self.translation_mm):
+        if not all(0 <= t < float("inf") for t in self.translation_mm):
             raise PositionError(
-                f"`translation_mm` must be at least 0 along each axis, got {translation_mm}."
+                "`translation_mm` must be finite and at least 0 along each axis, got "
+                f"{translation_mm}."
             )
         if not 0 <= dropout <= 1:
             raise PositionError(f"`dropout` must be a probability in [0, 1], got {dropout}.")

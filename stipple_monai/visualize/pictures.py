@@ -8,7 +8,7 @@ from typing import Any
 
 from monai.data import MetaTensor
 
-from stipple_monai.data import read_volume
+from stipple_monai.data import read_label_map, read_volume
 from stipple_monai.files import read_csv
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.transforms import PriorAlign
@@ -45,9 +45,9 @@ def draw_comparisons(
     def case(item: dict[str, Any]) -> dict[str, MetaTensor]:
         name = Path(item["image"]).name.replace(".nii.gz", "_seg.nii.gz")
         return {
-            "truth": read_volume(item["label"]),
-            "baseline": read_volume(baseline / name),
-            "stipple": read_volume(stipple / name),
+            "truth": read_label_map(item["label"]),
+            "baseline": read_label_map(baseline / name),
+            "stipple": read_label_map(stipple / name),
         }
 
     positions = read_positions(stipple / "positions.csv", prior.organ)

@@ -501,20 +501,7 @@ def test_the_atlas_prior_trains_the_baselines_network(runs):
     SliceUNet(1, 2, NETWORK["channels"]).load_state_dict(state)
 
 
-def test_the_atlas_leaves_the_scores_of_training_as_they_are(runs):
-    folder = {"models_dir": str(runs.root / "models")}
-    parser = runs.parsed("atlas_prior", "train", **folder)
-    plain = runs.parser("train", "baseline", **TRAINING).get_parsed_content("train#postprocessing")
-    label = torch.randint(0, 2, (1, 8, 8), generator=torch.Generator().manual_seed(0)).float()
-    label[0, 0] = 255
-    prediction = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1))
-    target = torch.cat([label, torch.rand(1, 8, 8)])
-    expected = plain({"pred": prediction, "label": label})
-    after = parser.get_parsed_content("train#postprocessing")
-    for given in (target, label):
-        found = after({"pred": prediction, "label": given})
-        for key in ("pred", "label"):
-            assert torch.equal(torch.as_tensor(found[key]), torch.as_tensor(expected[key]))
+def test_the_atlas_is_scored_as_the_others(runs):
     path = runs.models("atlas_prior") / "curve.csv"
     with path.open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)

@@ -39,12 +39,13 @@ from stipple_monai.demo.run import read_dice
 from stipple_monai.simulation import write_phantom
 
 BASES = ("prior", "train", "inference")
-OTHERS = ("self_train",)
+OTHERS = ("calibrate", "self_train")
 OVERLAYS = {
     "adversarial": ("train", "baseline", "unlabelled"),
     "atlas_prior": ("train",),
     "attention_unet": ("train", "inference"),
     "baseline": ("train", "inference"),
+    "calibration_samples": ("inference",),
     "chaos_mr": BASES,
     "coord_conv": ("train", "inference"),
     "evaluate": ("inference",),
@@ -114,7 +115,7 @@ def test_train_and_inference_share_their_defaults():
     for name, step in grid.items():
         image = {"mode": ours[name].get("mode", [None])[0]} if "mode" in step else {}
         assert {**ours[name], "keys": "image", **image} == step
-    only = ("locator", "spread_mm", "max_shift_mm", "minimum_confidence")
+    only = ("locator", "locate_with", "spread_mm", "max_shift_mm", "minimum_confidence")
     more = {name: f"@{name}" for name in only}
     assert {**train["inferer"], **more} == inference["inferer"]
     assert inference["locator"] is inference["max_shift_mm"] is None

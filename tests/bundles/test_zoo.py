@@ -7,6 +7,7 @@ After ``ci/verify_bundle.py``, ``ci/utils.py``, ``ci/get_bundle_requirements.py`
 import functools
 import http.server
 import json
+import pickle
 import re
 import shutil
 import threading
@@ -22,7 +23,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from helpers.bundle_runs import BUNDLE, CONFIGS, INFERENCE, QUIET, files, weights
+from helpers.bundle_runs import BUNDLE, CONFIGS, INFERENCE, NETWORK, QUIET, files, weights
 from helpers.meta_schema import SCHEMA
 from monai.apps.utils import HashCheckError
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -319,8 +320,17 @@ def test_published_configs_are_the_trained_ones(published):
     assert settled == {**untouched, **{key: settled[key] for key in INFERENCE}}
 
 
+def untrained(runs, folder, *names, **options):
+    """Weights that fit configs and knobs, with the priors of the runs."""
+    parser = runs.parser("inference", *names, models_dir=str(runs.root / "models"), **options)
+    shutil.copytree(runs.root / "models", folder)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
+    return folder
+
+
 def test_without_settings_the_configs_keep_their_comments(runs, tmp_path):
-    out = publish_bundle(tmp_path / "pancreas_stipple", models=runs.root / "models")
+    models = untrained(runs, tmp_path / "models")
+    out = publish_bundle(tmp_path / "pancreas_stipple", models=models)
     for name in ("train", "inference", "prior"):
         now, then = (f / f"{name}.yaml" for f in (out / "configs", CONFIGS))
         assert now.read_bytes() == then.read_bytes()
@@ -328,7 +338,7 @@ def test_without_settings_the_configs_keep_their_comments(runs, tmp_path):
 
 def test_command_publishes_with_an_overlay(runs, tmp_path, capsys):
     out = tmp_path / "pancreas_stipple"
-    models = str(runs.root / "models")
+    models = str(untrained(runs, tmp_path / "models", "phantom"))
     assert main(["publish", str(out), "--models", models, "--overlays", "phantom"]) == 0
     assert str(out) in capsys.readouterr().out
     settled = yaml.safe_load((out / "configs" / "inference.yaml").read_text(encoding="utf-8"))
@@ -336,7 +346,8 @@ def test_command_publishes_with_an_overlay(runs, tmp_path, capsys):
 
 
 def test_overlays_folders_are_not_those_of_the_published_bundle(runs, tmp_path):
-    models = {"models": runs.root / "models", "overlays": ["attention_unet"]}
+    folder = untrained(runs, tmp_path / "models", "attention_unet")
+    models = {"models": folder, "overlays": ["attention_unet"]}
     out = publish_bundle(tmp_path / "one", **models)
     settled = yaml.safe_load((out / "configs" / "inference.yaml").read_text(encoding="utf-8"))
     assert settled["models_dir"] == "$@bundle_root + '/models'"
@@ -370,6 +381,7 @@ def test_large_files_are_listed_and_downloaded(runs, tmp_path, server):
     out = publish_bundle(
         tmp_path / "pancreas_stipple",
         models=model.parent,
+        options=NETWORK,
         url=url,
         largest_file_bytes=model.stat().st_size - 1,
     )
@@ -388,7 +400,9 @@ def test_large_files_are_listed_and_downloaded(runs, tmp_path, server):
 
 
 def test_small_files_need_no_list(runs, tmp_path):
-    out = publish_bundle(tmp_path / "small", models=runs.root / "models", url="http://nowhere")
+    out = publish_bundle(
+        tmp_path / "small", models=runs.root / "models", options=NETWORK, url="http://nowhere"
+    )
     assert not (out / "large_files.yml").exists()
     assert (out / "models" / "model.pt").is_file()
 
@@ -407,7 +421,8 @@ class Hub:
 
 
 def test_push_to_hugging_face_has_a_model_card(runs, tmp_path, monkeypatch):
-    out = publish_bundle(tmp_path / "pancreas_stipple", models=runs.root / "models")
+    models = runs.root / "models"
+    out = publish_bundle(tmp_path / "pancreas_stipple", models=models, options=NETWORK)
     hub = Hub()
     monkeypatch.setattr(monai.bundle.scripts, "huggingface_hub", SimpleNamespace(HfApi=hub))
     command(
@@ -432,6 +447,48 @@ def test_what_cannot_be_published_is_said(runs, tmp_path):
         publish_bundle(tmp_path / "out", models=models, bundle=tmp_path)
     with pytest.raises(ValueError, match="did you mean channels"):
         publish_bundle(tmp_path / "out", models=models, options={"chanels": [8]})
-    with pytest.raises(FileExistsError, match="`path` must not exist yet"):
+    with pytest.raises(FileExistsError, match="`out` must not exist yet"):
         publish_bundle(tmp_path, models=models)
     assert not (tmp_path / "out").exists()
+
+
+def other_weights(path):
+    state = torch.load(path, weights_only=True)
+    torch.save({f"x.{name}": value for name, value in state.items()}, path)
+
+
+def nan_weights(path):
+    state = torch.load(path, weights_only=True)
+    next(iter(state.values())).fill_(float("nan"))
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (other_weights, r"model\.pt must hold weights of this network"),
+        (nan_weights, r"model\.pt must hold finite weights"),
+        (
+            lambda path: path.write_bytes(pickle.dumps(print)),
+            "more than tensors|be weights|hold weights",
+        ),
+        (lambda path: path.write_bytes(b"junk"), r"model\.pt must hold weights"),
+    ],
+)
+def test_weights_that_cannot_be_handed_on_are_refused(runs, tmp_path, spoil, match):
+    models = shutil.copytree(runs.root / "models", tmp_path / "models")
+    spoil(models / "model.pt")
+    with pytest.raises(DatasetError, match=match) as caught:
+        publish_bundle(tmp_path / "out", models=models, options=NETWORK)
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_that_lay_in_a_part_is_handed_on(runs, tmp_path):
+    part = tmp_path / "out.part" / "models"
+    part.mkdir(parents=True)
+    (part / "prior_7.nii.gz").touch()
+    (part / "patients.txt").write_text("mine")
+    out = publish_bundle(tmp_path / "out", models=runs.root / "models", options=NETWORK)
+    assert {p.name for p in (out / "models").iterdir()} == {"model.pt", "prior_1.nii.gz"}
+    assert (part / "patients.txt").read_text() == "mine"

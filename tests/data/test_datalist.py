@@ -354,11 +354,23 @@ def test_refuses_intensities_that_are_not_finite(image, label, value):
         check_pair(image, label, classes=2)
 
 
-@pytest.mark.parametrize("value", [-1, 2, 0.5, 254, float("nan")])
+@pytest.mark.parametrize("value", [-1, 2, 254])
 def test_refuses_values_that_are_no_class(image, label, value):
     label[0, 1, 1, 1] = value
     with pytest.raises(DatasetError, match=f"0 to 1 or 255, got {value:g} in seg.nii.gz"):
         check_pair(image, label, classes=2)
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_refuses_values_that_are_not_whole(image, label, value):
+    label[0, 1, 1, 1] = value
+    with pytest.raises(DatasetError, match=f"whole numbers, got {value} .* in seg.nii.gz"):
+        check_pair(image, label, classes=2)
+
+
+def test_takes_values_that_are_whole_but_for_rounding(image, label):
+    label[0, 1, 1, 1] = 0.9999999
+    check_pair(image, label, classes=2)
 
 
 def test_ignore_value_can_be_refused(image, label):

@@ -90,6 +90,7 @@ def test_distances_between_corners():
     assert corner_distance_mm(np.diag([1.0, 1, 1, 1]), np.diag([1.0, 1, 2, 1]), SHAPE) == 2
 
 
+@pytest.mark.slow
 def test_nifti_and_nrrd_are_read_alike(tmp_path):
     straight = np.diag([-0.7, -0.8, 2.5, 1])
     straight[:3, 3] = [20, -5, 100]

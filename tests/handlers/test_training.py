@@ -13,9 +13,11 @@ from stipple_monai.handlers.training import (
     EpochSeed,
     LearningCurve,
     PositionTable,
+    WeightsLoader,
     WholeCheckpointSaver,
 )
 from stipple_monai.inferers.prior_driven import CONFIDENCE_META, POSITION_META
+from stipple_monai.networks import Calibration, PriorDrivenNet
 
 
 def run(handler, batches):
@@ -195,3 +197,16 @@ def test_the_curve_has_a_row_an_epoch_and_survives_a_resume(tmp_path):
     # as an uninterrupted training, also from an epoch without validation
     train(2, 4)
     assert path.read_text().split()[-1] == "4,5.50000,0.25000,0.40000"
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_training_starts_from_weights_without_their_calibration(calibrated, tmp_path):
+    source, net = (PriorDrivenNet(torch.nn.Conv2d(1, 2, 1), image_channels=1) for _ in range(2))
+    source.calibrate(Calibration([0.1], [1], [2], [0.2], [0]))
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    WeightsLoader(str(tmp_path / "model.pt"), {"model": net}, calibrated=calibrated)(
+        Engine(lambda *_: None)
+    )
+    assert torch.equal(net.network.weight, source.network.weight)
+    numbers = source.calibration if calibrated else torch.tensor([[1.0, 1, 0, 1, 0]])
+    assert torch.equal(net.calibration, numbers)

@@ -22,14 +22,17 @@ from monai.transforms import (
 from torch import nn
 
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.inferers.prior_driven import (
-    CONFIDENCE_META,
+from stipple_monai.inferers.located import (
     MINIMUM_CONFIDENCE_ALONE,
     MINIMUM_CONFIDENCE_TOGETHER,
+    fuse_logits,
+)
+from stipple_monai.inferers.prior_driven import (
+    CONFIDENCE_META,
     POSITION_META,
     PriorDrivenInferer,
 )
-from stipple_monai.networks.prior_driven import PriorDrivenNet
+from stipple_monai.networks import Calibration, PriorDrivenNet, softmax_logits
 from stipple_monai.positioning.joint import locate_organs
 from stipple_monai.positioning.single import locate_organ
 from stipple_monai.priors.prior import SpatialPrior
@@ -675,10 +678,6 @@ def test_errors_of_construction():
 def test_errors_of_a_call():
     net = PriorDrivenNet(Threshold(), image_channels=1)
     infer = PriorDrivenInferer(SimpleInferer(), make_priors())
-    with pytest.raises(
-        PriorError, match=r"`network` must be a PriorDrivenNet, got Threshold: wrap"
-    ):
-        infer(batch_of(scan()), Threshold())
     with pytest.raises(PositionError, match=r"`inputs` must be a MetaTensor, .* got Tensor"):
         infer(batch_of(scan()).as_tensor(), net)
     with pytest.raises(PriorError, match="one per organ of the network, 2, got 1"):
@@ -687,3 +686,99 @@ def test_errors_of_a_call():
         PriorDrivenInferer(SimpleInferer(), make_priors(), epsilon=0.7)(batch_of(scan()), net)
     with pytest.raises(PositionError, match=r"`spread_mm` must be a positive length, got -1"):
         PriorDrivenInferer(SimpleInferer(), make_priors(), spread_mm=-1)(batch_of(scan()), net)
+
+
+CALIBRATION = Calibration([0.1, 0.4], [0.8, 1.2], [1.5, -0.7], [0.3, 0.2], [-0.5, 0.25])
+
+
+@pytest.mark.parametrize("way", ["network", "argument", "file", "bare"])
+def test_a_calibration_of_the_network_the_inferer_or_a_file(way, tmp_path):
+    inputs, priors = batch_of(scan()), make_priors()
+    backbone, given = Threshold(), None
+    net = PriorDrivenNet(backbone, image_channels=1)
+    if way == "network":
+        net.calibrate(CALIBRATION)
+    elif way == "file":
+        given = tmp_path / "calibration.json"
+        CALIBRATION.save(given)
+    else:
+        given = CALIBRATION
+    infer = PriorDrivenInferer(SimpleInferer(), priors, calibration=given)
+    result = infer(inputs, backbone if way == "bare" else net)
+    channels = with_prior(inputs, priors, result.meta[POSITION_META])
+    known = infer(channels, net)
+    net.calibrate(CALIBRATION)
+    torch.testing.assert_close(result.as_tensor(), net(channels), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.as_tensor(known).as_subclass(torch.Tensor), net(channels), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_equation_2_on_demand_and_where_there_is_no_file(activation, tmp_path, caplog):
+    inputs, priors = batch_of(scan()), make_priors()
+    net = PriorDrivenNet(
+        Threshold(background=activation == "softmax"), image_channels=1, activation=activation
+    )
+    plain = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net).as_tensor()
+    with caplog.at_level("INFO"):
+        missing = PriorDrivenInferer(
+            SimpleInferer(), priors, calibration=str(tmp_path / "calibration.json")
+        )
+    assert "No calibration at" in caplog.text
+    assert torch.equal(missing(inputs, net).as_tensor(), plain)
+    calibration = Calibration(*CALIBRATION.tensor().T.tolist(), activation=activation)
+    net.calibrate(calibration)
+    assert not torch.equal(missing(inputs, net).as_tensor(), plain)
+    infer = PriorDrivenInferer(SimpleInferer(), priors, calibration="equation_2")
+    assert torch.equal(infer(inputs, net).as_tensor(), plain)
+
+
+def test_a_bare_network_is_fused_as_a_wrapped_one():
+    inputs, priors, bare = batch_of(scan()), make_priors(), Threshold(background=False)
+    net = PriorDrivenNet(bare, image_channels=1, activation="sigmoid")
+    wrapped = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net)
+    infer = PriorDrivenInferer(SimpleInferer(), priors, activation="sigmoid", image_channels=1)
+    assert torch.equal(infer(inputs, bare).as_tensor(), wrapped.as_tensor())
+    channels = with_prior(inputs, priors, wrapped.meta[POSITION_META], activation="sigmoid")
+    torch.testing.assert_close(infer(channels.as_subclass(torch.Tensor), bare), net(channels))
+
+
+def test_locating_in_raw_or_calibrated_predictions():
+    inputs, priors = batch_of(scan()), make_priors()
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    shy = Calibration([1, 1], [1, 1], [0, 0], [1, 1], [-20, -20])
+    located = PriorDrivenInferer(SimpleInferer(), priors, calibration=shy)(inputs, net)
+    assert torch.isfinite(located.meta[POSITION_META]).all()
+    infer = PriorDrivenInferer(SimpleInferer(), priors, calibration=shy, locate_with="calibrated")
+    with pytest.warns(UserWarning, match="is predicted nowhere"):
+        result = infer(inputs, net)
+    assert torch.isnan(result.meta[POSITION_META]).all()
+    alone = net.network(inputs).as_tensor()
+    difference = result.as_tensor()[:, 1:] - result.as_tensor()[:, :1]
+    torch.testing.assert_close(difference, alone[:, 1:] - alone[:, :1] - 20)
+
+
+def test_fuse_logits_is_what_the_inferer_does():
+    inputs, priors, backbone = batch_of(scan(), scan()), make_priors(), Threshold()
+    expected = PriorDrivenInferer(SimpleInferer(), priors, calibration=CALIBRATION)(
+        inputs, backbone
+    )
+    logits = backbone(inputs).as_tensor()
+    fused = fuse_logits(logits, inputs.affine, priors, calibration=CALIBRATION)
+    assert torch.equal(fused.logits, expected.as_tensor())
+    assert torch.equal(fused.position_mm, expected.meta[POSITION_META])
+    assert torch.equal(fused.confidence, expected.meta[CONFIDENCE_META])
+    again = softmax_logits(logits, fused.prior, calibration=CALIBRATION.tensor())
+    assert torch.equal(again, fused.logits)
+
+
+def test_errors_of_calibration():
+    inputs, priors = batch_of(scan()), make_priors()
+    with pytest.raises(PriorError, match=r"`calibration` must have numbers for 2 organs, .* got 1"):
+        PriorDrivenInferer(SimpleInferer(), priors, calibration=Calibration.identity(1))
+    net = PriorDrivenNet(Threshold(background=False), image_channels=1, activation="sigmoid")
+    with pytest.raises(PriorError, match="`calibration` must be for sigmoid, got one for softmax"):
+        PriorDrivenInferer(SimpleInferer(), priors, calibration=CALIBRATION)(inputs, net)
+    with pytest.raises(PositionError, match="`locate_with` must be 'raw' or 'calibrated', got 'no"):
+        PriorDrivenInferer(SimpleInferer(), priors, locate_with="no")(inputs, Threshold())

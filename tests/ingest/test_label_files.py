@@ -75,10 +75,10 @@ def test_a_header_that_disagrees_is_never_ignored_silently(ct, tmp_path):
 @pytest.mark.parametrize(
     ("array", "match"),
     [
-        (boxes() * 0.5, "whole numbers from 0 to 255"),
+        (boxes() * 0.5, "whole numbers, got 0.5"),
         (boxes() * 200.0, r"got values from 0 to 400 in .*--map VALUE=LABEL"),
         (-boxes().astype(np.int16), "from 0 to 255, got values from -2"),
-        (np.where(boxes(), np.nan, 0), "whole numbers from 0 to 255"),
+        (np.where(boxes(), np.nan, 0), "whole numbers, got nan"),
         (np.stack([boxes()] * 2, -1), r"3D map of values, got shape \(12, 10, 6, 2\)"),
     ],
 )
@@ -275,3 +275,21 @@ def test_dcmqi_reads_the_same_with_odd_sizes(case):
     np.testing.assert_array_equal(
         seg.array, read_label(CT3 / case / "nrrd" / "label.nrrd", scan).array
     )
+
+
+def test_chosen_values_are_checked_and_rounded_like_all(ct, tmp_path):
+    _, scan = ct
+    near = boxes().astype(np.float64)
+    near[near == 2] = 1.9999999
+    found = read_label(saved(tmp_path / "near.nii.gz", near, scan.affine), scan, choose={"2": 1})
+    np.testing.assert_array_equal(found.array, boxes() == 2)
+    near[near == 1] = 0.75
+    with pytest.raises(DatasetError, match=r"whole numbers, got 0.75 and \d+ other"):
+        read_label(saved(tmp_path / "half.nii.gz", near, scan.affine), scan, choose={"2": 1})
+
+
+def test_chosen_values_that_are_absent_are_told(ct, tmp_path):
+    _, scan = ct
+    path = saved(tmp_path / "l.nii.gz", boxes().astype(np.uint8), scan.affine)
+    found = read_label(path, scan, choose={"1": 1, "7": 2, "Liver": 3})
+    assert found.notes == ["Chosen, but not in this label: 7, Liver."]

@@ -156,6 +156,7 @@ def test_pairs_that_are_not_told_apart_and_labels_that_are_left(tmp_path):
     volume(tmp_path / "labels" / "a.nii.gz")
     volume(tmp_path / "labels" / "b.nii.gz")
     assert find_cases(tmp_path).skipped == [("b.nii.gz", "a label without scan")]
+    (tmp_path / "labels" / "a.nii.gz").rename(tmp_path / "labels" / "a_mask.nii.gz")
     volume(tmp_path / "labels" / "a_seg.nii.gz")
     with pytest.raises(DatasetError, match=r"one label, got .* and .*: rename one"):
         find_cases(tmp_path)
@@ -282,7 +283,11 @@ def test_archives_are_not_opened(tmp_path, name):
         ("none", None, "must exist, got"),
         ("file.txt", None, "must be a folder, got the file"),
         ("empty", None, "must hold scans in the layout 'dicom', got none"),
-        ("empty", "brats", "`layout` must be one of pancreas-ct, dicom, nifti, nnunet, msd, got"),
+        (
+            "empty",
+            "brats",
+            "`layout` must be one of pancreas-ct, dicom, nifti, nnunet, msd, totalsegmentator, got",
+        ),
         ("empty", "msd", r"dataset\.json, which is no file"),
     ],
 )

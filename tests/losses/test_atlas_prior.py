@@ -181,7 +181,9 @@ def test_errors():
         AtlasPriorLoss()(logits, target[..., 1:])
     for wrong in (3.0, -1.0, 0.5):
         target[0, 0, 0, 0] = wrong
-        with pytest.raises(DatasetError, match=r"must hold classes 0 to 2 or 255 in its first"):
+        with pytest.raises(
+            DatasetError, match=r"`target`'s first channel must hold classes 0 to 2 or 255"
+        ):
             AtlasPriorLoss()(logits, target)
     for gamma in (-1, 0.5, float("nan")):
         with pytest.raises(ValueError, match=r"`gamma` must be 0 or at least 1, got"):

@@ -280,5 +280,5 @@ def test_labels_outside_the_classes(options, value):
     label = torch.zeros(1, 1, 4, 4)
     label[0, 0, 1, 2] = value
     logits = torch.zeros(1, 2 if "softmax" in options else 1, 4, 4)
-    with pytest.raises(DatasetError, match=rf"classes 0 to 1 or 255 \(ignored\), got \[{value}"):
+    with pytest.raises(DatasetError, match=rf"classes 0 to 1 or 255 \(ignored\), got {value}"):
         PartialDiceCELoss(**options)(logits, label)

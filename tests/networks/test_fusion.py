@@ -11,6 +11,7 @@ from stipple_monai.networks.fusion import (
     DEFAULT_FLOOR,
     prior_driven_sigmoid,
     prior_driven_softmax,
+    prior_odds,
     sigmoid_logits,
     softmax_logits,
 )
@@ -303,3 +304,124 @@ def test_prior_out_of_range(form, value, found):
 def test_rounding_beyond_one_is_accepted():
     prior = torch.full((1, 1, 2), 1.0 + 1e-6)
     assert prior_driven_softmax(torch.zeros(1, 2, 2), prior)[0, 1, 0] > 0.99
+
+
+CALIBRATION = torch.tensor([[0.1, 0.8, 1.5, 0.3, -0.5], [0.4, 1.2, -0.7, 0.2, 0.25]])
+"""a, b, c, and a' and c' where the prior is silent, of two organs."""
+
+
+def calibrated_oracle(form: str, logits: Tensor, prior: Tensor, numbers: Tensor) -> Tensor:
+    """The definition, organ by organ, with the odds of organs as they are printed."""
+    p = prior.clamp(DEFAULT_FLOOR, 1 - DEFAULT_FLOOR)
+    background = (1 - prior.sum(1)).clamp(min=DEFAULT_FLOOR)
+    z = []
+    for k in range(prior.shape[1]):
+        if form == "softmax":
+            d, r = logits[:, k + 1] - logits[:, 0], p[:, k].log() - background.log()
+        else:
+            d, r = logits[:, k], p[:, k].log() - (1 - p[:, k]).log()
+        a, b, c, a_alone, c_alone = numbers[k].double().tolist()
+        z.append(torch.empty_like(d))
+        for sample in range(len(d)):
+            silent = bool((r[sample].abs() < 0.05).all())
+            z[k][sample] = (
+                a_alone * d[sample] + c_alone if silent else a * d[sample] + b * r[sample] + c
+            )
+    odds = torch.stack(z, dim=1)
+    if form == "sigmoid":
+        return odds.sigmoid()
+    return torch.cat([torch.zeros_like(odds[:, :1]), odds], dim=1).softmax(1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calibrated_odds(form):
+    logits, prior = example(form, 2, (4, 4))
+    prior[:, :, 0], prior[0, 1, 1], prior[0, 0, 1] = 0.0, 1.0, 0.0
+    expected = calibrated_oracle(form, logits, prior, CALIBRATION)
+    got = FORMS[form][1](logits, prior, calibration=CALIBRATION)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_silent_prior_has_numbers_of_its_own(form):
+    logits, prior = example(form, 2, (4, 4))
+    # as PriorAlign gives organ 2 of the first sample half of what organ 1 leaves
+    prior[0, 1] = (1 - prior[0, 0]) / 2 if form == "softmax" else 0.5
+    expected = calibrated_oracle(form, logits, prior, CALIBRATION)
+    other = calibrated_oracle(form, logits, prior, CALIBRATION[:, [0, 1, 2, 0, 2]])
+    assert not torch.allclose(expected[0], other[0])
+    assert torch.equal(expected[1], other[1])
+    for dtype, atol in ((torch.float64, 1e-9), (torch.float32, 1e-5), (torch.float16, 5e-3)):
+        got = FORMS[form][1](logits.to(dtype), prior.to(dtype), calibration=CALIBRATION)
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_network_alone_and_prior_alone_are_special_cases(form):
+    logits, prior = example(form, 2, (4, 4))
+    fuse = FORMS[form][1]
+    network, prior_alone = CALIBRATION.clone(), CALIBRATION.clone()
+    network[:, 1], prior_alone[:, 0] = 0, 0
+    got = fuse(logits, prior, calibration=network)
+    torch.testing.assert_close(got, fuse(logits, prior.flip(0), calibration=network))
+    got = fuse(logits, prior, calibration=prior_alone)
+    torch.testing.assert_close(got, fuse(logits.flip(0), prior, calibration=prior_alone))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("organs", [1, 2, 5])
+@pytest.mark.parametrize("form", FORMS)
+def test_equation_2_has_the_same_bits_calibrated_or_not(form, organs, dtype):
+    logits, prior = example(form, organs, (4, 4), overlap=True)
+    prior[:, :, 0], prior[:, :, 1] = 0.0, 1.0
+    logits, prior = (20 * logits).to(dtype).requires_grad_(), prior.to(dtype)
+    identity = torch.tensor([[1.0, 1, 0, 1, 0]]).repeat(organs, 1)
+    for function in FORMS[form][:2]:
+        for strength in (0.0, 0.7, 1.0):
+            plain = function(logits, prior, strength=strength)
+            for numbers in (identity, identity[:0]):
+                got = function(logits, prior, strength=strength, calibration=numbers)
+                assert torch.equal(got, plain)
+                one, two = (
+                    torch.autograd.grad(x[:, 0].sum(), logits, retain_graph=True)
+                    for x in (got, plain)
+                )
+                assert torch.equal(one[0], two[0])
+
+
+def test_a_constant_on_all_logits_changes_nothing():
+    logits, prior = example("softmax", 2, (4, 4))
+    got = prior_driven_softmax(logits + 7, prior, calibration=CALIBRATION)
+    torch.testing.assert_close(got, prior_driven_softmax(logits, prior, calibration=CALIBRATION))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strength_zero_makes_a_calibrated_prior_silent(form):
+    logits, prior = example(form, 2, (4, 4))
+    fuse = FORMS[form][1]
+    got = fuse(logits, prior, strength=0.0, calibration=CALIBRATION)
+    neutral = torch.full_like(prior, 1 / 3 if form == "softmax" else 0.5)
+    torch.testing.assert_close(got, fuse(logits, neutral, calibration=CALIBRATION))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_torchscript_of_a_calibrated_fusion(form):
+    logits, prior = example(form, 2, (4, 4))
+    for function in FORMS[form][:2]:
+        got = torch.jit.script(function)(logits, prior, calibration=CALIBRATION)
+        torch.testing.assert_close(got, function(logits, prior, calibration=CALIBRATION))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calibration_of_other_organs(form):
+    with pytest.raises(PriorError, match="`calibration` must have a row for each organ, 2, got 1"):
+        FORMS[form][0](*example(form, 2, (4, 4)), calibration=CALIBRATION[:1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_prior_odds_are_what_the_fusion_adds(form):
+    _, prior = example(form, 2, (4, 4))
+    zero = torch.zeros(2, 2 + FORMS[form][2], 4, 4, dtype=torch.float64)
+    bias = FORMS[form][0](zero, prior)
+    expected = bias[:, 1:] - bias[:, :1] if form == "softmax" else bias
+    torch.testing.assert_close(prior_odds(prior, form), expected)

@@ -9,15 +9,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers.forks import needs_fork
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import CheckpointLoader
 from monai.inferers import SlidingWindowInferer
 from monai.networks import nets
-from monai.networks.utils import convert_to_onnx, convert_to_torchscript
+from monai.networks.utils import convert_to_onnx, convert_to_torchscript, copy_model_state
 from torch import Tensor, nn
 
 from stipple_monai.errors import PriorError
+from stipple_monai.networks.calibration import Calibration
 from stipple_monai.networks.fusion import sigmoid_logits, softmax_logits
 from stipple_monai.networks.prior_driven import PriorDrivenNet
 from stipple_monai.networks.unet import SliceUNet
@@ -180,6 +182,7 @@ def test_sliding_window_over_a_meta_tensor():
     torch.testing.assert_close(torch.as_tensor(got), softmax_logits(bare(image), prior))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torchscript(name, tmp_path):
@@ -218,6 +221,7 @@ def test_trace():
     torch.testing.assert_close(traced(x), net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["UNet3D", "SegResNetDS2D", "SliceUNet"])
 def test_export_with_dynamic_batch(name):
     make, shape, _ = NETWORKS[name]
@@ -236,6 +240,7 @@ def run_onnx(path: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_onnx(activation, tmp_path):
     pytest.importorskip("onnxscript")
@@ -250,6 +255,7 @@ def test_onnx(activation, tmp_path):
             torch.testing.assert_close(run_onnx(path, x), net(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_trace", [False, True])
 def test_monai_convert_to_onnx(use_trace, tmp_path):
     pytest.importorskip("onnxscript")
@@ -333,10 +339,10 @@ def ddp_worker(rank: int, x: Tensor, path: Path) -> None:
     os._exit(0)
 
 
-@pytest.mark.slow
+@needs_fork
 def test_ddp_gradients_equal_those_of_one_process(tmp_path):
     x = torch.cat(example((8, 8), batch=4), dim=1)
-    mp.spawn(ddp_worker, (x, tmp_path), nprocs=2)
+    mp.start_processes(ddp_worker, (x, tmp_path), nprocs=2, start_method="fork")
     expected = [p.grad for p in trained(ddp_network(), x).parameters()]
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
@@ -474,3 +480,107 @@ def test_dropout_must_fit():
         PriorDrivenNet(SliceUNet(), image_channels=1, dropout=1.0)
     with pytest.raises(ValueError, match=r"`dropout` must be 0 or None .* got 0\.2 for Conv2d"):
         PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, dropout=0.2)
+
+
+CALIBRATION = Calibration([0.1, 0.4], [0.8, 1.2], [1.5, -0.7], [0.3, 0.2], [-0.5, 0.25])
+
+
+def calibrated(backbone: nn.Module, **options: object) -> PriorDrivenNet:
+    net = PriorDrivenNet(backbone, image_channels=1, **options)
+    net.calibrate(CALIBRATION)
+    return net
+
+
+@pytest.mark.parametrize("organs", [None, ORGANS])
+def test_a_calibration_reaches_every_head(organs):
+    bare = dynunet(2, deep=True).train()
+    image, prior = example((16, 32))
+    x = torch.cat([image, prior], dim=1)
+    net = PriorDrivenNet(bare, image_channels=1, organs=organs)
+    plain = net(x)
+    net.calibrate(CALIBRATION)
+    torch.manual_seed(0)
+    got = net(x)
+    for head, adjusted in zip(bare(image).unbind(1), got.unbind(1), strict=True):
+        expected = softmax_logits(head, prior, calibration=CALIBRATION.tensor())
+        torch.testing.assert_close(adjusted, expected)
+    assert "calibrated_scale=[0.1, 0.4], calibrated_strength=[0.8, 1.2]" in repr(net)
+    net.calibrate(None)
+    assert torch.equal(net(x), plain)
+
+
+def test_checkpoints_keep_the_calibration():
+    source = calibrated(nn.Conv2d(1, 3, 1))
+    state = source.state_dict()
+    assert state.keys() == {"network.weight", "network.bias", "calibration"}
+    x = torch.cat(example((6, 5)), dim=1)
+    for organs in (None, ORGANS):
+        for prefix in ("", "module."):
+            net = PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, organs=organs)
+            net.load_state_dict(prefixed(state, prefix))
+            assert torch.equal(net(x), source(x))
+    nested = nn.Sequential(PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1))
+    nested.load_state_dict(prefixed(state, "0."))
+    assert torch.equal(nested(x), source(x))
+    copied = PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, organs=ORGANS)
+    copy_model_state(copied, source)
+    assert torch.equal(copied(x), source(x))
+
+
+@pytest.mark.parametrize("prefix", ["", "network."])
+def test_weights_without_calibration_leave_it(prefix):
+    bare = nn.Conv2d(1, 3, 1)
+    state = prefixed(bare.state_dict(), prefix)
+    plain = PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1)
+    plain.load_state_dict(state)
+    assert plain.state_dict().keys() == {"network.weight", "network.bias"}
+    net = calibrated(nn.Conv2d(1, 3, 1))
+    net.load_state_dict(state)
+    assert torch.equal(net.calibration, CALIBRATION.tensor())
+    assert torch.equal(net.network.weight, bare.weight)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("way", ["script", "trace", "export", "compile", "onnx"])
+def test_exports_keep_the_calibration(way, tmp_path):
+    torch.compiler.reset()
+    net = calibrated(SliceUNet(1, 3, (4, 6))).eval()
+    x, other = (torch.cat(example((8, 8), batch), dim=1) for batch in (2, 3))
+    other[:, 1:] = 1 / 3
+    if way == "onnx":
+        pytest.importorskip("onnxscript")
+        path = tmp_path / "model.onnx"
+        torch.onnx.export(net, (x,), path, dynamic_shapes=({0: "batch"},), verbose=False)
+        exported = lambda x: run_onnx(path, x)  # noqa: E731
+    else:
+        exported = {
+            "script": lambda: torch.jit.script(net),
+            "trace": lambda: torch.jit.trace(net, x),
+            "export": lambda: torch.export.export(
+                net, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            ).module(),
+            "compile": lambda: torch.compile(net, backend="aot_eager", fullgraph=True),
+        }[way]()
+    for values in (x, other):
+        with torch.no_grad():
+            torch.testing.assert_close(exported(values), net(values), rtol=1e-4, atol=1e-5)
+
+
+def test_calibration_under_autocast_is_computed_in_float32():
+    net = calibrated(nn.Conv2d(1, 3, 1))
+    x = torch.cat(example((8, 8)), dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        head, out = net.network(x[:, :1]), net(x)
+    exact = softmax_logits(head.float(), x[:, 1:], calibration=CALIBRATION.tensor())
+    assert torch.equal(out, exact.to(torch.bfloat16))
+
+
+def test_a_calibration_must_fit():
+    net = PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, organs=3)
+    with pytest.raises(PriorError, match=r"must be for softmax and 3 organs, got .* softmax and 2"):
+        net.calibrate(CALIBRATION)
+    net = PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, activation="sigmoid")
+    with pytest.raises(PriorError, match="for sigmoid and any number of organs, got one for soft"):
+        net.calibrate(CALIBRATION)
+    with pytest.raises(ValueError, match="`organs` must be at least 1, got 0"):
+        PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, organs=0)

@@ -116,6 +116,7 @@ def test_torchscript_keeps_any_size():
             torch.testing.assert_close(compiled(x), net(x))
 
 
+@pytest.mark.slow
 def test_export_with_dynamic_shape():
     net = SliceUNet(1, 2, SMALL).eval()
     shape = {i: torch.export.Dim(n, min=8, max=64) for i, n in ((2, "W"), (3, "H"))}

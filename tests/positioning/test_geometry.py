@@ -269,6 +269,7 @@ def segmented(model, mask, affine, options=None, **header):
         return np.asarray(result.dataobj), organ
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Organ 1 is predicted nowhere")
 @some
 @given(st.one_of(steep, anything), shapes, codes, units, types)
@@ -280,6 +281,7 @@ def test_a_segmentation_lies_on_the_scans_grid(model, affine, shape, codes, unit
     assert organ["volume_ml"] == pytest.approx(mask.sum() * voxel_ml, abs=1e-3, rel=1e-4)
 
 
+@pytest.mark.slow
 @some
 @given(rounded, st.sampled_from([(14, 12, 9), (9, 14, 12), (12, 9, 14)]))
 def test_a_segmentation_comes_back_from_the_networks_grid(model, affine, shape):
@@ -295,6 +297,7 @@ def test_a_segmentation_comes_back_from_the_networks_grid(model, affine, shape):
     assert not found[~np.any(around, axis=0)].any()
 
 
+@pytest.mark.slow
 @some
 @given(anything, storages)
 def test_segmenting_commutes_with_the_order_of_voxels(model, affine, storage):

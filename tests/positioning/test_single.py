@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.one_device import OneDevice
 from helpers.real_data import DATA, real
 from monai.data import MetaTensor
 from nibabel.affines import apply_affine
@@ -424,6 +425,18 @@ def test_the_group_wise_centre_is_where_the_label_fits_the_prior_best(linear):
     prior.center = "groupwise"
     organ = scan(label == 1, linear)
     assert_same_point(measure_position(volume, prior), plain_loop(organ, prior))
+
+
+@pytest.mark.parametrize("linear", [AFFINES["RAS"], AFFINES["oblique"]])
+def test_a_reference_is_sampled_where_it_is_compared(linear):
+    """On a GPU's processor that takes a third of a second, and on the GPU next to nothing."""
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = torch.as_tensor(linear)
+    reference = random_reference(np.random.default_rng(3))
+    with OneDevice():
+        kernel = positioning.around_center(reference, affine, device="meta")
+    assert kernel.device.type == "meta"
+    assert kernel.shape == positioning.around_center(reference, affine).shape
 
 
 @pytest.mark.cuda

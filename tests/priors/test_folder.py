@@ -99,3 +99,16 @@ def test_each_map_is_read_once_for_all_organs(labels, tmp_path, monkeypatch):
     for one, other in zip(several, alone, strict=True):
         np.testing.assert_array_equal(one.probability, other.probability)
         assert one.spacing_mm == other.spacing_mm
+
+
+def test_the_record_decides_whose_prior_it_is(labels, tmp_path):
+    with pytest.warns(UserWarning, match="does not contain organ 3: skipped"):
+        estimate_priors(labels, organs=[1, 3], folder=tmp_path, bins=3)
+    one, three = prior_path(tmp_path, 1), prior_path(tmp_path, 3)
+    for cases in tmp_path.glob("*_cases.npz"):
+        cases.unlink()
+    one.rename(tmp_path / "x.nii.gz")
+    three.rename(one)
+    (tmp_path / "x.nii.gz").rename(three)
+    with pytest.raises(PriorError, match=r"prior_1\.nii\.gz must be the prior of organ 1"):
+        load_priors(tmp_path, [1, 3])

@@ -160,7 +160,7 @@ def test_masks_are_those_of_the_whole_map(monkeypatch, slab_voxels, order):
         (np.uint16, [1, 40000]),
         (np.int32, [1, 70000, -70000]),
         (np.float32, [1, 300]),
-        (np.float64, [2, 1.5]),
+        (np.float64, [2, 300]),
     ],
 )
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
@@ -195,12 +195,20 @@ def test_masks_of_scaled_labels(tmp_path, slope, inter):
     )
 
 
-def test_what_is_no_number_is_no_organ(tmp_path):
+@pytest.mark.parametrize("value", [np.nan, 0.5, 1.002])
+def test_what_is_no_whole_number_is_no_label(tmp_path, value):
     array = scattered([1], np.float32)
-    array[0, 0, 0] = array[11, 13, 9] = np.nan
-    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "nan.nii")
-    found = organ_masks(open_label(tmp_path / "nan.nii"), [1])
-    assert_same(found, masks_by_hand(array, np.eye(4), [1]))
+    array[0, 0, 0] = array[11, 13, 9] = value
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "odd.nii")
+    with pytest.raises(DatasetError, match=r"must have whole numbers, got .* and 1 other .*odd"):
+        organ_masks(open_label(tmp_path / "odd.nii"), [1])
+
+
+def test_values_that_rounding_has_touched_are_whole(tmp_path):
+    array = scattered([1, 2], np.float32)
+    nib.save(nib.Nifti1Image(array * np.float32(0.9999999), np.eye(4)), tmp_path / "near.nii")
+    found = organ_masks(open_label(tmp_path / "near.nii"), [1, 2])
+    assert_same(found, masks_by_hand(array, np.eye(4), [1, 2]))
 
 
 def test_masks_keep_nothing_of_the_map():

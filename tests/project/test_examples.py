@@ -71,6 +71,7 @@ def weights(path):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.training
 def test_plain_pytorch(scans, tmp_path, monkeypatch):
     result = run("plain_pytorch", scans, tmp_path, f"--organs 2 {TINY}", monkeypatch)
     assert len(result["loss"]) == 8
@@ -79,6 +80,7 @@ def test_plain_pytorch(scans, tmp_path, monkeypatch):
     assert all(key.startswith("network.") for key in weights(tmp_path / "model.pt"))
 
 
+@pytest.mark.training
 def test_supervised_trainer(scans, tmp_path, monkeypatch):
     arguments = f"--organs 2 {TINY} --epochs 5"
     result = run("supervised_trainer", scans, tmp_path, arguments, monkeypatch)
@@ -94,6 +96,7 @@ def test_supervised_trainer(scans, tmp_path, monkeypatch):
     assert {row["organ"] for row in rows} == {"2"}
 
 
+@pytest.mark.training
 def test_lightning(scans, tmp_path, monkeypatch):
     pytest.importorskip("lightning", reason="PyTorch Lightning is not installed")
     result = run("lightning_module", scans, tmp_path, f"--organs 2 {TINY}", monkeypatch)
@@ -103,6 +106,7 @@ def test_lightning(scans, tmp_path, monkeypatch):
     assert all(key.startswith("network.network.") for key in state)
 
 
+@pytest.mark.training
 def test_several_organs(scans, tmp_path, monkeypatch):
     organs = [5, 2, 3]
     arguments = f"--organs {' '.join(map(str, organs))} {TINY}"
@@ -119,6 +123,7 @@ def test_several_organs(scans, tmp_path, monkeypatch):
         assert len(found) > 1
 
 
+@pytest.mark.training
 def test_mri(scans, monkeypatch):
     """Without a datalist, on the phantom that is there, with the looks of MR."""
     arguments = "--out {} --size 32 --spacing-mm 8 8 0 --patch 48 48 1 --epochs 6 --organs 2 3"
@@ -133,6 +138,7 @@ def test_mri(scans, monkeypatch):
     assert max(greatest) > 1.5 * min(greatest)
 
 
+@pytest.mark.slow
 def test_notebook(tmp_path, monkeypatch):
     """Every cell runs in its order; there are pictures, and the fused prediction is better."""
     notebook = nbformat.read(EXAMPLES / "stipple.ipynb", as_version=4)

@@ -21,6 +21,8 @@ BUNDLE = ROOT / "bundles" / "pancreas_stipple"
 NOT_SOURCES = (".git", ".venv*", "*.egg-info", "__pycache__", "runs", "build", "dist", "_build")
 NOT_SOURCES += ("_outside", ".*_cache", "models", "eval", "phantom")
 
+pytestmark = pytest.mark.slow
+
 
 def run(*command, **options):
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)

@@ -38,14 +38,22 @@ LONG = {
     "self_training/pool.py:__init__",
     "self_training/rounds.py:self_train",
 }
-OPTIONAL = {"ingest": {"pydicom", "highdicom"}, "results": {"pydicom", "highdicom"}}
+DICOM = {"pydicom", "highdicom", "itk"}
+OPTIONAL = {"ingest": DICOM, "results": DICOM, "data": {"itk"}}
 OPTIONAL |= {"study": {"submitit"}, "__main__": {"shtab"}}
 # what the packages of the mathematics take from MONAI
-MATHEMATICS = {"losses", "networks", "positioning", "priors", "pseudo_labels", "spatial"}
+MATHEMATICS = {
+    "calibration",
+    "losses",
+    "networks",
+    "positioning",
+    "priors",
+    "pseudo_labels",
+    "spatial",
+}
 FROM_MONAI = {
     "monai.data.MetaTensor",
     "monai.losses.DiceLoss",
-    "monai.transforms.generate_spatial_bounding_box",
 }
 
 

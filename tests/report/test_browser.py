@@ -17,6 +17,8 @@ SHAPE = (16, 14, 9)
 AFFINE = np.diag([3.0, 2.0, 5.0, 1.0])
 HOSTILE = "x<img src=x onerror=document.title='owned'>"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def browser():

@@ -138,3 +138,17 @@ def test_what_is_no_record_is_not_taken_for_one(tmp_path, text):
     (tmp_path / "x_volumes.json").write_text(text)
     with pytest.raises(DatasetError, match=r"x_volumes.json` must be a record of a segmentation"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "/abs", "a/b", "a\\b", "", ".hidden", 7, "x" * 201, "a\0b", "a\nb"]
+)
+def test_names_that_lead_elsewhere_are_refused(name):
+    with pytest.raises(DatasetError, match="`name` must be a name of 1 to 200 bytes without /"):
+        ScanNames([{"image": "/a/ct.nii.gz", "name": name}])
+
+
+def test_two_scans_of_one_name_are_refused():
+    items = [{"image": f"/{n}/ct.nii.gz", "name": name} for n, name in (("x", "A"), ("y", "a"))]
+    with pytest.raises(DatasetError, match="names of their own, got 'a' twice"):
+        ScanNames(items)

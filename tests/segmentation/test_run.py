@@ -5,9 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.forks import fork, kill_when, needs_fork
 from helpers.real_data import DATA, real
 from helpers.series import voxels_of_seg, write_series
 from helpers.threshold_model import same_grid, write_model, write_model_file, write_scan
@@ -23,6 +21,7 @@ from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.bundle.stages import run_bundle
 from stipple_monai.data import write_datalist
+from stipple_monai.results import series_files
 from stipple_monai.segmentation import run as module
 from stipple_monai.segmentation.run import find_scans, segment
 
@@ -59,12 +58,16 @@ def voxels(path):
 
 
 def names_in(folder):
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def state(folder):
     """Every file and when it was written."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
+    return {
+        path.name: path.stat().st_mtime_ns
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def results(*names, more=()):
@@ -142,8 +145,11 @@ def test_equal_file_names_are_told_apart(tmp_path, model):
         ("torn.nii.gz", "A scan must be a whole NIfTI file, got .*torn.nii.gz, which cannot"),
         ("cut.nii.gz", "`image` must be a scan that MONAI can read, got .*cut.nii.gz: "),
         ("text.nii", "A scan must be a whole NIfTI file, got .*text.nii, which cannot"),
-        ("micron.nii.gz", "A scan must be in mm, got micron in .*micron.nii.gz"),
-        ("flat.nii.gz", "A scan must have an invertible affine, got .*flat.nii.gz"),
+        ("micron.nii.gz", "`path` must be in mm, got micron in .*micron.nii.gz"),
+        (
+            "flat.nii.gz",
+            "`path` must have an invertible affine, got .*flat",
+        ),
         ("nan.nii.gz", "`image` must be finite, got 1 .*nan.nii.gz"),
         ("series.nii.gz", "`image` must .*series.nii.gz"),
         ("same", "Scans must have names of their own"),
@@ -196,7 +202,7 @@ def test_an_error_in_a_worker_is_told_in_a_line(tmp_path, model):
             **model,
         )
     assert "\n" not in str(caught.value)
-    assert names_in(out) == {"settings.json", "logs", "a_seg.nii.gz", "a_volumes.json"}
+    assert names_in(out) == results("a")
 
 
 def test_what_else_is_missing(tmp_path, model, monkeypatch):
@@ -308,14 +314,16 @@ def test_dicom_seg_and_nifti_agree(tmp_path, model, turned):
 
 
 @real("dicom/chaos_ct")
-def test_a_real_series_and_back(tmp_path, model):
+def test_a_real_series_and_back(tmp_path):
     hd = pytest.importorskip("highdicom")
-    files = module.series_files(CHAOS)[30:38]
+    files = series_files(CHAOS)[30:38]
     (tmp_path / "ct").mkdir()
     for file in files:
         os.symlink(file, tmp_path / "ct" / Path(file).name)
-    options = {"slice_size": [512, 512]}
-    segment([tmp_path / "ct"], tmp_path / "out", dicom_seg=True, options=options, **model)
+    large = write_model(tmp_path / "model")
+    overlay = large["models"] / "threshold.yaml"
+    write_model_file(large["models"], [overlay], slice_size=[512, 512])
+    segment([tmp_path / "ct"], tmp_path / "out", dicom_seg=True, **large)
     nifti = nib.load(tmp_path / "out" / "ct_seg.nii.gz")
     values = np.asarray(nifti.dataobj)
     assert nifti.header.get_zooms() == pytest.approx((0.7265625, 0.7265625, 2.0))
@@ -361,21 +369,14 @@ def test_a_second_run_does_nothing_and_a_third_only_what_is_missing(tmp_path, mo
     assert [Path(row["scan"]).name for row in rows(out)] == ["a.nii.gz", "b.nii.gz"]
 
 
+@needs_fork
 def test_a_killed_run_goes_on(tmp_path, model):
     names = [f"s{i:02d}" for i in range(30)]
     scans(tmp_path / "in", *[f"{name}.nii.gz" for name in names])
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "stipple_monai", "segment", str(tmp_path / "in")]
-    command += ["--models", str(model["models"]), "--out", str(out)]
-    command += ["--probabilities"]
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("*_volumes.json"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command = ["segment", str(tmp_path / "in"), "--models", str(model["models"])]
+    command += ["--out", str(out), "--probabilities"]
+    kill_when(lambda: len(list(out.glob("*_volumes.json"))) >= 3, fork(lambda: main(command)))
     done = {p.name for p in out.glob("*_volumes.json")}
     assert 3 <= len(done) < 30
     before = state(out)
@@ -449,8 +450,14 @@ def test_another_or_a_changed_scan_of_a_name_is_refused(tmp_path, model):
     segment([scan], out, **model)
     with pytest.raises(DatasetError, match=r"a segmentation called 'a' of .*in/a.nii.gz: choose"):
         segment([other], out, **model)
+    # a copy with another time is the same scan, another scan with an old time is another
     later = time.time() + 10
     os.utime(scan, (later, later))
+    before = state(out)["a_seg.nii.gz"]
+    segment([scan], out, **model)
+    assert state(out)["a_seg.nii.gz"] == before
+    write_scan(scan, organ(1), AFFINE)
+    os.utime(scan, (0, 0))
     with pytest.raises(DatasetError, match=r"called 'a' of .*in/a.nii.gz, which was changed since"):
         segment([scan], out, **model)
 

@@ -1,5 +1,6 @@
 """The pool of unlabelled scans: what is done, once and by whom, also after a kill and a restart."""
 
+import functools
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from helpers.forks import exit_status, fork, needs_fork
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
@@ -138,7 +140,7 @@ def test_a_scan_in_several_files_is_known_by_its_first(bench):
     pool.attach(engine)
     engine.run(DataLoader([both], sampler=pool, collate_fn=list))
     assert read_datalist(bench.path, "training")[0]["image"] == both
-    os.utime(both[1], (0, 0))
+    Path(both[1]).write_text("another")
     assert list(bench.pool()) == [0]
 
 
@@ -160,7 +162,7 @@ SPOIL = {
     "half a record": lambda bench: bench.record("c").write_text('{"label": "c_pse'),
     "no label": lambda bench: bench.label("c").unlink(),
     "half a label": lambda bench: bench.label("c").write_text("c"),
-    "another scan": lambda bench: os.utime(bench.scans["c"], (0, 0)),
+    "another scan": lambda bench: bench.scans["c"].write_text("another"),
 }
 
 
@@ -450,14 +452,10 @@ class Pool:
         more = {**KNOBS, "device": "$torch.device('cpu')", "output_dir": str(out), **knobs}
         monai.bundle.run(config_file=[str(path) for path in configs], **self.options(more))
 
-    def torchrun(self, out, probes, plans=((), ())):
+    def torchrun(self, out, probes, plans):
         """In two processes; the probe's notes, and how the command ended."""
-        probes.mkdir()
-        (probes / "probe.py").write_text(PROBE, encoding="utf-8")
-        probe = {"_target_": "probe.Probe", "folder": str(probes), "plans": [*map(list, plans)]}
-        (probes / "probe.yaml").write_text(yaml.safe_dump({"+handlers": [probe]}))
-        names = ("inference", "pseudo_label", "multi_gpu_pseudo_label")
-        configs = [str(CONFIGS / f"{name}.yaml") for name in names] + [str(probes / "probe.yaml")]
+        names = ("inference", "pseudo_label")
+        configs = [str(path) for path in (*map(config, names), *self.shared(probes, plans))]
         knobs = {**KNOBS, **self.places, "output_dir": str(out)}
         search = [str(probes), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
         quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -475,9 +473,38 @@ class Pool:
             timeout=180,
             check=False,
         )
-        notes = [path.read_text().split() for path in sorted(probes.glob("rank_*"))]
-        assert len(notes) == 2, ended.stderr[-3000:]
-        return notes, ended
+        return notes_in(probes), ended
+
+    def forked(self, out, probes):
+        """In two forks with what torchrun sets; the probe's notes and the forks' statuses."""
+        configs = self.shared(probes, ((), ()))
+
+        def run(rank):
+            os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2")
+            sys.path.insert(0, str(probes))
+            self.run(out, *configs)
+
+        children = [fork(functools.partial(run, rank)) for rank in "01"]
+        statuses = [exit_status(child) for child in children]
+        return notes_in(probes), statuses
+
+    def shared(self, probes, plans):
+        """Overlays for two processes that write a probe's notes."""
+        probes.mkdir()
+        (probes / "probe.py").write_text(PROBE, encoding="utf-8")
+        probe = {"_target_": "probe.Probe", "folder": str(probes), "plans": [*map(list, plans)]}
+        (probes / "probe.yaml").write_text(yaml.safe_dump({"+handlers": [probe]}))
+        return config("multi_gpu_pseudo_label"), probes / "probe.yaml"
+
+
+def config(name):
+    return CONFIGS / f"{name}.yaml"
+
+
+def notes_in(probes):
+    notes = [path.read_text().split() for path in sorted(probes.glob("rank_*"))]
+    assert len(notes) == 2
+    return notes
 
 
 @pytest.fixture(scope="module")
@@ -560,6 +587,7 @@ def test_one_process_leaves_labels_records_and_the_datalist(scans, whole):
 
 
 @pytest.mark.slow
+@needs_fork
 def test_a_killed_process_and_its_restart(scans, whole, tmp_path):
     """One is killed over its second scan with half a label, and torchrun stops the other there."""
     out = tmp_path / "out"
@@ -577,14 +605,14 @@ def test_a_killed_process_and_its_restart(scans, whole, tmp_path):
     broken = second[1].replace(".nii.gz", "_pseudo.nii.gz")
     assert left[broken] == whole[broken][: len(left[broken])] != whole[broken]
 
-    notes, ended = scans.torchrun(out, tmp_path / "restarted")
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    notes, statuses = scans.forked(out, tmp_path / "restarted")
+    assert statuses == [0, 0]
     assert sorted(notes[0] + notes[1]) == sorted(scans.names - finished)
     assert contents(out) == whole
 
     # nothing but one scan is left, so one process has none
     (out / broken).unlink()
-    notes, ended = scans.torchrun(out, tmp_path / "one_left")
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    notes, statuses = scans.forked(out, tmp_path / "one_left")
+    assert statuses == [0, 0]
     assert [second[1]] == notes[0] + notes[1]
     assert contents(out) == whole

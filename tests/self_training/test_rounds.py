@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 from helpers.bright_scans import KNOBS, bright_scan
+from helpers.forks import fork, kill_when, needs_fork
 from monai.data import MetaTensor
 from scipy import ndimage
 
@@ -24,12 +23,12 @@ from stipple_monai.__main__ import main
 from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
+from stipple_monai.self_training.checks import GIVEN
 from stipple_monai.self_training.quality import measure_quality, write_quality
-from stipple_monai.self_training.rounds import GIVEN, self_train
-
-SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
+from stipple_monai.self_training.rounds import self_train
 
 pytestmark = [
+    pytest.mark.training,
     pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
@@ -370,7 +369,11 @@ def test_only_one_process_works_in_a_folder(datalist, two_rounds, tmp_path):
 def test_what_was_being_written_when_a_process_was_killed_goes(datalist, two_rounds, tmp_path):
     out = begun(two_rounds, tmp_path)
     left = ["models.part/tmpa1b2c3d4", "pseudo_labels.part/scan_2_image_pseudo.lock"]
-    left += ["models.part/.part-0-curve.csv", "pseudo_labels.part/.part-0-datalist.json"]
+    unfinished = f".part-{'0' * 32}"
+    left += [
+        f"models.part/{unfinished}-curve.csv",
+        f"pseudo_labels.part/{unfinished}-datalist.json",
+    ]
     for name in left:
         (out / "round_1" / name).parent.mkdir(parents=True, exist_ok=True)
         (out / "round_1" / name).touch()
@@ -437,31 +440,36 @@ def test_on_the_command_line(datalist, two_rounds, tmp_path, capsys):
     assert "Settings must look like KNOB=VALUE, got progress" in capsys.readouterr().err
 
 
-def killed(command, moment, out):
-    """Start, and kill with SIGKILL as soon as a file is there."""
-    log = (out.parent / "log.txt").open("a")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=SINGLE)
-    limit = time.monotonic() + 120
-    while not list(out.glob(moment)):
-        assert process.poll() is None, (out.parent / "log.txt").read_text()
-        assert time.monotonic() < limit
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    log.close()
+KILLED = {**KNOBS, "max_epochs": 3, "slices_per_scan": 8}
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_files(datalist, tmp_path):
-    knobs = {**KNOBS, "slices_per_scan": 24, "max_epochs": 3}
-    whole, out = tmp_path / "whole", tmp_path / "killed" / "out"
-    out.parent.mkdir()
-    options = [f"{name}={json.dumps(value)}" for name, value in knobs.items()]
-    start = [sys.executable, "-m", "stipple_monai", "self-train", str(datalist)]
+@pytest.fixture(scope="module")
+def uninterrupted(datalist, tmp_path_factory):
+    """What a round leaves if it is left alone, and how many seconds it took."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    overlay = tmp_path_factory.mktemp("overlays") / "organ.yaml"
+    overlay.write_text("organs: [1]\n", encoding="utf-8")
+    start = time.monotonic()
+    again(datalist, out, options=KILLED, overlays=[overlay])
+    return out, time.monotonic() - start
+
+
+def assert_same_files(out, expected):
+    """Records and datalists name the folder of the model."""
+    found, wanted = files(out), files(expected)
+    assert found.keys() == wanted.keys()
+    for name, content in wanted.items():
+        assert found[name] == content.replace(str(expected).encode(), str(out).encode()), name
+
+
+@needs_fork
+def test_killed_at_any_moment_it_ends_with_the_same_files(datalist, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    options = [f"{name}={json.dumps(value)}" for name, value in KILLED.items()]
     overlay = tmp_path / "organ.yaml"
     overlay.write_text("organs: [1]\n", encoding="utf-8")
-    tail = ["--shares", "0.5", "--overlays", str(overlay), "--set", *options]
-    command = [*start, str(out), *tail]
+    command = ["self-train", str(datalist), str(out), "--shares", "0.5"]
+    command += ["--overlays", str(overlay), "--set", *options]
     moments = {
         "inside training": "round_0/models.part/checkpoint_epoch=1.pt",
         "between rounds": "round_0/models",
@@ -469,16 +477,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(datalist, tmp_path):
         "inside the next training": "round_1/models.part/checkpoint_epoch=2.pt",
     }
     for moment in moments.values():
-        killed(command, moment, out)
+        kill_when(lambda: list(out.glob(moment)), fork(lambda: main(command)))  # noqa: B023
         assert not (out / "rounds.csv").exists()
-    subprocess.run(command, check=True, capture_output=True, env=SINGLE)
-    self_train(datalist, whole, shares=[0.5], overlays=[overlay], options=knobs)
-    one, other = files(whole), files(out)
-    assert one.keys() == other.keys()
-    for name, content in one.items():
-        # records and datalists name the folder of the model
-        expected = content.replace(str(whole).encode(), str(out).encode())
-        assert other[name] == expected, name
+    assert main(command) == 0
+    assert_same_files(out, uninterrupted[0])
 
 
 def whole(path):
@@ -497,22 +499,13 @@ def unfinished(path):
     return path.name.startswith("tmp") or path.name.endswith(".part")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, for a start without imports")
-@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_killed_twenty_times_at_random(datalist, tmp_path):
-    uninterrupted, out = tmp_path / "whole", tmp_path / "killed" / "out"
-    start = time.monotonic()
-    again(datalist, uninterrupted)
-    duration = time.monotonic() - start
+@needs_fork
+def test_killed_twenty_times_at_random(datalist, uninterrupted, tmp_path):
+    expected, duration = uninterrupted
+    out = tmp_path / "killed" / "out"
     rng, kills = random.Random(0), 0
     while kills < 20:
-        child = os.fork()
-        if child == 0:
-            try:
-                again(datalist, out)
-            finally:
-                os._exit(0)
+        child = fork(lambda: again(datalist, out, options=KILLED) and 0)
         time.sleep(rng.uniform(0, duration / 3))
         if os.waitpid(child, os.WNOHANG)[0]:
             # it was faster: from the start again
@@ -524,8 +517,5 @@ def test_killed_twenty_times_at_random(datalist, tmp_path):
         for path in out.rglob("*"):
             if path.is_file() and not unfinished(path):
                 whole(path)
-    again(datalist, out)
-    one, other = files(uninterrupted), files(out)
-    assert one.keys() == other.keys()
-    for name, content in one.items():
-        assert other[name] == content.replace(str(uninterrupted).encode(), str(out).encode()), name
+    again(datalist, out, options=KILLED)
+    assert_same_files(out, expected)

@@ -246,7 +246,7 @@ def test_resumes_and_keeps_what_is_there(tmp_path, monkeypatch):
 
 def test_refuses_a_folder_with_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("keep me")
-    with pytest.raises(DatasetError, match=r"must be empty .* overwrite=True"):
+    with pytest.raises(DatasetError, match=r"must be empty .* --overwrite"):
         write_phantom(tmp_path, cases=1, **SMALL)
     write_phantom(tmp_path, cases=2, overwrite=True, **SMALL)
     with pytest.raises(DatasetError, match="must be empty or hold this same phantom"):

@@ -15,6 +15,7 @@ from stipple_monai.spatial.correlation import (
     promising,
     score_at,
     scores_in,
+    seen_box,
 )
 
 SHAPES = [(7, 6, 5), (1, 9, 4), (12, 1, 1), (3, 4, 11)]
@@ -223,6 +224,18 @@ def test_most_of_a_large_volume_is_not_promising():
     size = np.subtract(box.stop, box.start)
     assert_holds(box, np.array([[44, 24, 14]]))
     assert size.prod() < 0.02 * volume.numel()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_seen_box_is_the_smallest(shape):
+    rng = np.random.default_rng(sum(shape))
+    for share in (0.02, 0.1, 0.9):
+        volume = rng.random(shape) * (rng.random(shape) < share)
+        volume.flat[rng.integers(volume.size)] = 0.3
+        seen = np.argwhere(volume > 0)
+        box = seen_box(torch.from_numpy(volume))
+        assert box == (tuple(seen.min(0)), tuple(seen.max(0) + 1))
+    assert seen_box(torch.zeros(shape)) == ((0, 0, 0), (1, 1, 1))
 
 
 @pytest.mark.cuda

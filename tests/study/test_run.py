@@ -2,9 +2,9 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.bright_scans import KNOBS, bright_scan
+from helpers.forks import exit_status, fork, needs_fork
 
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
@@ -36,6 +37,7 @@ ENTRIES = {
 }
 
 pytestmark = [
+    pytest.mark.training,
     pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
@@ -144,7 +146,9 @@ def test_no_test_scan_or_withheld_label_reaches_the_training(done, tmp_path, mon
         "stipple_monai.self_training.rounds.write_quality",
         lambda path, items, organs: [["", 1, 0, "", "", ""]],
     )
-    monkeypatch.setattr("stipple_monai.study.run.gather_quality", lambda path, tables: None)
+    monkeypatch.setattr(
+        "stipple_monai.self_training.rounds.gather_quality", lambda path, tables: None
+    )
     monkeypatch.setattr(
         study, "run_bundle", lambda *a, **k: (Path(k["output_dir"]) / "scores.csv").touch()
     )
@@ -235,6 +239,7 @@ def processes(word):
 
 
 @pytest.mark.slow
+@needs_fork
 @pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="looks for processes in /proc")
 def test_an_interrupt_ends_the_jobs_as_well(done, tmp_path):
     pytest.importorskip("submitit")
@@ -245,18 +250,23 @@ def test_an_interrupt_ends_the_jobs_as_well(done, tmp_path):
         options={**KNOBS, "max_epochs": 1000},
     )
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "stipple_monai", "study", str(path), "--out", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([*command, "--workers", "2"], env=environment)
+    command = ["stipple_monai", "study", str(path), "--out", str(out), "--workers", "2"]
+
+    def run():
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+        sys.argv = command
+        runpy.run_module("stipple_monai", run_name="__main__")
+
+    child = fork(run)
     limit = time.monotonic() + 120
     while len(list(out.glob("cells/*/networks/*/round_0/models.part/curve.csv"))) < 2:
-        assert process.poll() is None
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
         assert time.monotonic() < limit
         time.sleep(0.1)
     jobs = str(out / "jobs")
     assert len(processes(jobs)) >= 2
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 130
+    os.kill(child, signal.SIGTERM)
+    assert exit_status(child) == 130
     while processes(jobs) and time.monotonic() < limit:
         time.sleep(0.1)
     assert processes(jobs) == []
@@ -264,7 +274,7 @@ def test_an_interrupt_ends_the_jobs_as_well(done, tmp_path):
 
 
 def test_without_submitit_workers_say_what_to_install(done, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("stipple_monai.study.run.has_submitit", False)
+    monkeypatch.setattr("stipple_monai.study.workers.has_submitit", False)
     shutil.copytree(done / "data", tmp_path / "data")
     arguments = [str(written(tmp_path)), "--out", str(tmp_path / "out"), "--workers", "2"]
     assert main(["study", *arguments]) == 1

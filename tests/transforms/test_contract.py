@@ -41,6 +41,8 @@ from stipple_monai.transforms import (
     POSITION_KEY,
     CheckPaird,
     CheckScand,
+    DecideLabel,
+    DecideLabeld,
     LoadScand,
     OrganPosition,
     OrganPositiond,
@@ -50,6 +52,7 @@ from stipple_monai.transforms import (
     PriorAugmentd,
     SelectPseudoLabels,
     SelectPseudoLabelsd,
+    SliceMajord,
     SpacingScand,
 )
 
@@ -98,13 +101,20 @@ CASES = {
         "probability",
         "probability",
     ),
+    "SliceMajor": Case(lambda **k: SliceMajord("image", **k), None, "image", "image"),
+    "DecideLabel": Case(
+        lambda **k: DecideLabeld("probability", "dice", **k),
+        lambda: DecideLabel("dice"),
+        "probability",
+        "probability",
+    ),
     "CheckScan": Case(lambda **k: CheckScand("image", **k), None, "image", ()),
     "CheckPair": Case(
         lambda **k: CheckPaird(("image", "label"), classes=3, **k), None, "image", ()
     ),
 }
-# subclasses of MONAI's transforms, compared with those
-OF_MONAI = {"LoadScan", "SpacingScan"}
+# MONAI's transforms but for some of it, compared with those; slices in `test_slices`
+OF_MONAI = {"LoadScan", "SpacingScan", "RandSliceAffine"}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 every_array = pytest.mark.parametrize(
     "case", [c for c in CASES.values() if c.array], ids=[n for n, c in CASES.items() if c.array]

@@ -274,6 +274,7 @@ def test_workers_draw_reproducibly_and_differently(loader):
     assert len(torch.unique(known, dim=0)) == len(known)
 
 
+@pytest.mark.slow
 def test_spawned_workers_get_the_pickled_transforms():
     """Windows and macOS start workers so, which share nothing and get the pipeline pickled."""
     items = [item(seed=i) for i in range(2)]

@@ -1,0 +1,25 @@
+"""Calibration on scans that a network was not trained on, though all labelled scans train one.
+
+Words: a *fold* is a part of the labelled scans that the others' network has not seen. Imports from
+`inferers`, `calibration`, `bundle` and below.
+"""
+
+from stipple_monai.cross_fitting.samples import (
+    PartsInferer,
+    SampleCollector,
+    read_samples,
+    write_samples,
+)
+from stipple_monai.cross_fitting.stage import (
+    CALIBRATION,
+    calibrate,
+)
+
+__all__ = [
+    "CALIBRATION",
+    "PartsInferer",
+    "SampleCollector",
+    "calibrate",
+    "read_samples",
+    "write_samples",
+]

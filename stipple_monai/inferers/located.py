@@ -1,0 +1,234 @@
+"""Logits fused with priors whose positions they tell themselves: locate, place, fuse.
+
+Words used here:
+    coarse prediction: probabilities of the organs without their priors.
+    silent prior: that of an organ whose position is unknown; it favours neither organ nor
+        background.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.networks import DEFAULT_FLOOR, Calibration, sigmoid_logits, softmax_logits
+from stipple_monai.positioning import (
+    DEFAULT_EPSILON,
+    DEFAULT_SPREAD_MM,
+    Located,
+    check_probability,
+    check_search,
+    locate_organs,
+    positioned_together,
+)
+from stipple_monai.priors import Center, Mode, SpatialPrior, organ_position
+from stipple_monai.transforms import PriorAlign
+
+MINIMUM_CONFIDENCE_ALONE = 0.51
+MINIMUM_CONFIDENCE_TOGETHER = 0.2
+"""Below these, positions were wrong so often that no prior was better, see `docs/results.md`."""
+
+
+class Fused(NamedTuple):
+    """What :func:`fuse_logits` found.
+
+    Attributes:
+        logits: adjusted, of the shape that went in.
+        prior: as it was placed, ``(B, K, W, H, D)``.
+        position_mm: ``(B, K, 3)`` float64, RAS mm, NaN where unknown.
+        confidence: ``(B, K)`` float64 in [0, 1], see :func:`locate_organs`.
+    """
+
+    logits: Tensor
+    prior: Tensor
+    position_mm: Tensor
+    confidence: Tensor
+
+
+def fuse_logits(
+    logits: Tensor,
+    affine: Tensor,
+    priors: Sequence[SpatialPrior],
+    *,
+    calibration: Calibration | Tensor | None = None,
+    activation: Literal["softmax", "sigmoid"] = "softmax",
+    coarse: Tensor | None = None,
+    references: Sequence[SpatialPrior] | None = None,
+    locate_with: Literal["raw", "calibrated"] = "raw",
+    position: Literal["kl", "prediction_center"] = "kl",
+    mode: Mode = "auto",
+    minimum_confidence: float | None = None,
+    spread_mm: float = DEFAULT_SPREAD_MM,
+    max_shift_mm: float | None = None,
+    minimum: float = 0.5,
+    epsilon: float = DEFAULT_EPSILON,
+    strength: float = 1.0,
+    floor: float = DEFAULT_FLOOR,
+    names: Sequence[str] | None = None,
+) -> Fused:
+    """Fuse any network's logits with priors.
+
+    Args:
+        logits: ``(B, K + 1, W, H, D)``, background first, for a sigmoid ``(B, K, W, H, D)``.
+        affine: of their grid, ``(4, 4)`` or ``(B, 4, 4)``, voxel to RAS mm.
+        priors: one for each organ, in the order of the channels.
+        calibration: how much network and prior count; None: equation 2.
+        activation: what the logits are meant for.
+        coarse: other logits, of the same shape, that tell the positions; None: ``logits``.
+        references: what the coarse prediction is compared with; None: the priors.
+        locate_with: whether the coarse prediction is that of the network as it is or, with its
+            logits calibrated, as without prior.
+        position: how organs are located, see :class:`PriorDrivenInferer`.
+        mode: of placing, see :meth:`SpatialPrior.place`.
+        minimum_confidence: see :class:`PriorDrivenInferer`.
+        spread_mm: see :func:`locate_organs`; so are the next three.
+        max_shift_mm: how far from the prediction.
+        minimum: of a prediction.
+        epsilon: least probability.
+        strength: see :func:`~stipple_monai.softmax_logits`.
+        floor: likewise.
+        names: of the scans, for warnings.
+
+    Returns:
+        Adjusted logits, and how they came about. An organ that is predicted nowhere, or whose
+        position is too uncertain, has a silent prior, with a warning.
+
+    Raises:
+        PriorError: priors, references or calibration do not belong to the logits.
+        PositionError: an option of the search is out of its range.
+
+    Example:
+        >>> label = torch.zeros(1, 12, 12, 12)
+        >>> label[0, 3:8, 4:9, 2:7] = 1
+        >>> prior = SpatialPrior.estimate([MetaTensor(label, affine=torch.eye(4))], bins=None)
+        >>> logits = torch.cat([torch.zeros(1, 12, 12, 12), 8 * label - 4])[None]
+        >>> fused = fuse_logits(logits, torch.eye(4), [prior])
+        >>> fused.position_mm.tolist(), fused.logits.argmax(1).sum().item()
+        ([[[5.0, 6.0, 4.0]]], 125)
+    """
+    logits = logits.as_subclass(Tensor)
+    coarse = logits if coarse is None else coarse.as_subclass(Tensor)
+    references = priors if references is None else references
+    numbers = calibration_tensor(calibration, activation=activation, device=logits.device)
+    probability = _without_prior(coarse, numbers, locate_with, activation, len(priors))
+    search: dict[str, Any] = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
+    search["spread_mm"] = None if position == "prediction_center" else spread_mm
+    affines = torch.as_tensor(affine).reshape(-1, 4, 4).expand(len(logits), 4, 4)
+    scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
+    found = [_locate(scan, priors, references, **search) for scan in scans]
+    if minimum_confidence is None:
+        minimum_confidence = least_confidence(references, max_shift_mm=max_shift_mm)
+    _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
+    prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
+    fuse = softmax_logits if activation == "softmax" else sigmoid_logits
+    positions, confidences = (torch.stack(column) for column in zip(*found, strict=True))
+    return Fused(fuse(logits, prior, strength, floor, numbers), prior, positions, confidences)
+
+
+def _place(scans: Sequence[MetaTensor], found: Sequence[Located], align: PriorAlign) -> Tensor:
+    placed = [align(s[:1], f.position_mm) for s, f in zip(scans, found, strict=True)]
+    return torch.stack([torch.as_tensor(prior).as_subclass(Tensor) for prior in placed])
+
+
+def _without_prior(
+    coarse: Tensor, numbers: Tensor | None, locate_with: str, activation: str, organs: int
+) -> Tensor:
+    """Probabilities of the organs, ``(B, K, W, H, D)``."""
+    found = coarse.shape[1] - (activation == "softmax")
+    if found != organs:
+        raise PriorError(f"`priors` must be one per organ of the network, {found}, got {organs}.")
+    if locate_with not in ("raw", "calibrated"):
+        raise PositionError(f"`locate_with` must be 'raw' or 'calibrated', got {locate_with!r}.")
+    seen = coarse.float()
+    if locate_with == "calibrated":
+        fuse = softmax_logits if activation == "softmax" else sigmoid_logits
+        # Strength 0 makes any prior silent.
+        seen = fuse(seen, torch.zeros_like(seen[:, -organs:]), 0.0, DEFAULT_FLOOR, numbers)
+    return seen.softmax(1)[:, 1:] if activation == "softmax" else seen.sigmoid()
+
+
+def _locate(
+    probability: MetaTensor,
+    priors: Sequence[SpatialPrior],
+    references: Sequence[SpatialPrior],
+    *,
+    spread_mm: float | None,
+    **search: Any,
+) -> Located:
+    """By correlation, or without a spread at the centre of the prediction."""
+    if spread_mm is None:
+        return _prediction_centers(probability, priors, **search)
+    return locate_organs(probability, references, spread_mm=spread_mm, **search)
+
+
+def calibration_tensor(
+    calibration: Calibration | Tensor | None,
+    *,
+    activation: str,
+    device: torch.device | None = None,
+) -> Tensor | None:
+    """Numbers as the fusion takes them.
+
+    Raises:
+        PriorError: they were fitted for another activation.
+    """
+    if calibration is None or isinstance(calibration, Tensor):
+        return calibration if calibration is None else calibration.to(device)
+    if calibration.activation != activation:
+        raise PriorError(
+            f"`calibration` must be for {activation}, got one for {calibration.activation}: fit it "
+            "for this network."
+        )
+    return calibration.tensor().to(device)
+
+
+def least_confidence(
+    references: Sequence[SpatialPrior], *, max_shift_mm: float | None = None
+) -> float:
+    """What is certain enough for organs that are located together, or one by one."""
+    together = positioned_together(references) and max_shift_mm is None
+    return MINIMUM_CONFIDENCE_TOGETHER if together else MINIMUM_CONFIDENCE_ALONE
+
+
+def _silence(
+    found: Sequence[Located], priors: Sequence[SpatialPrior], least: float, names: Sequence[str]
+) -> None:
+    """Take uncertain positions away, in place, with a warning for each organ that has none."""
+    for located, name in zip(found, names, strict=True):
+        for k, confidence in enumerate(located.confidence.tolist()):
+            if located.position_mm[k].isnan().any():
+                reason = "is predicted nowhere"
+            elif confidence < least:
+                located.position_mm[k] = torch.nan
+                reason = f"has no certain position ({confidence:.2f})"
+            else:
+                continue
+            warnings.warn(
+                f"Organ {priors[k].organ} {reason} in {name}: its prior stays neutral.",
+                stacklevel=5,
+            )
+
+
+def _prediction_centers(
+    probability: MetaTensor,
+    priors: Sequence[SpatialPrior],
+    *,
+    minimum: float,
+    epsilon: float,
+    max_shift_mm: float | None,
+) -> Located:
+    check_search(minimum=minimum, epsilon=epsilon, max_shift_mm=max_shift_mm)
+    check_probability(probability, organs=len(priors))
+    predicted = (probability >= minimum) & (probability > epsilon)
+    position = torch.full((len(priors), 3), torch.nan, dtype=torch.float64)
+    for k in torch.nonzero(predicted.as_tensor().flatten(1).any(1)).flatten().tolist():
+        mask = MetaTensor(predicted.as_tensor()[k : k + 1], affine=probability.affine)
+        center: Center = "mass" if priors[k].center == "mass" else "bbox"
+        position[k] = organ_position(mask, organ=1, center=center)
+    return Located(position, position.isfinite().all(1).double())

@@ -1,0 +1,215 @@
+"""Which files are this package's to replace: one rule for every command.
+
+A command replaces only files that it can show it wrote, never an input, and the old only when the
+new is whole. What it wrote stands in a *manifest*, a hidden file of names in the folder. A set of
+files that is replaced is made in a *part*, a folder beside it with a *mark* that tells what it is
+made of, so that nobody's work is taken for another's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import read_json, whole_file
+
+MANIFEST = ".stipple_monai.json"
+"""Names of the files that were written into a folder, relative to it."""
+MARK = ".made_with.json"
+"""What a part is made of."""
+
+
+def owned(folder: str | os.PathLike[str]) -> set[str]:
+    """Names of the files in a folder that this package wrote."""
+    try:
+        names = read_json(Path(folder) / MANIFEST)["files"]
+        return {str(name) for name in names}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+
+
+def claim(
+    folder: str | os.PathLike[str],
+    targets: Iterable[str | os.PathLike[str]],
+    *,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Enter files that are about to be written in the manifest of a folder.
+
+    Args:
+        folder: where the manifest is; made if need be.
+        targets: files in it.
+        inputs: files and folders that are read.
+
+    Raises:
+        DatasetError: a target is an input, comes twice, or is there and not in the manifest.
+    """
+    folder = Path(folder).absolute()
+    paths = [Path(target).absolute() for target in targets]
+    refuse_inputs(paths, inputs)
+    refuse_foreign(folder, paths)
+    _enter(folder, owned(folder).union(os.path.relpath(path, folder) for path in paths))
+
+
+def adopt(folder: Path, targets: Iterable[Path]) -> None:
+    """Enter files of a folder that something else shows to be this package's, as its settings."""
+    there = {os.path.relpath(target, folder) for target in targets if target.exists()}
+    _enter(folder, owned(folder) | there)
+
+
+def refuse_foreign(folder: Path, targets: Iterable[Path]) -> None:
+    """Raise where a file that is to be written is there and not in the manifest of ``folder``.
+
+    Raises:
+        DatasetError: so it is.
+    """
+    known = owned(folder)
+    for target in targets:
+        if os.path.lexists(target) and os.path.relpath(target, folder) not in known:
+            raise DatasetError(
+                f"`out` must not be a file that is there and was not written by this package, got "
+                f"{target}: choose another, or remove it yourself."
+            )
+
+
+def _enter(folder: Path, names: set[str]) -> None:
+    if owned(folder) != names:
+        with whole_file(folder / MANIFEST) as part:
+            text = json.dumps({"files": sorted(names)}, indent=1)
+            part.write_text(f"{text}\n", encoding="utf-8")
+
+
+def refuse_inputs(
+    targets: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
+) -> None:
+    """Raise where a file that is to be written is one that is read, or is written twice.
+
+    Raises:
+        DatasetError: so it is.
+    """
+    read = {os.path.realpath(path): path for path in inputs}
+    seen: set[str] = set()
+    for target in targets:
+        real = os.path.realpath(target)
+        if real in read:
+            raise DatasetError(
+                f"`out` must not be an input, got {target}, which is read: choose another name."
+            )
+        if real in seen:
+            raise DatasetError(f"Outputs must be files of their own, got {target} twice.")
+        seen.add(real)
+
+
+def begin_set(
+    folder: Path,
+    targets: Iterable[str],
+    *,
+    made_with: Mapping[str, Any],
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    overwrite: bool,
+) -> Path:
+    """Claim the files of a set, and tell where to make it: in its place, or in a part beside it.
+
+    Args:
+        folder: of the set.
+        targets: names of its files.
+        made_with: see :func:`begin_part`.
+        inputs: files and folders that are read.
+        overwrite: make it in a part, so that the older one stays until the new one is whole; see
+            :func:`replace_set`.
+
+    Raises:
+        DatasetError: as :func:`claim` does.
+    """
+    targets, inputs = list(targets), list(inputs)
+    refuse_inputs({folder / name for name in {*targets, *owned(folder)}}, inputs)
+    refuse_foreign(folder, [folder / name for name in targets])
+    work = begin_part(folder, made_with) if overwrite else folder
+    claim(work, [work / name for name in targets], inputs=inputs)
+    return work
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty folder that becomes ``path`` at the end, and is removed after an error.
+
+    Raises:
+        FileExistsError: ``path`` is there already.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise FileExistsError(f"`path` must not exist yet, got {path}: choose another.")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def begin_part(path: str | os.PathLike[str], made_with: Mapping[str, Any]) -> Path:
+    """Make, or find, the folder ``path.part`` in which ``path`` is made.
+
+    Args:
+        path: what it is to become.
+        made_with: of JSON's types; a part of the same is gone on with.
+
+    Raises:
+        DatasetError: there is a part of something else.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    text = json.dumps(made_with, indent=1, sort_keys=True, default=str) + "\n"
+    mark = part / MARK
+    if mark.is_file() and mark.read_text(encoding="utf-8") == text:
+        return part
+    if part.exists() and (not part.is_dir() or any(part.iterdir())):
+        raise DatasetError(
+            f"{part} must be empty or begun with the same, got one that was not made so: remove it "
+            "yourself, if nobody needs it."
+        )
+    with whole_file(mark) as file:
+        file.write_text(text, encoding="utf-8")
+    return part
+
+
+def end_part(part: Path, path: Path) -> None:
+    """Give a part its name.
+
+    Raises:
+        OSError: ``path`` is there.
+    """
+    (part / MARK).unlink(missing_ok=True)
+    part.rename(path)
+
+
+def replace_set(part: Path, folder: Path, *, last: str) -> None:
+    """Put a whole set of files in the place of an older one; what is not ours there stays.
+
+    Args:
+        part: where the new one is, with its manifest; removed.
+        folder: of the older one, with its manifest.
+        last: the file by which a set is known to be whole.
+
+    Raises:
+        DatasetError: a file that is not ours would be replaced.
+    """
+    new = owned(part)
+    claim(folder, [folder / name for name in new])
+    (folder / last).unlink(missing_ok=True)
+    for name in sorted(owned(folder) - new - {last}):
+        (folder / name).unlink(missing_ok=True)
+    for name in sorted(new, key=lambda name: (name == last, name)):
+        if (part / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).replace(folder / name)
+    _enter(folder, new)
+    shutil.rmtree(part)

@@ -1,0 +1,110 @@
+"""Which scans are segmented, and what can be told of them before anything is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from stipple_monai.data import files_of_item, read_datalist, unique_names
+from stipple_monai.errors import DatasetError
+from stipple_monai.nifti import UNREADABLE, with_one_geometry
+from stipple_monai.results import check_dicom_seg, first_file, series_files
+
+_NIFTI = (".nii", ".nii.gz")
+
+
+def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[dict[str, Any]]:
+    """List the scans of files, folders and datalists as a datalist's items with a ``name``.
+
+    A folder is searched for NIfTI files, hidden ones left out; without any it must hold a DICOM
+    series. A scan that is given twice counts once.
+
+    Raises:
+        DatasetError: an input is none of these, or two scans cannot have names of their own.
+    """
+    images: dict[str, Any] = {}
+    for given in inputs:
+        path = Path(given).absolute()
+        found: list[Any] = [str(path)]
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.name.lower().endswith(_NIFTI))
+            found = [str(p) for p in files if not p.name.startswith(".")] or found
+        elif path.suffix == ".json":
+            found = [item["image"] for item in read_datalist(path, section)]
+        elif not path.name.lower().endswith(_NIFTI) or not path.exists():
+            raise DatasetError(
+                f"Inputs must be NIfTI files, folders or datalists, got {given}, "
+                + ("which has another ending." if path.exists() else "which does not exist.")
+            )
+        # links and spellings of a path are one scan
+        for image in found:
+            images.setdefault(os.path.realpath(first_file(image)), image)
+    names = unique_names([first_file(image) for image in images.values()])
+    return [
+        {"image": image, "name": name} for image, name in zip(images.values(), names, strict=True)
+    ]
+
+
+def _check_scan(item: Mapping[str, Any], out: Path, *, dicom_seg: bool) -> None:
+    """Raise for what can be told without reading the voxels."""
+    for file in map(Path, files_of_item(item, ("image",))):
+        if not _is_utf_8(str(file)):
+            raise DatasetError(
+                f"A scan's path must be UTF-8, as the tables are, got {str(file)!r}: rename it."
+            )
+        if out == (file if file.is_dir() else file.parent).resolve():
+            raise DatasetError(f"`out` must be another folder than that of the scans, got {out}.")
+        if file.is_dir():
+            files = series_files(file)
+            if dicom_seg:
+                check_dicom_seg(files)
+            continue
+        if dicom_seg:
+            raise DatasetError(
+                f"DICOM SEG needs DICOM series as input, got {file}: leave out --dicom-seg, or "
+                "give the folder of the series."
+            )
+        _check_header(file)
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_header(file: Path) -> None:
+    try:
+        image = nib.load(file)
+    except (*UNREADABLE, KeyError) as error:
+        raise DatasetError(
+            f"A scan must be a whole NIfTI file, got {file}, which cannot be read: {error}"
+        ) from error
+    with_one_geometry(image, str(file))
+
+
+def sound_scans(
+    items: Sequence[dict[str, Any]], out: Path, *, dicom_seg: bool
+) -> tuple[list[dict[str, Any]], list[DatasetError]]:
+    """Scans that may be segmented, and what is wrong with the others, before anything is run.
+
+    Raises:
+        DatasetError: no scan is left.
+    """
+    sound, faults = [], []
+    for item in items:
+        try:
+            _check_scan(item, out, dicom_seg=dicom_seg)
+        except DatasetError as error:
+            faults.append(error)
+        else:
+            sound.append(item)
+    if not sound:
+        raise faults[0]
+    return sound, faults

@@ -1,0 +1,99 @@
+"""What can be found wrong with a self-training before its first network is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from stipple_monai.bundle import load_weights
+from stipple_monai.data import files_of_item, read_sections, stem_of
+from stipple_monai.errors import DatasetError
+from stipple_monai.pseudo_labels import select_top_k
+from stipple_monai.transforms import CheckScand, LoadScand
+
+GIVEN = (
+    *("bundle_root", "datalist", "models_dir", "output_dir", "locator_checkpoint"),
+    *("seed", "resume", "round", "share", "count", "minimum", "components"),
+)
+"""Knobs of the configs that follow from the arguments of :func:`self_train`."""
+
+
+def round_sections(
+    datalist: str | Path, unlabelled: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Sections ``training``, ``unlabelled`` and ``validation``; nothing else takes part."""
+    found = read_sections(datalist)
+    for name in ("training", *unlabelled):
+        if name not in found and name != "unlabelled":
+            raise DatasetError(
+                f"`datalist` must have the section {name}, {datalist} has {', '.join(found)}."
+            )
+    training = [item for item in found["training"] if "label" in item]
+    if not training:
+        raise DatasetError(f"`datalist` must have labelled scans in training, {datalist} has none.")
+    rest = [item for item in found["training"] if "label" not in item]
+    for name in unlabelled:
+        rest += found.get(name, [])
+    for item in rest:
+        if "label" in item:
+            item["truth"] = item.pop("label")
+    validation = found.get("validation", [])
+    return {"training": training, "unlabelled": rest, "validation": validation}
+
+
+def check_knobs_of_rounds(
+    gammas: Sequence[Mapping[str, Any]],
+    selection: Mapping[str, Any],
+    organs: int,
+    position_with: str,
+    options: Mapping[str, Any],
+) -> None:
+    """Find before the first training what would stop one of the later stages."""
+    undecided = torch.full((organs + 1, 1), 1 / (organs + 1))
+    for gamma in gammas:
+        select_top_k(undecided, **gamma, **selection)
+    if position_with not in ("newest", "first") and not Path(position_with).is_file():
+        raise DatasetError(
+            f'`position_with` must be "newest", "first" or a file of weights, got {position_with}.'
+        )
+    taken = [name for name in options if name in GIVEN]
+    if taken:
+        raise ValueError(
+            "`options` must not have knobs that follow from other arguments, got "
+            f"{', '.join(taken)}: give those arguments."
+        )
+
+
+def locator_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Weights of the backbone alone, which are inside those of a network with prior."""
+    state = load_weights(path)
+    state.pop("calibration", None)
+    if all(key.startswith("network.") for key in state):
+        return {key.removeprefix("network."): value for key, value in state.items()}
+    return state
+
+
+def check_unlabelled(items: Sequence[Mapping[str, Any]], channels: int) -> None:
+    """Find before the first training what would stop the labelling of a scan after it.
+
+    Raises:
+        DatasetError: a scan cannot be read, or two have one name.
+    """
+    load, check = (
+        LoadScand("image", ensure_channel_first=True),
+        CheckScand("image", channels=channels),
+    )
+    seen: dict[str, str] = {}
+    for item in tqdm(items, desc="check the unlabelled scans", unit="scan"):
+        first = files_of_item(item, ("image",))[0]
+        other = seen.setdefault(stem_of(Path(first)).casefold(), first)
+        if other != first:
+            raise DatasetError(
+                f"`datalist` must give its unlabelled scans different file names, got {other} and "
+                f"{first}: rename one."
+            )
+        check(load({"image": item["image"]}))

@@ -1,0 +1,97 @@
+"""Label maps of calibrated probabilities, as array and dictionary transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends, convert_to_dst_type
+
+from stipple_monai.calibration import decide
+from stipple_monai.networks import Calibration
+
+_TORCH = [TransformBackends.TORCH]
+
+
+class DecideLabel(Transform):
+    """Make a label map of calibrated probabilities.
+
+    Args:
+        rule: ``"argmax"``, the class of the highest probability; ``"dice"``, the map of the highest
+            expected Dice; or ``"fitted"``, with the thresholds of the calibration, see
+            :func:`~stipple_monai.calibration.decide`.
+        thresholds: for ``"fitted"``, one for each organ, or the calibration that has them.
+
+    Raises:
+        ValueError: ``rule`` is unknown, or ``"fitted"`` has no thresholds.
+    """
+
+    backend = _TORCH
+
+    def __init__(
+        self,
+        rule: Literal["argmax", "dice", "fitted"] = "argmax",
+        *,
+        thresholds: Calibration | Sequence[float] | None = None,
+    ) -> None:
+        if rule not in ("argmax", "dice", "fitted"):
+            raise ValueError(f"`rule` must be 'argmax', 'dice' or 'fitted', got {rule!r}.")
+        self.rule = rule
+        found = thresholds.thresholds if isinstance(thresholds, Calibration) else thresholds
+        if rule == "fitted" and found is None:
+            raise ValueError(
+                "`thresholds` must be given for the rule 'fitted', got None: fit a calibration, or "
+                "choose another rule."
+            )
+        self.thresholds = found if rule == "fitted" else None
+
+    def __call__(self, probability: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Decide ``(C, *spatial)``, background first, or ``(1, *spatial)`` of one organ.
+
+        Returns uint8 ``(1, *spatial)`` of the same type.
+        """
+        p = torch.as_tensor(probability)
+        if self.rule != "argmax":
+            label = decide(p, self.thresholds)
+        elif len(p) == 1:
+            label = p > 0.5
+        else:
+            label = p.argmax(0, keepdim=True)
+        return convert_to_dst_type(label, probability, dtype=torch.uint8)[0]
+
+
+class DecideLabeld(MapTransform):
+    """Dictionary form of :class:`DecideLabel`; the label map replaces the probabilities.
+
+    Args:
+        keys: probabilities.
+        rule: as in :class:`DecideLabel`.
+        thresholds: likewise.
+        allow_missing_keys: do nothing for a missing prediction.
+    """
+
+    backend = DecideLabel.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        rule: Literal["argmax", "dice", "fitted"] = "argmax",
+        *,
+        thresholds: Calibration | Sequence[float] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.decide = DecideLabel(rule, thresholds=thresholds)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Decide in a copy of ``data``."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.decide(d[key])
+        return d
+
+
+DecideLabelD = DecideLabelDict = DecideLabeld

@@ -1,0 +1,71 @@
+"""Stages: what users say reaches the configs as it was said."""
+
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from stipple_monai.bundle import as_written
+from stipple_monai.commands.options import read_knobs
+
+ODD = ["a#1", "a@#b", "%a#b", "a::b", "$a", "@a", "[a]", "a: b", "007", "no", "{x}", "é#", "'\"#"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_path_is_what_it_is(name):
+    path = Path("/runs") / name / "models"
+    parser = ConfigParser({"folder": as_written(path), "file": "$@folder + '/x'"})
+    assert parser.get_parsed_content("folder") == str(path)
+    assert parser.get_parsed_content("file") == f"{path}/x"
+    relative = ConfigParser({"folder": as_written(Path(name)), "a": 1})
+    assert relative.get_parsed_content("folder") == name
+
+
+def test_values_within_lists_and_mappings_are_so_too():
+    value = {"a": [Path("b#1"), 2], "c": None}
+    parser = ConfigParser({"v": as_written(value)})
+    assert parser.get_parsed_content("v") == {"a": ["b#1", 2], "c": None}
+
+
+def test_what_is_meant_for_monai_stays():
+    assert as_written("$1 + 1") == "$1 + 1"
+    assert as_written("@bundle_root") == "@bundle_root"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        ("1e-4", 1e-4),
+        (".5", 0.5),
+        ("2.", 2.0),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("", None),
+        ("[1, 2]", [1, 2]),
+        ("{a: 1}", {"a": 1}),
+        ("007", "007"),
+        ("010", "010"),
+        ("1:30", "1:30"),
+        ("a: b", "a: b"),
+        ("2020-01-01", "2020-01-01"),
+        ("0x10", "0x10"),
+        ('"no"', "no"),
+        ("/data/a: b/model.pt", "/data/a: b/model.pt"),
+    ],
+)
+def test_knobs_are_read_as_written(text, value):
+    (found,) = read_knobs([f"knob={text}"]).values()
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("word", ["no", "Yes", "OFF", "on"])
+def test_words_that_may_be_either_are_refused(word):
+    with pytest.raises(ValueError, match=f"must be true or false, .* got {word}"):
+        read_knobs([f"knob={word}"])
+
+
+def test_numbers_beyond_all_are_refused():
+    with pytest.raises(ValueError, match="`knob` must be finite, got 1e400"):
+        read_knobs(["knob=1e400"])

@@ -1,0 +1,164 @@
+"""Folds, fit and final network on a tiny phantom, and starting again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.bright_scans import KNOBS, bright_scan
+
+from stipple_monai.bundle import BUNDLE, run_bundle
+from stipple_monai.cross_fitting import calibrate, read_samples
+from stipple_monai.cross_fitting.stage import GIVEN
+from stipple_monai.data import read_datalist, write_datalist
+from stipple_monai.errors import DatasetError
+from stipple_monai.networks import Calibration
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:parsing config_file"),
+    pytest.mark.filterwarnings("ignore:Organ . (is predicted nowhere|has no certain)"),
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    items = [bright_scan(root, number) for number in range(4)]
+    path = root / "split.json"
+    write_datalist(path, {"training": items[:3], "test": items[3:]})
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(datalist, tmp_path_factory):
+    root = tmp_path_factory.mktemp("run")
+    path = calibrate(datalist, root / "eval", root / "models", folds=2, options=KNOBS)
+    assert path == root / "models" / "calibration.json"
+    return root
+
+
+def again(datalist, root, **changes):
+    given = {"folds": 2, "options": KNOBS, **changes}
+    return calibrate(datalist, root / "eval", root / "models", **given)
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_every_labelled_scan_is_held_out_once(done, datalist):
+    scans = {item["image"] for item in read_datalist(datalist, "training")}
+    held = []
+    for fold in (1, 2):
+        path = done / "eval" / f"fold_{fold}" / "datalist.json"
+        out, rest = (
+            {item["image"] for item in read_datalist(path, section)}
+            for section in ("held_out", "training")
+        )
+        assert out | rest == scans
+        assert not out & rest
+        held += sorted(out)
+    assert sorted(held) == sorted(scans)
+
+
+def test_the_calibration_is_fitted_to_all_folds_and_in_the_weights(done):
+    calibration = Calibration.load(done / "models" / "calibration.json")
+    assert calibration.record["fitted"]
+    samples = [read_samples(p) for p in sorted((done / "eval").glob("fold_*/samples_located.npz"))]
+    assert sum(part.scan.max() + 1 for part in samples) == 3
+    assert calibration.record["voxels"] == sum(len(part.label) for part in samples)
+    state = weights(done / "models" / "model.pt")
+    assert torch.equal(state["calibration"], calibration.tensor())
+    assert "calibration" not in weights(done / "eval" / "fold_1" / "models" / "model.pt")
+    nats = calibration.record["nats_per_organ_voxel"]
+    assert nats["fused"] <= min(nats["network_alone"], nats["prior_alone"], nats["equation_2"])
+
+
+def test_inference_uses_it(done, datalist, tmp_path):
+    knobs = {**KNOBS, "datalist": str(datalist), "bundle_root": str(done), "probabilities": True}
+    knobs = {name: v for name, v in knobs.items() if name not in ("slices_per_scan", "batch_size")}
+    configs, found = BUNDLE / "configs", {}
+    for name, more in {
+        "file": {},
+        "weights": {"calibration": None},
+        "equation_2": {"calibration": "equation_2"},
+    }.items():
+        run_bundle(configs, ["inference"], **knobs, **more, output_dir=str(tmp_path / name))
+        (path,) = (tmp_path / name).glob("*_prob.nii.gz")
+        found[name] = path.read_bytes()
+    assert found["file"] == found["weights"] != found["equation_2"]
+
+
+def test_what_is_done_is_not_done_again(done, datalist, tmp_path, capsys):
+    root = tmp_path / "run"
+    shutil.copytree(done, root)
+    model = root / "eval" / "fold_2" / "models"
+    shutil.rmtree(model)
+    (root / "eval" / "fold_2" / "samples_located.npz").unlink()
+    (root / "models" / "calibration.json").unlink()
+    again(datalist, root)
+    said = capsys.readouterr().out
+    assert "fold_1: trained before" in said
+    assert "fold_2: train on" in said
+    assert "final: train" not in said
+    one, two = (read_samples(r / "eval" / "fold_2" / "samples_located.npz") for r in (done, root))
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    files = [(r / "models" / "calibration.json").read_text() for r in (done, root)]
+    assert files[0] == files[1]
+
+
+def test_true_positions(done, datalist, tmp_path):
+    root = tmp_path / "run"
+    for fold in (1, 2):
+        source = done / "eval" / f"fold_{fold}" / "models"
+        shutil.copytree(source, root / "eval" / f"fold_{fold}" / "models")
+    shutil.copytree(done / "models", root / "models")
+    again(datalist, root, position="true")
+    assert read_samples(root / "eval" / "fold_1" / "samples_true.npz").known.all()
+
+
+def test_priors_that_cannot_be_located_are_placed_by_the_labels(done, datalist, tmp_path, capsys):
+    root = tmp_path / "run"
+    for fold in (1, 2):
+        source = done / "eval" / f"fold_{fold}" / "models"
+        shutil.copytree(source, root / "eval" / f"fold_{fold}" / "models")
+    shutil.copytree(done / "models", root / "models")
+    again(datalist, root, options={**KNOBS, "minimum_confidence": 1.0})
+    assert "no prior was located in the held-out scans" in capsys.readouterr().out
+    assert not read_samples(root / "eval" / "fold_1" / "samples_located.npz").known.any()
+    assert Calibration.load(root / "models" / "calibration.json").record["fitted"]
+
+
+def test_networks_of_folds_take_as_many_steps(done):
+    for fold, scans in (("eval/fold_1/", 1), ("eval/fold_2/", 2), ("", 3)):
+        record = json.loads((done / f"{fold}models/provenance.json").read_text())
+        assert record["config"]["slices_per_scan"] * scans == 36
+
+
+def test_one_labelled_scan_gets_constants(datalist, tmp_path):
+    path = tmp_path / "one.json"
+    write_datalist(path, {"training": read_datalist(datalist, "training")[:1]})
+    found = calibrate(path, tmp_path / "eval", tmp_path / "models", options=KNOBS)
+    assert Calibration.load(found) == Calibration.unfitted(1)
+    assert not list((tmp_path / "eval").glob("fold_*"))
+
+
+def test_errors(done, datalist, tmp_path):
+    with pytest.raises(ValueError, match=r"`folds` must lie in 2 to .* scans, 3, got 4"):
+        again(datalist, tmp_path, folds=4)
+    with pytest.raises(ValueError, match="`position` must be 'located' or 'true', got 'here'"):
+        again(datalist, tmp_path, position="here")
+    for name in GIVEN:
+        with pytest.raises(ValueError, match=f"knobs that follow from .* got {name}"):
+            again(datalist, tmp_path, options={name: 1})
+    with pytest.raises(ValueError, match="did you mean max_epochs"):
+        again(datalist, tmp_path, options={"max_epoch": 1})
+    with pytest.raises(DatasetError, match="was begun with other seed, see settings"):
+        again(datalist, done, seed=1)
+    path = tmp_path / "none.json"
+    image = read_datalist(datalist, "training")[0]["image"]
+    path.write_text(json.dumps({"training": [{"image": image}]}))
+    with pytest.raises(DatasetError, match="must have labelled scans in training"):
+        again(path, tmp_path)

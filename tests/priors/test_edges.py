@@ -1,0 +1,87 @@
+"""Arguments at the edge of what a prior takes: an error of this package each, or right."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from stipple_monai import PriorError, SpatialPrior
+from stipple_monai.errors import PositionError
+from stipple_monai.networks.fusion import sigmoid_logits, softmax_logits
+from stipple_monai.transforms import PriorAugment
+
+
+def label():
+    array = torch.zeros(1, 8, 8, 6)
+    array[0, 2:5, 2:6, 1:4] = 1
+    return MetaTensor(array, affine=torch.diag(torch.tensor([2.0, 2.0, 4.0, 1.0])))
+
+
+@pytest.mark.parametrize("bins", [2.5, True, 0, -1, float("nan")])
+def test_bins_are_whole_numbers(bins):
+    with pytest.raises(PriorError, match="`bins` must be a whole number of at least 1"):
+        SpatialPrior.estimate(label(), bins=bins)
+
+
+@pytest.mark.parametrize("smoothing", [-1, 1000, float("inf"), float("nan")])
+def test_smoothing_is_of_an_organ_s_size(smoothing):
+    with pytest.raises(PriorError, match="`smoothing_mm` must be a length from 0 to 100 mm"):
+        SpatialPrior.estimate(label(), bins=None, smoothing_mm=smoothing)
+
+
+@pytest.mark.parametrize("count", [-5, 1.5, True])
+def test_a_count_of_maps_is_one(count):
+    with pytest.raises(PriorError, match="`case_count` must be a number of maps"):
+        SpatialPrior(torch.ones(2, 2, 2), spacing_mm=(1, 1, 1), case_count=count)
+
+
+def test_probabilities_are_real():
+    with pytest.raises(PriorError, match="of real numbers, got complex"):
+        SpatialPrior(torch.ones(2, 2, 2, dtype=torch.complex64), spacing_mm=(1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"translation_mm": float("inf")}, "`translation_mm` must be finite"),
+        ({"translation_mm": float("nan")}, "`translation_mm` must be finite"),
+        ({"translation_mm": 1.0, "prob": 2}, r"`prob` must be a probability in \[0, 1\], got 2"),
+    ],
+)
+def test_shifts_are_finite(options, match):
+    with pytest.raises(PositionError, match=match):
+        PriorAugment(**options)
+
+
+@pytest.mark.parametrize(
+    ("logits", "prior"),
+    [
+        (torch.zeros(2), torch.zeros(2)),
+        (torch.zeros(1, 2, 3, dtype=torch.int64), torch.zeros(1, 1, 3)),
+        (torch.zeros(1, 2, 3), torch.zeros(1, 1, 3, dtype=torch.int64)),
+    ],
+)
+def test_logits_are_of_floating_point_with_channels(logits, prior):
+    for fuse in (softmax_logits, sigmoid_logits):
+        with pytest.raises(PriorError, match="of floating point and have the axes B and C"):
+            fuse(logits, prior)
+
+
+def test_an_empty_batch_stays_empty():
+    fused = softmax_logits(torch.zeros(0, 2, 4, 4), torch.zeros(0, 1, 4, 4))
+    assert fused.shape == (0, 2, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "gii"])
+def test_files_that_are_no_priors(tmp_path, kind):
+    path = tmp_path / "prior_1.nii"
+    if kind == "rgb":
+        colours = np.zeros((4, 4, 4), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+        nib.save(nib.Nifti1Image(colours, np.eye(4)), path)
+    else:
+        path = tmp_path / "prior_1.gii"
+        array = nib.gifti.GiftiDataArray(np.zeros((3, 3), np.float32))
+        nib.save(nib.GiftiImage(darrays=[array]), path)
+    with pytest.raises(PriorError, match="prior_1"):
+        SpatialPrior.load(path)

@@ -1,0 +1,154 @@
+"""What a NIfTI file says of its geometry: one answer for every reader."""
+
+import json
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from helpers.threshold_model import write_model
+
+from stipple_monai import OrganPosition, SpatialPrior, organ_position
+from stipple_monai.__main__ import main
+from stipple_monai.data import read_grid, read_volume
+from stipple_monai.errors import DatasetError
+from stipple_monai.nifti import VOXEL_MM, with_one_geometry
+from stipple_monai.transforms import LoadScand
+
+SPACING = (0.8, 0.8, 5.0)
+TRUE = np.diag([*SPACING, 1.0])
+TRUE[:3, 3] = [-10, -20, -30]
+SHAPE = (24, 20, 8)
+
+
+def blob():
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[6:15, 4:12, 2:6] = 1
+    return mask
+
+
+def body(seed=0):
+    noise = np.random.default_rng(seed).integers(-8, 8, SHAPE)
+    return (np.where(blob(), 100, -100) + noise).astype(np.int16)
+
+
+def save(path, array, *, sform=None, qform=TRUE, codes=(1, 1), units="mm"):
+    """Write what a header says, and nothing that nibabel would put right."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(array, np.eye(4))
+    image.header.set_xyzt_units(units)
+    image.set_sform(np.eye(4) if sform is None else sform, 1)
+    image.header.set_qform(qform, 1)
+    image.header["sform_code"], image.header["qform_code"] = codes
+    nib.save(image, path)
+    return path
+
+
+@pytest.fixture
+def contradictory(tmp_path):
+    """Scans and labels whose sform is an identity that another tool left, and their datalist."""
+    items = []
+    for i in range(3):
+        save(tmp_path / f"images/c{i}.nii.gz", body(i))
+        save(tmp_path / f"labels/c{i}.nii.gz", blob())
+        items.append({"image": f"images/c{i}.nii.gz", "label": f"labels/c{i}.nii.gz"})
+    content = {"labels": {"0": "background", "1": "pancreas"}, "training": items}
+    (tmp_path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    return tmp_path
+
+
+def test_all_readers_have_one_geometry(contradictory):
+    path = contradictory / "labels/c0.nii.gz"
+    loaded = LoadScand("label", ensure_channel_first=True)({"label": str(path)})["label"]
+    np.testing.assert_allclose(loaded.affine, TRUE, atol=1e-5)
+    np.testing.assert_allclose(read_grid(path).affine, TRUE, atol=1e-5)
+    np.testing.assert_allclose(read_volume(path).affine, TRUE, atol=1e-5)
+    prior = SpatialPrior.estimate([path], bins=5)
+    assert prior.size_mm == pytest.approx((9 * 0.8, 8 * 0.8, 4 * 5.0), rel=1e-4)
+    trained = OrganPosition([prior])(loaded)[0]
+    torch.testing.assert_close(organ_position(path), trained)
+    expected = TRUE @ [10, 7.5, 3.5, 1]
+    np.testing.assert_allclose(organ_position(path), expected[:3], atol=1e-4)
+
+
+def test_ingest_check_and_report_say_that_a_header_contradicts_itself(contradictory, capsys):
+    out = contradictory.parent / f"{contradictory.name}_out"
+    assert main(["ingest", str(contradictory), str(out), "--layout", "nifti"]) == 0
+    np.testing.assert_allclose(
+        nib.load(out / "imagesTr/c0.nii.gz").header.get_zooms(), SPACING, atol=1e-5
+    )
+    said = "sform and qform put corners .* with voxels of 1 × 1 × 1 and 0.8 × 0.8 × 5 mm; the qform"
+    assert len(re.findall(said, (out / "qa.md").read_text())) == 6
+    assert main(["check", str(contradictory / "dataset.json")]) == 0
+    assert len(re.findall(said, capsys.readouterr().out)) == 6
+    page = contradictory / "page.html"
+    assert main(["report", str(contradictory / "dataset.json"), "--out", str(page)]) == 0
+    assert len(re.findall(said, page.with_suffix(".md").read_text())) == 6
+
+
+def test_segment_measures_in_the_same_mm(contradictory, tmp_path):
+    model = write_model(tmp_path / "model")
+    scan, out = contradictory / "images/c0.nii.gz", tmp_path / "out"
+    command = ["segment", str(scan), "--models", str(model["models"]), "--out", str(out)]
+    assert main(command) == 0
+    record = json.loads((out / "c0_volumes.json").read_text())
+    expected_ml = int(blob().sum()) * 0.8 * 0.8 * 5 / 1000
+    assert record["organs"][0]["volume_ml"] == pytest.approx(expected_ml, rel=1e-3)
+
+
+def test_a_sform_that_fits_is_taken(tmp_path):
+    moved = TRUE.copy()
+    moved[0, 3] += 7
+    image = nib.load(save(tmp_path / "a.nii", body(), sform=moved))
+    settled, notes = with_one_geometry(image, "a.nii")
+    np.testing.assert_allclose(settled.affine, moved, atol=1e-5)
+    assert notes == [
+        "sform and qform put corners 7 mm apart, with voxels of 0.8 × 0.8 × 5 and 0.8 × 0.8 × 5 "
+        "mm; the sform was taken."
+    ]
+    same = nib.load(save(tmp_path / "b.nii", body(), sform=TRUE))
+    assert with_one_geometry(same, "b.nii")[1] == []
+
+
+def test_a_contradiction_that_nothing_settles_is_refused(tmp_path):
+    path = save(tmp_path / "a.nii", body(), codes=(1, 0))
+    readers = (read_volume, read_grid, organ_position, lambda p: LoadScand("a")({"a": str(p)}))
+    for read in readers:
+        with pytest.raises(DatasetError, match=r"say once .* 1 × 1 × 1 mm by the sform and 0.8 ×"):
+            read(path)
+
+
+@pytest.mark.parametrize("units", ["meter", "micron"])
+def test_units_are_refused_in_every_reader(tmp_path, units):
+    path = save(tmp_path / "a.nii", blob(), sform=TRUE, units=units)
+    readers = (
+        read_volume,
+        read_grid,
+        organ_position,
+        lambda p: SpatialPrior.estimate(p),
+        lambda p: LoadScand("a")({"a": str(p)}),
+    )
+    for read in readers:
+        with pytest.raises(DatasetError, match=f"must be in mm, got {units} in .*a.nii"):
+            read(path)
+
+
+def test_units_that_no_standard_has_are_refused(tmp_path):
+    path = save(tmp_path / "a.nii", blob(), sform=TRUE)
+    data = bytearray(path.read_bytes())
+    data[123] = 5
+    path.write_bytes(data)
+    for read in (read_volume, read_grid, organ_position):
+        with pytest.raises(DatasetError, match=r"got the unknown unit 5 in .*a.nii"):
+            read(path)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_voxels_of_no_scan_in_mm_are_refused(tmp_path, factor):
+    scaled = np.diag([factor, factor, factor, 1.0]) @ TRUE
+    path = save(tmp_path / "a.nii", blob(), sform=scaled, qform=scaled, units="unknown")
+    for read in (read_volume, read_grid, organ_position):
+        with pytest.raises(DatasetError, match=r"in mm, got voxels of .* are they in m or µm"):
+            read(path)
+    assert VOXEL_MM == (0.01, 200.0)

@@ -1,0 +1,117 @@
+"""Which files are this package's to replace."""
+
+import json
+
+import pytest
+
+from stipple_monai.errors import DatasetError
+from stipple_monai.ownership import (
+    MANIFEST,
+    MARK,
+    adopt,
+    begin_part,
+    begin_set,
+    claim,
+    end_part,
+    new_folder,
+    owned,
+    replace_set,
+)
+
+
+def test_what_was_claimed_may_be_replaced_and_nothing_else(tmp_path):
+    claim(tmp_path, [tmp_path / "a.csv"])
+    (tmp_path / "a.csv").touch()
+    claim(tmp_path, [tmp_path / "a.csv", tmp_path / "b.csv"])
+    (tmp_path / "mine.csv").write_text("mine")
+    with pytest.raises(DatasetError, match=r"not written by this package, got .*mine\.csv"):
+        claim(tmp_path, [tmp_path / "mine.csv"])
+    assert owned(tmp_path) == {"a.csv", "b.csv"}
+    adopt(tmp_path, [tmp_path / "mine.csv", tmp_path / "none.csv"])
+    assert owned(tmp_path) == {"a.csv", "b.csv", "mine.csv"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": 3}', "[" * 5000])
+def test_a_manifest_that_is_none_owns_nothing(tmp_path, content):
+    (tmp_path / MANIFEST).write_text(content)
+    assert owned(tmp_path) == set()
+
+
+def test_an_input_is_no_output(tmp_path):
+    (tmp_path / "a.json").touch()
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    claim(tmp_path, [tmp_path / "b.json"], inputs=[tmp_path / "a.json"])
+    for name in ("a.json", "link.json"):
+        with pytest.raises(DatasetError, match="must not be an input, got"):
+            claim(tmp_path, [tmp_path / name], inputs=[tmp_path / "a.json"])
+    with pytest.raises(DatasetError, match=r"files of their own, got .*b\.json twice"):
+        claim(tmp_path, [tmp_path / "b.json", tmp_path / "x" / ".." / "b.json"])
+
+
+def test_a_part_is_of_what_its_mark_says(tmp_path):
+    target = tmp_path / "models"
+    part = begin_part(target, {"seed": 1})
+    (part / "a").touch()
+    assert begin_part(target, {"seed": 1}) == part
+    with pytest.raises(DatasetError, match=r"models\.part must be empty or begun with the same"):
+        begin_part(target, {"seed": 2})
+    end_part(part, target)
+    assert [p.name for p in target.iterdir()] == ["a"]
+
+
+def test_a_part_without_mark_is_somebody_s(tmp_path):
+    (tmp_path / "models.part").mkdir()
+    begin_part(tmp_path / "models", {})
+    (tmp_path / "models.part" / MARK).unlink()
+    (tmp_path / "models.part" / "patients.txt").write_text("mine")
+    with pytest.raises(DatasetError, match="must be empty or begun with the same"):
+        begin_part(tmp_path / "models", {})
+
+
+def stopped(path):
+    with new_folder(path) as part:
+        (part / "a").touch()
+        raise KeyError("stopped")
+
+
+def test_a_new_folder_is_whole_or_absent(tmp_path):
+    with pytest.raises(KeyError, match="stopped"):
+        stopped(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+    with new_folder(tmp_path / "x") as part:
+        (part / "a").touch()
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["a"]
+    with pytest.raises(FileExistsError, match="must not exist yet"), new_folder(tmp_path / "x"):
+        pass
+
+
+def written(folder, names, text):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_a_set_is_replaced_when_the_new_one_is_whole(tmp_path):
+    folder = tmp_path / "set"
+    first = begin_set(folder, ["i/0", "i/1", "list"], made_with={"n": 1}, overwrite=False)
+    assert first == folder
+    written(folder, ["i/0", "i/1", "list"], "old")
+    written(folder, ["i/mine", "notes"], "mine")
+    work = begin_set(folder, ["i/0", "list"], made_with={"n": 2}, overwrite=True)
+    written(work, ["i/0", "list"], "new")
+    assert (folder / "i/1").read_text() == "old"
+    replace_set(work, folder, last="list")
+    assert (folder / "i/0").read_text() == (folder / "list").read_text() == "new"
+    assert not (folder / "i/1").exists()
+    assert (folder / "i/mine").read_text() == (folder / "notes").read_text() == "mine"
+    assert not work.exists()
+    assert json.loads((folder / MANIFEST).read_text())["files"] == ["i/0", "list"]
+
+
+def test_a_set_does_not_replace_what_is_read_or_foreign(tmp_path):
+    written(tmp_path, ["i/0", "i/9"], "mine")
+    with pytest.raises(DatasetError, match=r"not written by this package, got .*i/0"):
+        begin_set(tmp_path, ["i/0"], made_with={}, overwrite=True)
+    adopt(tmp_path, [tmp_path / "i/0", tmp_path / "i/9"])
+    with pytest.raises(DatasetError, match=r"must not be an input, got .*i/9"):
+        begin_set(tmp_path, ["i/0"], made_with={}, overwrite=True, inputs=[tmp_path / "i/9"])

@@ -1,0 +1,41 @@
+"""Label maps by each rule."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from stipple_monai.calibration import decide
+from stipple_monai.networks import Calibration
+from stipple_monai.transforms import DecideLabel, DecideLabeld
+
+P = torch.rand(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).softmax(0)
+FITTED = Calibration([1, 1], [1, 1], [0, 0], [1, 1], [0, 0], thresholds=[0.3, 0.4])
+
+
+def test_rules():
+    argmax = P.argmax(0, keepdim=True).byte()
+    assert torch.equal(DecideLabel()(P), argmax)
+    assert torch.equal(DecideLabel(thresholds=FITTED)(P), argmax)
+    assert torch.equal(DecideLabel("dice")(P), decide(P))
+    for thresholds in (FITTED, FITTED.thresholds):
+        label = DecideLabel("fitted", thresholds=thresholds)(P)
+        assert torch.equal(label, decide(P, [0.3, 0.4]))
+    assert torch.equal(DecideLabel()(P[:1]), (P[:1] > 0.5).byte())
+
+
+def test_the_grid_stays():
+    affine = torch.diag(torch.tensor([2.0, 2, 3, 1], dtype=torch.float64))
+    data = {"pred": MetaTensor(P, affine=affine)}
+    label = DecideLabeld("pred", "dice")(data)["pred"]
+    assert (label.dtype, label.shape) == (torch.uint8, (1, 4, 5, 6))
+    assert torch.equal(label.affine, affine)
+    assert DecideLabel()(P.numpy()).dtype == np.uint8
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="`rule` must be 'argmax', 'dice' or 'fitted', got 'best'"):
+        DecideLabel("best")
+    for thresholds in (None, Calibration.identity(2)):
+        with pytest.raises(ValueError, match="`thresholds` must be given for the rule 'fitted'"):
+            DecideLabel("fitted", thresholds=thresholds)
