@@ -454,6 +454,7 @@ def test_pseudo_labels_with_the_baseline(runs, tmp_path, overlay, positions):
 # other settings
 
 
+@pytest.mark.training
 def test_settings_of_the_mr_set_with_four_organs(tmp_path):
     root = tmp_path
     dataset = write_phantom(

@@ -252,8 +252,9 @@ def test_aliases(name):
 
 def test_every_public_transform_has_a_case():
     plain = {n for n in transforms.__all__ if not n.endswith(("d", "D", "Dict"))}
-    # `OwnCases` belongs to the dictionary form of two others, see test_leave_one_out.
-    assert plain - {"CASES_KEY", "OwnCases", "POSITION_KEY"} == {
+    # `OwnCases` belongs to the dictionary form of two others, see test_leave_one_out;
+    # a reader is no transform.
+    assert plain - {"CASES_KEY", "OwnCases", "POSITION_KEY", "ScanReader"} == {
         n for n, c in CASES.items() if c.array
     }
     assert {n[:-1] for n in transforms.__all__ if n.endswith("d")} == {*CASES, *OF_MONAI}
@@ -880,9 +881,13 @@ def test_spacing_leaves_positions_alone(keys):
         (
             lambda: PriorAugment((1, -1, 1)),
             PositionError,
-            r"`translation_mm` must be at least 0 along each axis, got \(1, -1, 1\)",
+            r"`translation_mm` must be finite and at least 0 along each axis, got \(1, -1, 1\)",
         ),
-        (lambda: PriorAugment(float("nan")), PositionError, "`translation_mm` must be at least 0"),
+        (
+            lambda: PriorAugment(float("nan")),
+            PositionError,
+            "`translation_mm` must be finite and at least 0",
+        ),
         (
             lambda: PriorAugment(1, dropout=1.2),
             PositionError,
