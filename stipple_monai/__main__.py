@@ -10,6 +10,8 @@ from monai.utils import optional_import
 from tqdm import tqdm
 
 from stipple_monai.commands import (
+    OneLineParser,
+    UsageError,
     adopt,
     calibrate,
     check,
@@ -30,7 +32,6 @@ from stipple_monai.commands import (
     study,
     train,
 )
-from stipple_monai.commands.options import OneLineParser, UsageError
 from stipple_monai.errors import (
     DatasetError,
     PositionError,

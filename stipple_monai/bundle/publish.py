@@ -95,15 +95,7 @@ def publish_bundle(
         for folder in ("configs", "docs"):
             shutil.copytree(configs.parent / folder, part / folder, dirs_exist_ok=True)
         shutil.copy(configs.parent / "LICENSE", part)
-        for name in SETTLED if overlays or options else ():
-            merged = _settled(configs, name, overlays, options)
-            ConfigParser.export_config_file(
-                merged, str(part / "configs" / f"{name}.yaml"), fmt="yaml", sort_keys=False
-            )
-        inference = ConfigParser.load_config_file(part / "configs" / "inference.yaml")
-        ConfigParser.export_config_file(
-            inference, str(part / "configs" / "inference.json"), indent=4
-        )
+        _write_configs(part / "configs", configs, overlays, options)
         (part / "models").mkdir(exist_ok=True)
         for file in (weights, *priors):
             shutil.copy(file, part / "models")
@@ -164,6 +156,18 @@ def _settled(
     }
     parser.update(known)
     return {key: value for key, value in parser.get().items() if key != "_meta_"}
+
+
+def _write_configs(
+    folder: Path, configs: Path, overlays: Sequence[str | Path], options: Mapping[str, Any]
+) -> None:
+    """Settle the configs in a folder that has copies of them, and add that for 3D Slicer."""
+    for name in SETTLED if overlays or options else ():
+        merged = _settled(configs, name, overlays, options)
+        path = str(folder / f"{name}.yaml")
+        ConfigParser.export_config_file(merged, path, fmt="yaml", sort_keys=False)
+    inference = ConfigParser.load_config_file(folder / "inference.yaml")
+    ConfigParser.export_config_file(inference, str(folder / "inference.json"), indent=4)
 
 
 def _leave_out_large_files(root: Path, url: str, largest: int) -> None:

@@ -25,8 +25,11 @@ from stipple_monai.commands import (
     study,
     train,
 )
+from stipple_monai.commands.options import OneLineParser, UsageError
 
 __all__ = [
+    "OneLineParser",
+    "UsageError",
     "adopt",
     "calibrate",
     "check",

@@ -6,11 +6,9 @@ prediction that tells the position and, with the placed prior's bias, as the res
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal
 
 import torch
 from monai.data import MetaTensor
@@ -20,32 +18,24 @@ from torch import Tensor, nn
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.inferers.located import (
     Fused,
-    calibration_tensor,
     fuse_logits,
     least_confidence,
 )
-from stipple_monai.networks import (
-    DEFAULT_FLOOR,
-    Calibration,
-    PriorDrivenNet,
-    sigmoid_logits,
-    softmax_logits,
+from stipple_monai.inferers.network_parts import (
+    NetworkParts,
+    known_calibration,
+    network_parts,
 )
+from stipple_monai.networks import Calibration, sigmoid_logits, softmax_logits
 from stipple_monai.positioning import DEFAULT_EPSILON, DEFAULT_SPREAD_MM
 from stipple_monai.priors import Mode, SpatialPrior
 from stipple_monai.transforms import PriorAlign
-
-_log = logging.getLogger(__name__)
 
 POSITION_META = "organ_position_mm"
 """Metadata key of the positions that were used: ``(B, K, 3)``, RAS mm, NaN where unknown."""
 
 CONFIDENCE_META = "organ_position_confidence"
 """Metadata key of their confidences: ``(B, K)`` in [0, 1], see :func:`locate_organs`."""
-
-EQUATION_2 = "equation_2"
-CONSTANTS = "constants"
-"""For ``calibration``: network and prior count as they are."""
 
 
 class PriorDrivenInferer(Inferer):
@@ -111,29 +101,15 @@ class PriorDrivenInferer(Inferer):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.inferer = inferer
-        self.device = device
+        self.inferer, self.device, self.locator = inferer, device, locator
         self.priors = PriorAlign(priors).priors
         self.references = self.priors if references is None else tuple(references)
-        if len(self.references) != len(self.priors):
-            raise PriorError(
-                f"`references` must be one per prior, {len(self.priors)}, got "
-                f"{len(self.references)}."
-            )
-        if position not in ("kl", "prediction_center"):
-            raise PositionError(
-                f"`position` must be 'kl' or 'prediction_center', got {position!r}."
-            )
-        self.locator = locator
-        self.calibration = _calibration(calibration, organs=len(self.priors))
+        _check(self.priors, self.references, position)
+        self.calibration = known_calibration(calibration, organs=len(self.priors))
         self.image_channels, self.activation = image_channels, activation
-        if minimum_confidence is None:
-            minimum_confidence = least_confidence(self.references, max_shift_mm=max_shift_mm)
-        if not 0 <= minimum_confidence <= 1:
-            raise PositionError(
-                f"`minimum_confidence` must lie in [0, 1], got {minimum_confidence}."
-            )
-        self.minimum_confidence = minimum_confidence
+        self.minimum_confidence = minimum_confidence = _known_confidence(
+            minimum_confidence, self.references, max_shift_mm=max_shift_mm
+        )
         self.search: dict[str, Any] = {
             "position": position,
             "mode": mode,
@@ -169,7 +145,7 @@ class PriorDrivenInferer(Inferer):
             PriorError: priors, calibration and network do not belong together.
             PositionError: ``inputs`` have no affine.
         """
-        net = self._network(network, channels=inputs.shape[1])
+        net = self._parts(network, channels=inputs.shape[1])
         if inputs.shape[1] > net.image_channels and net.calibration is None:
             return self.inferer(inputs, network, *args, **kwargs).to(device=self.device)
         if inputs.shape[1] > net.image_channels:
@@ -204,7 +180,7 @@ class PriorDrivenInferer(Inferer):
         Raises:
             PriorError, PositionError: as in a call.
         """
-        net = self._network(network, channels=inputs.shape[1])
+        net = self._parts(network, channels=inputs.shape[1])
         if inputs.shape[1] > net.image_channels:
             image, prior = inputs[:, : net.image_channels], inputs[:, net.image_channels :]
             logits = self._logits(image, net.backbone, *args, **kwargs)
@@ -213,7 +189,7 @@ class PriorDrivenInferer(Inferer):
         return logits, fused.prior
 
     def _located(
-        self, inputs: Tensor, net: _Network, *args: Any, **kwargs: Any
+        self, inputs: Tensor, net: NetworkParts, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Fused]:
         if not isinstance(inputs, MetaTensor):
             raise PositionError(
@@ -244,35 +220,14 @@ class PriorDrivenInferer(Inferer):
         inputs.meta[CONFIDENCE_META] = fused.confidence
         return logits, fused
 
-    def _network(self, network: nn.Module, *, channels: int) -> _Network:
-        inner = _unwrap(network)
-        if not _is_prior_driven(inner):
-            return _Network(
-                backbone=network,
-                image_channels=self.image_channels or channels,
-                activation=self.activation,
-                calibration=self._numbers(self.calibration or EQUATION_2, self.activation),
-            )
-        net = cast(PriorDrivenNet, inner)
-        own = getattr(net, "calibration", None)
-        known = self.calibration == CONSTANTS and own is not None and len(own) > 0
-        return _Network(
-            backbone=net.network,
-            image_channels=net.image_channels,
-            activation=net.activation,
-            strength=net.strength,
-            floor=net.floor,
-            own=own,
-            calibration=self._numbers(None if known else self.calibration, net.activation),
+    def _parts(self, network: nn.Module, *, channels: int) -> NetworkParts:
+        return network_parts(
+            network,
+            calibration=self.calibration,
+            organs=len(self.priors),
+            image_channels=self.image_channels or channels,
+            activation=self.activation,
         )
-
-    def _numbers(
-        self, calibration: Calibration | str | None, activation: Literal["softmax", "sigmoid"]
-    ) -> Tensor | None:
-        if isinstance(calibration, str):
-            make = Calibration.unfitted if calibration == CONSTANTS else Calibration.identity
-            calibration = make(len(self.priors), activation=activation)
-        return calibration_tensor(calibration, activation=activation)
 
     def _locator_logits(
         self, inputs: torch.Tensor, device: torch.device, *args: Any, **kwargs: Any
@@ -287,50 +242,25 @@ class PriorDrivenInferer(Inferer):
         return logits.to(device=self.device).as_subclass(torch.Tensor)
 
 
-class _Network(NamedTuple):
-    """What the fusion needs to know of a network; ``calibration`` is that of the inferer."""
-
-    backbone: nn.Module
-    image_channels: int
-    activation: Literal["softmax", "sigmoid"]
-    strength: float = 1.0
-    floor: float = DEFAULT_FLOOR
-    own: Tensor | None = None
-    calibration: Tensor | None = None
-
-
-def _calibration(
-    given: Calibration | str | os.PathLike[str] | None, *, organs: int
-) -> Calibration | str | None:
-    if given is None or given in (EQUATION_2, CONSTANTS):
-        return given
-    if not isinstance(given, Calibration):
-        if not Path(given).is_file():
-            _log.info(f"No calibration at {given}: the weights' own counts, or constants.")
-            return CONSTANTS
-        given = Calibration.load(given)
-    if given.organs != organs:
+def _check(
+    priors: Sequence[SpatialPrior], references: Sequence[SpatialPrior], position: str
+) -> None:
+    if len(references) != len(priors):
         raise PriorError(
-            f"`calibration` must have numbers for {organs} organs, one for each prior, got "
-            f"{given.organs}: fit it for these priors."
+            f"`references` must be one per prior, {len(priors)}, got {len(references)}."
         )
-    return given
+    if position not in ("kl", "prediction_center"):
+        raise PositionError(f"`position` must be 'kl' or 'prediction_center', got {position!r}.")
 
 
-def _unwrap(network: nn.Module) -> nn.Module:
-    inner = network
-    while not _is_prior_driven(inner):
-        wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-        if not isinstance(wrapped, nn.Module):
-            break
-        inner = wrapped
-    return inner
-
-
-def _is_prior_driven(network: nn.Module) -> bool:
-    if isinstance(network, torch.jit.ScriptModule):
-        return network.original_name == PriorDrivenNet.__name__
-    return isinstance(network, PriorDrivenNet)
+def _known_confidence(
+    minimum: float | None, references: Sequence[SpatialPrior], *, max_shift_mm: float | None
+) -> float:
+    if minimum is None:
+        minimum = least_confidence(references, max_shift_mm=max_shift_mm)
+    if not 0 <= minimum <= 1:
+        raise PositionError(f"`minimum_confidence` must lie in [0, 1], got {minimum}.")
+    return minimum
 
 
 def _affines(inputs: MetaTensor) -> torch.Tensor:

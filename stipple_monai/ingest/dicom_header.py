@@ -117,35 +117,10 @@ def read_header(file: str) -> Slice:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise unreadable(file) from error
-    tags = reader.GetMetaDataDictionary()
-
-    def text(tag: str) -> str:
-        return str(tags[tag]).strip("\0 ") if tags.HasKey(tag) else ""
-
-    def numbers(tag: str) -> tuple[float, ...]:
-        try:
-            values = tuple(float(part) for part in text(tag).split("\\") if part.strip())
-        except ValueError:
-            return ()
-        return values if all(map(math.isfinite, values)) else ()
-
-    if (numbers("0028|0008") or (1,))[0] > 1:
-        raise DatasetError(
-            f"A slice must be a file of one frame, got the multi-frame file {file}: convert it to "
-            "single frames or to NIfTI, such as with dcm2niix."
-        )
-    if text("0028|0004") != "MONOCHROME2":
-        raise DatasetError(
-            f"DICOM images must be grey, MONOCHROME2, got {text('0028|0004')} in {file}: leave "
-            "such files out."
-        )
-    position, direction = numbers("0020|0032"), numbers("0020|0037")
-    spacing = numbers("0028|0030")
-    if len(position) != 3 or len(direction) != 6 or len(spacing) != 2 or min(spacing) <= 0:
-        raise DatasetError(
-            "DICOM images must say where they lie, with ImagePositionPatient, "
-            f"ImageOrientationPatient and PixelSpacing, got {file} without: leave such files out."
-        )
+    tags = _Tags(reader.GetMetaDataDictionary())
+    text, numbers = tags.text, tags.numbers
+    _check_picture(tags, file)
+    position, direction, spacing = _place(tags, file)
     return Slice(
         file=file,
         series_uid=text("0020|000e"),
@@ -158,7 +133,7 @@ def read_header(file: str) -> Slice:
         slope=reader.GetRescaleSlope(),
         intercept=reader.GetRescaleIntercept(),
         rescaled=bool(numbers("0028|1053") and numbers("0028|1052")),
-        padding=_padding(numbers("0028|0120"), numbers("0028|0121"), text("0028|0103"), numbers),
+        padding=_padding(tags),
         # where there is no PatientID, a name tells patients apart as well
         patient=text("0010|0020") or text("0010|0010"),
         study_uid=text("0020|000d"),
@@ -166,15 +141,58 @@ def read_header(file: str) -> Slice:
     )
 
 
-def _padding(
-    value: tuple[float, ...], limit: tuple[float, ...], signed: str, numbers: Any
-) -> tuple[float, float] | None:
+class _Tags:
+    """A header's values by their tags; empty where there are none."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def text(self, tag: str) -> str:
+        return str(self.values[tag]).strip("\0 ") if self.values.HasKey(tag) else ""
+
+    def numbers(self, tag: str) -> tuple[float, ...]:
+        try:
+            values = tuple(float(part) for part in self.text(tag).split("\\") if part.strip())
+        except ValueError:
+            return ()
+        return values if all(map(math.isfinite, values)) else ()
+
+
+def _check_picture(tags: _Tags, file: str) -> None:
+    if (tags.numbers("0028|0008") or (1,))[0] > 1:
+        raise DatasetError(
+            f"A slice must be a file of one frame, got the multi-frame file {file}: convert it to "
+            "single frames or to NIfTI, such as with dcm2niix."
+        )
+    if tags.text("0028|0004") != "MONOCHROME2":
+        raise DatasetError(
+            f"DICOM images must be grey, MONOCHROME2, got {tags.text('0028|0004')} in {file}: "
+            "leave such files out."
+        )
+
+
+def _place(
+    tags: _Tags, file: str
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Position, direction and spacing."""
+    position, direction = tags.numbers("0020|0032"), tags.numbers("0020|0037")
+    spacing = tags.numbers("0028|0030")
+    if len(position) != 3 or len(direction) != 6 or len(spacing) != 2 or min(spacing) <= 0:
+        raise DatasetError(
+            "DICOM images must say where they lie, with ImagePositionPatient, "
+            f"ImageOrientationPatient and PixelSpacing, got {file} without: leave such files out."
+        )
+    return position, direction, spacing
+
+
+def _padding(tags: _Tags) -> tuple[float, float] | None:
     """Least and greatest stored value that is padding."""
+    value, limit = tags.numbers("0028|0120"), tags.numbers("0028|0121")
     if not value:
         return None
-    bits = int((numbers("0028|0100") or (16,))[0])
+    bits = int((tags.numbers("0028|0100") or (16,))[0])
     ends = [value[0], (limit or value)[0]]
-    if signed == "1":
+    if tags.text("0028|0103") == "1":
         # written as unsigned by some: 63536 for -2000
         ends = [end - 2**bits if end >= 2 ** (bits - 1) else end for end in ends]
     return min(ends), max(ends)

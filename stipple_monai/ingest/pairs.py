@@ -99,28 +99,14 @@ def read_pair(case: Case, options: Options) -> Pair:
     reverse = _judge(alignment, label, options, case)
     if reverse:
         array = np.flip(array, reverse)
-        notes.append(
-            f"Repaired: reversed along {axis_names(reverse)}, where it scores "
-            f"{_score(alignment, reverse):.2f} bits rather than {_score(alignment, ()):.2f}."
-        )
         record["status"] = "repaired"
-    elif alignment.verdict == "undecided":
-        notes.append(
-            "Intensities do not tell whether the label lies right: look at it. Scores: as it is "
-            f"{_score(alignment, ()):.2f} bits, best {_score(alignment, alignment.best):.2f}."
-        )
+    notes += _remarks(alignment, reverse)
     record["label"] = {
         "source": str(case.label),
         "organs": _organs(array, {**options.names, **label.names}, scan.affine, alignment, reverse),
         "notes": notes,
     }
-    record["alignment"] = {
-        "verdict": alignment.verdict,
-        "best": axis_names(alignment.best) or "as it is",
-        "ratio": round(alignment.ratio, 3),
-        "reversed": axis_names(reverse),
-        "scores": {axis_names(s.flip) or "as it is": round(s.score, 4) for s in alignment.scores},
-    }
+    record["alignment"] = _alignment_record(alignment, reverse)
     return Pair(scan.array, np.ascontiguousarray(array), scan.affine, record)
 
 
@@ -143,6 +129,31 @@ def _judge(alignment: Alignment, label: LabelMap, options: Options, case: Case) 
             "look at it, then say with --flip how its axes run."
         )
     return ()
+
+
+def _remarks(alignment: Alignment, reverse: Flip) -> list[str]:
+    """What a person should know of how the label was judged."""
+    if reverse:
+        return [
+            f"Repaired: reversed along {axis_names(reverse)}, where it scores "
+            f"{_score(alignment, reverse):.2f} bits rather than {_score(alignment, ()):.2f}."
+        ]
+    if alignment.verdict == "undecided":
+        return [
+            "Intensities do not tell whether the label lies right: look at it. Scores: as it is "
+            f"{_score(alignment, ()):.2f} bits, best {_score(alignment, alignment.best):.2f}."
+        ]
+    return []
+
+
+def _alignment_record(alignment: Alignment, reverse: Flip) -> dict[str, Any]:
+    return {
+        "verdict": alignment.verdict,
+        "best": axis_names(alignment.best) or "as it is",
+        "ratio": round(alignment.ratio, 3),
+        "reversed": axis_names(reverse),
+        "scores": {axis_names(s.flip) or "as it is": round(s.score, 4) for s in alignment.scores},
+    }
 
 
 def _read_scan(case: Case) -> tuple[Grid, Series | None, dict[str, Any]]:

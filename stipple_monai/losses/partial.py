@@ -74,35 +74,14 @@ class PartialDiceCELoss(nn.Module):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
-        if softmax == sigmoid:
-            raise ValueError(
-                "exactly one of `softmax` and `sigmoid` must be True, got "
-                f"softmax={softmax}, sigmoid={sigmoid}."
-            )
-        if not (lambda_dice >= 0 and lambda_ce >= 0):
-            raise ValueError(
-                "`lambda_dice` and `lambda_ce` must be at least 0, got "
-                f"{lambda_dice} and {lambda_ce}."
-            )
-        # Without smooth_dr an organ neither labelled nor predicted would be 0/0.
-        if not (smooth_nr >= 0 and smooth_dr > 0):
-            raise ValueError(
-                "`smooth_nr` must be at least 0 and `smooth_dr` above 0, got "
-                f"{smooth_nr} and {smooth_dr}."
-            )
-        if weight is not None:
-            weight = torch.as_tensor(weight, dtype=torch.float32)
-            if weight.ndim != 1 or not bool(((weight >= 0) & weight.isfinite()).all()):
-                raise ValueError(
-                    "`weight` must be a list of finite non-negative numbers, one per channel, "
-                    f"got {weight.tolist()}."
-                )
+        _check_activation(softmax=softmax, sigmoid=sigmoid)
+        _check_numbers(lambda_dice, lambda_ce, smooth_nr, smooth_dr)
+        self.register_buffer("weight", _channel_weights(weight))
         self.softmax = softmax
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
         self.ignore_index = ignore_index
         self.check = LabelCheck(ignore_index, name="`label`")
-        self.register_buffer("weight", weight)
         self.dice = DiceLoss(
             include_background=include_background or sigmoid,
             to_onehot_y=softmax,
@@ -196,3 +175,38 @@ class PartialDiceCELoss(nn.Module):
                 f"got {tuple(label.shape)}; it holds class numbers, not one channel per class."
             )
         return self.check(label, highest=max(channels - 1, 1))
+
+
+def _check_activation(*, softmax: bool, sigmoid: bool) -> None:
+    if softmax == sigmoid:
+        raise ValueError(
+            "exactly one of `softmax` and `sigmoid` must be True, got "
+            f"softmax={softmax}, sigmoid={sigmoid}."
+        )
+
+
+def _check_numbers(
+    lambda_dice: float, lambda_ce: float, smooth_nr: float, smooth_dr: float
+) -> None:
+    if not (lambda_dice >= 0 and lambda_ce >= 0):
+        raise ValueError(
+            f"`lambda_dice` and `lambda_ce` must be at least 0, got {lambda_dice} and {lambda_ce}."
+        )
+    # Without smooth_dr an organ neither labelled nor predicted would be 0/0.
+    if not (smooth_nr >= 0 and smooth_dr > 0):
+        raise ValueError(
+            "`smooth_nr` must be at least 0 and `smooth_dr` above 0, got "
+            f"{smooth_nr} and {smooth_dr}."
+        )
+
+
+def _channel_weights(given: Sequence[float] | torch.Tensor | None) -> torch.Tensor | None:
+    if given is None:
+        return None
+    weight = torch.as_tensor(given, dtype=torch.float32)
+    if weight.ndim != 1 or not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise ValueError(
+            "`weight` must be a list of finite non-negative numbers, one per channel, "
+            f"got {weight.tolist()}."
+        )
+    return weight

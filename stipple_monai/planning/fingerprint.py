@@ -100,13 +100,7 @@ def take_fingerprint(
             "`ingest` on a folder of scans and labels first."
         )
     grids = [_grid(item) for item in items]
-    channels = sorted({grid[2] for grid in grids})
-    if len(channels) > 1:
-        other = next(i for i, grid in zip(items, grids, strict=True) if grid[2] != channels[0])
-        raise DatasetError(
-            f"Scans must have the same channels, got {channels} in {datalist}; "
-            f"{_files(other)[0]} has {channels[-1]}: of a series over time, give one volume."
-        )
+    channels = _common_channels(items, [grid[2] for grid in grids], datalist)
     found, sampled = _look_at(labelled, num_workers=num_workers, progress=progress)
     names = label_names(datalist)
     values = sorted({value for volumes, _, _ in found for value in volumes})
@@ -116,7 +110,7 @@ def take_fingerprint(
     whole = _statistics([voxels for _, _, voxels in found])
     return Fingerprint(
         modality=_modality(read_content(Path(datalist)), whole),
-        channels=channels[0],
+        channels=channels,
         scans=len(items),
         labelled=len(labelled),
         spacing_mm=_range([grid[0] for grid in grids]),
@@ -129,6 +123,17 @@ def take_fingerprint(
         scan_intensity=whole,
         sampled=sampled,
     )
+
+
+def _common_channels(items: Sequence[Item], counts: Sequence[int], datalist: str | Path) -> int:
+    channels = sorted(set(counts))
+    if len(channels) > 1:
+        other = next(i for i, n in zip(items, counts, strict=True) if n != channels[0])
+        raise DatasetError(
+            f"Scans must have the same channels, got {channels} in {datalist}; "
+            f"{_files(other)[0]} has {channels[-1]}: of a series over time, give one volume."
+        )
+    return channels[0]
 
 
 def _look_at(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
@@ -115,7 +115,8 @@ def locate_organs(
         >>> locate_organs(seen, priors).position_mm.tolist()
         [[6.0, 10.0, 10.0], [22.0, 10.0, 10.0]]
     """
-    check_search(minimum=minimum, epsilon=epsilon, max_shift_mm=max_shift_mm)
+    search: dict[str, Any] = {"minimum": minimum, "epsilon": epsilon, "max_shift_mm": max_shift_mm}
+    check_search(**search)
     if not 0 < spread_mm < math.inf:
         raise PositionError(f"`spread_mm` must be a positive length, got {spread_mm}.")
     check_probability(probability, organs=len(references))
@@ -133,21 +134,12 @@ def locate_organs(
     coarse = coarse_affine(affine, cells)
     shares = supported_shares(blocks, references, coarse)
     together = positioned_together(references) and max_shift_mm is None
-    if together:
-        votes = [Votes(s / max(_FULL_VOTE, float(s.max())), start) for s, start in shares]
-        places = best_together(votes, references, coarse, spread_mm).places
+    places = _places(shares, references, coarse, spread_mm) if together else []
     for k, reference in enumerate(references):
         if together:
-            cell = torch.tensor(places[k])
-            position[k] = _best_near(maps[k], reference, affine, cell, cells, epsilon)
+            position[k] = _best_near(maps[k], reference, affine, places[k], cells, epsilon)
         elif found[k]:
-            point = locate_organ(
-                MetaTensor(maps[k : k + 1], affine=affine),
-                reference,
-                max_shift_mm=max_shift_mm,
-                minimum=minimum,
-                epsilon=epsilon,
-            )
+            point = locate_organ(MetaTensor(maps[k : k + 1], affine=affine), reference, **search)
             assert point is not None
             position[k] = point
         else:
@@ -236,6 +228,14 @@ def best_together(
         for place, offset in zip(found.places, offsets, strict=True)
     ]
     return found._replace(places=places)
+
+
+def _places(
+    shares: Sequence[Votes], references: Sequence[SpatialPrior], coarse: Tensor, spread_mm: float
+) -> list[Tensor]:
+    """The cell of each organ's place, of organs that are positioned together."""
+    votes = [Votes(s / max(_FULL_VOTE, float(s.max())), start) for s, start in shares]
+    return [torch.tensor(p) for p in best_together(votes, references, coarse, spread_mm).places]
 
 
 def _best_near(

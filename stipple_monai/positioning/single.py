@@ -87,19 +87,13 @@ def locate_organ(
     evidence = evidence[tuple(slice(a, b) for a, b in zip(*seen, strict=True))]
     kernel = around_center(reference, affine, device=evidence.device).to(evidence)
     if max_shift_mm is None:
-        cells = cells_of(affine)
-        box = promising(evidence, kernel, cells)
-        if math.prod(b - a for a, b in zip(*box, strict=True)) > _LARGE_BOX:
-            halves = [max(1, f // 2) for f in cells]
-            box = promising(evidence, kernel, halves, within=box)
+        box = _promising_box(evidence, kernel, cells_of(affine))
     else:
         nearest = _nearest_voxel(affine, mean)
         limit = max(max_shift_mm, float((to_world(affine, nearest) - mean_mm).norm()))
         limit *= 1 + 1e-9
         reach = torch.linalg.inv(affine[:3, :3]).norm(dim=1) * limit
-        low = torch.minimum((mean - reach).ceil(), nearest).long() - first
-        high = torch.maximum((mean + reach).floor(), nearest).long() - first + 1
-        box = Box(tuple(low.tolist()), tuple(high.tolist()))
+        box = _box_around(mean, reach, nearest, first)
     score = scores_in(evidence, kernel, box)
     # Rounding, which follows the greatest score, must neither choose among equals nor move a limit.
     slack = 1e-9 * score.abs().max()
@@ -223,6 +217,23 @@ def cells_of(affine: torch.Tensor) -> tuple[int, int, int]:
 def to_world(affine: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """World points, RAS mm, of voxel indices ``(…, 3)``."""
     return index @ affine[:3, :3].T + affine[:3, 3]
+
+
+def _promising_box(evidence: torch.Tensor, kernel: torch.Tensor, cells: Sequence[int]) -> Box:
+    box = promising(evidence, kernel, cells)
+    if math.prod(b - a for a, b in zip(*box, strict=True)) > _LARGE_BOX:
+        halves = [max(1, f // 2) for f in cells]
+        box = promising(evidence, kernel, halves, within=box)
+    return box
+
+
+def _box_around(
+    mean: torch.Tensor, reach: torch.Tensor, nearest: torch.Tensor, first: torch.Tensor
+) -> Box:
+    """Voxels within reach of the mean, and the one nearest to it, counted from the first."""
+    low = torch.minimum((mean - reach).ceil(), nearest).long() - first
+    high = torch.maximum((mean + reach).floor(), nearest).long() - first + 1
+    return Box(tuple(low.tolist()), tuple(high.tolist()))
 
 
 def _nearest_voxel(affine: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.errors import PriorError
 from stipple_monai.priors.cases import Cases, Volumes
 from stipple_monai.priors.estimation import Smoothing, estimate_organs
 from stipple_monai.priors.organ import (
@@ -36,6 +36,7 @@ from stipple_monai.priors.organ import (
     world_point,
 )
 from stipple_monai.priors.prior_file import read_prior, write_prior
+from stipple_monai.priors.values import frequencies, known_offset
 from stipple_monai.spatial import grid_affine, sample_on_grid, touched
 
 Mode: TypeAlias = Literal["auto", "nearest", "linear"]
@@ -88,35 +89,22 @@ class SpatialPrior:
         log_likelihood: float | None = None,
         cases: Cases | None = None,
     ) -> None:
-        if torch.as_tensor(probability).is_complex():
-            raise PriorError("`probability` must be of real numbers, got complex ones.")
-        probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu").detach()
-        probability = probability.as_subclass(torch.Tensor)
-        if probability.ndim != 3 or probability.numel() == 0:
-            raise PriorError(
-                f"`probability` must have three axes (W_p, H_p, B), got {tuple(probability.shape)}."
-            )
-        if not bool(torch.isfinite(probability).all()):
-            raise PriorError("`probability` must be finite, got NaN or infinity.")
-        low, high = (float(v) for v in probability.aminmax())
-        if low < 0 or high > 1:
-            raise PriorError(f"`probability` must lie in [0, 1], got [{low:g}, {high:g}].")
-        self.probability = probability
+        self.probability = frequencies(probability)
         self.spacing_mm = three_lengths(spacing_mm)
         self.organ = int(organ)
         if not is_count(case_count) or case_count < 0:
             raise PriorError(f"`case_count` must be a number of maps, got {case_count}.")
         self.case_count = int(case_count)
         self.center = known_center(center)
-        self.offset_mm = None if offset_mm is None else _point(offset_mm)
+        self.offset_mm = None if offset_mm is None else known_offset(offset_mm)
         self.smoothing_mm = float(smoothing_mm)
         self.volumes_ml = volumes_ml
         self.log_likelihood = None if log_likelihood is None else float(log_likelihood)
         self.cases = cases
-        if cases is not None and cases.whole_shape != tuple(probability.shape):
+        if cases is not None and cases.whole_shape != tuple(self.probability.shape):
             raise PriorError(
                 f"`cases` must be those that the prior was made of, got some of the shape "
-                f"{cases.whole_shape} for {tuple(probability.shape)}: estimate them together."
+                f"{cases.whole_shape} for {tuple(self.probability.shape)}: estimate them together."
             )
 
     @property
@@ -349,13 +337,3 @@ class SpatialPrior:
                 by a newer version.
         """
         return read_prior(path, cls)
-
-
-def _point(offset_mm: Sequence[float]) -> tuple[float, float, float]:
-    try:
-        r, a, s = world_point(offset_mm).tolist()
-    except PositionError:
-        raise PriorError(
-            f"`offset_mm` must be three finite numbers (RAS mm) or None, got {offset_mm}."
-        ) from None
-    return r, a, s

@@ -103,27 +103,7 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
         PriorError: the file is missing, truncated, not NIfTI or not a prior, or was written by a
             newer version.
     """
-    try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Image):
-            raise ValueError("it is of another format")
-        texts = [e.get_content() for e in image.header.extensions if e.get_code() == 6]
-    except FileNotFoundError:
-        raise PriorError(f"There is no prior at {path}. {_REMEDY}") from None
-    except UNREADABLE as error:
-        raise PriorError(
-            f"{path} cannot be read as a NIfTI prior: {type(error).__name__}: {error}. {_REMEDY}"
-        ) from error
-    record = next((r for r in map(_json_object, texts) if "stipple_prior" in r), None)
-    if record is None:
-        raise PriorError(f"{path} is an image, but not a prior with its record. {_REMEDY}")
-    if record["stipple_prior"] != FORMAT_VERSION:
-        raise PriorError(
-            f"{path} is a prior of format {record['stipple_prior']}, and this version reads "
-            f"format {FORMAT_VERSION}: update stipple-monai. {_REMEDY}"
-        )
-    if math.prod(image.shape) > _MOST_VOXELS:
-        raise PriorError(f"{path} is not a valid prior: its shape is {image.shape}. {_REMEDY}")
+    image, record = _open(path)
     try:
         data = np.asarray(image.dataobj, dtype=np.float32)
         prior = make(
@@ -145,6 +125,32 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
     except (TypeError, *UNREADABLE) as error:
         raise PriorError(f"{path} is not a valid prior: {error} {_REMEDY}") from error
     return prior
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[nib.Nifti1Image, dict[str, Any]]:
+    """A prior's image, whose voxels are still in the file, and its record."""
+    try:
+        image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Image):
+            raise ValueError("it is of another format")
+        texts = [e.get_content() for e in image.header.extensions if e.get_code() == 6]
+    except FileNotFoundError:
+        raise PriorError(f"There is no prior at {path}. {_REMEDY}") from None
+    except UNREADABLE as error:
+        raise PriorError(
+            f"{path} cannot be read as a NIfTI prior: {type(error).__name__}: {error}. {_REMEDY}"
+        ) from error
+    record = next((r for r in map(_json_object, texts) if "stipple_prior" in r), None)
+    if record is None:
+        raise PriorError(f"{path} is an image, but not a prior with its record. {_REMEDY}")
+    if record["stipple_prior"] != FORMAT_VERSION:
+        raise PriorError(
+            f"{path} is a prior of format {record['stipple_prior']}, and this version reads "
+            f"format {FORMAT_VERSION}: update stipple-monai. {_REMEDY}"
+        )
+    if math.prod(image.shape) > _MOST_VOXELS:
+        raise PriorError(f"{path} is not a valid prior: its shape is {image.shape}. {_REMEDY}")
+    return image, record
 
 
 def _centred_affine(spacing_mm: Sequence[float], shape: Sequence[int]) -> NDArray[np.float64]:

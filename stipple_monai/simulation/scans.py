@@ -165,13 +165,8 @@ def write_simulated(
     organs = {value: value for value in tissues} if organs is None else dict(organs)
     _check_organs(names, organs, tissues)
     _check_grid(spacing_mm, size, margin_mm)
-    recipe = {
-        **{"version": _VERSION, "seed": seed},
-        "tissues": {str(value): list(tissue) for value, tissue in tissues.items()},
-        **{"spacing_mm": list(spacing_mm), "size": list(size), "margin_mm": margin_mm},
-        "organs": {str(value): target for value, target in organs.items()},
-        "labels": [{"name": Path(p).name, "fingerprint": _fingerprint(Path(p))} for p in labels],
-    }
+    grid = {"spacing_mm": list(spacing_mm), "size": list(size), "margin_mm": margin_mm}
+    recipe = _recipe(labels, organs, tissues, grid=grid, seed=seed)
     files = [f"simulated_{index:03d}.nii.gz" for index in range(len(names))]
     work = begin_folder(
         *(folder, recipe, files),
@@ -188,13 +183,28 @@ def write_simulated(
         label = _regrid(read_label_map(labels[index]), spacing_mm, size, draw_mm)
         _write_case(paths, label, organs, seed=[seed, index], tissues=tissues)
     return end_folder(
-        work,
-        folder,
-        files,
-        _names(organs, tissues),
+        *(work, folder, files, _names(organs, tissues)),
         name="Simulated CT of real anatomy",
         description=f"stipple_monai.simulation.scans, seed {seed}",
     )
+
+
+def _recipe(
+    labels: Sequence[str | Path],
+    organs: Mapping[int, int],
+    tissues: Mapping[int, Tissue],
+    *,
+    grid: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """What scans are made from, of JSON's types."""
+    return {
+        **{"version": _VERSION, "seed": seed},
+        "tissues": {str(value): list(tissue) for value, tissue in tissues.items()},
+        **grid,
+        "organs": {str(value): target for value, target in organs.items()},
+        "labels": [{"name": Path(p).name, "fingerprint": _fingerprint(Path(p))} for p in labels],
+    }
 
 
 def _check_organs(

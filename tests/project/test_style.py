@@ -1,6 +1,7 @@
 """What ruff, mypy and import-linter cannot say of the package's code."""
 
 import ast
+import inspect
 import itertools
 import re
 import shutil
@@ -23,17 +24,7 @@ PACKAGES = [name for name in SOURCES if name.endswith("/__init__.py")]
 MOST_LINES, MOST_LINES_OF_A_COMMAND, MOST_LINES_OF_A_FUNCTION = 350, 150, 40
 # to be split; no others
 LONG = {
-    "inferers/prior_driven.py:__init__",
-    "inferers/prior_driven.py:__call__",
-    "ingest/dicom_header.py:read_header",
-    "ingest/label_files.py:read_label",
-    "ingest/pairs.py:read_pair",
-    "ingest/run.py:ingest",
-    "losses/partial.py:__init__",
-    "positioning/joint.py:locate_organs",
-    "positioning/single.py:locate_organ",
     "pseudo_labels/selection.py:select_top_k",
-    "results/dicom_seg.py:write_dicom_seg",
     "segmentation/run.py:segment",
     "self_training/pool.py:__init__",
     "self_training/rounds.py:self_train",
@@ -152,7 +143,9 @@ def test_functions_are_short(module):
 
 
 def test_every_command_is_parsed_and_can_be_run():
-    assert {command.__name__.rpartition(".")[2] for command in COMMANDS} == set(commands.__all__)
+    offered = {name: getattr(commands, name) for name in commands.__all__}
+    modules = {name for name, value in offered.items() if inspect.ismodule(value)}
+    assert {command.__name__.rpartition(".")[2] for command in COMMANDS} == modules
     for command in COMMANDS:
         assert callable(command.add_parser)
         assert callable(command.run)

@@ -1,0 +1,119 @@
+"""What a fusion needs to know of a network, of whatever kind and however it is wrapped."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from stipple_monai.errors import PriorError
+from stipple_monai.inferers.located import calibration_tensor
+from stipple_monai.networks import DEFAULT_FLOOR, Calibration, PriorDrivenNet
+
+_log = logging.getLogger(__name__)
+
+EQUATION_2 = "equation_2"
+CONSTANTS = "constants"
+"""For ``calibration``: network and prior count as they are."""
+
+
+class NetworkParts(NamedTuple):
+    """What the fusion needs to know of a network; ``calibration`` is that of the inferer."""
+
+    backbone: nn.Module
+    image_channels: int
+    activation: Literal["softmax", "sigmoid"]
+    strength: float = 1.0
+    floor: float = DEFAULT_FLOOR
+    own: Tensor | None = None
+    calibration: Tensor | None = None
+
+
+def network_parts(
+    network: nn.Module,
+    *,
+    calibration: Calibration | str | None,
+    organs: int,
+    image_channels: int,
+    activation: Literal["softmax", "sigmoid"],
+) -> NetworkParts:
+    """Look into a network.
+
+    Args:
+        network: a `PriorDrivenNet`, also wrapped or exported, or any other.
+        calibration: see :func:`known_calibration`.
+        organs: how many there are.
+        image_channels: of a network that is no `PriorDrivenNet`.
+        activation: likewise.
+    """
+    inner = _unwrap(network)
+    if not _is_prior_driven(inner):
+        return NetworkParts(
+            backbone=network,
+            image_channels=image_channels,
+            activation=activation,
+            calibration=_numbers(calibration or EQUATION_2, organs, activation),
+        )
+    net = cast(PriorDrivenNet, inner)
+    own = getattr(net, "calibration", None)
+    known = calibration == CONSTANTS and own is not None and len(own) > 0
+    return NetworkParts(
+        backbone=net.network,
+        image_channels=net.image_channels,
+        activation=net.activation,
+        strength=net.strength,
+        floor=net.floor,
+        own=own,
+        calibration=_numbers(None if known else calibration, organs, net.activation),
+    )
+
+
+def known_calibration(
+    given: Calibration | str | os.PathLike[str] | None, *, organs: int
+) -> Calibration | str | None:
+    """What is given to count, read if it is a file, or :class:`PriorError`.
+
+    A file that is not there counts as ``"constants"``, and the log says so.
+    """
+    if given is None or given in (EQUATION_2, CONSTANTS):
+        return given
+    if not isinstance(given, Calibration):
+        if not Path(given).is_file():
+            _log.info(f"No calibration at {given}: the weights' own counts, or constants.")
+            return CONSTANTS
+        given = Calibration.load(given)
+    if given.organs != organs:
+        raise PriorError(
+            f"`calibration` must have numbers for {organs} organs, one for each prior, got "
+            f"{given.organs}: fit it for these priors."
+        )
+    return given
+
+
+def _numbers(
+    calibration: Calibration | str | None, organs: int, activation: Literal["softmax", "sigmoid"]
+) -> Tensor | None:
+    if isinstance(calibration, str):
+        make = Calibration.unfitted if calibration == CONSTANTS else Calibration.identity
+        calibration = make(organs, activation=activation)
+    return calibration_tensor(calibration, activation=activation)
+
+
+def _unwrap(network: nn.Module) -> nn.Module:
+    inner = network
+    while not _is_prior_driven(inner):
+        wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if not isinstance(wrapped, nn.Module):
+            break
+        inner = wrapped
+    return inner
+
+
+def _is_prior_driven(network: nn.Module) -> bool:
+    if isinstance(network, torch.jit.ScriptModule):
+        return network.original_name == PriorDrivenNet.__name__
+    return isinstance(network, PriorDrivenNet)

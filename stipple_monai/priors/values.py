@@ -1,0 +1,41 @@
+"""What a prior is made of, checked: its frequencies and its offset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.priors.organ import world_point
+
+
+def frequencies(probability: torch.Tensor | NDArray[Any]) -> torch.Tensor:
+    """Give frequencies as ``(W_p, H_p, B)`` float32 on the CPU, or raise :class:`PriorError`."""
+    if torch.as_tensor(probability).is_complex():
+        raise PriorError("`probability` must be of real numbers, got complex ones.")
+    probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu").detach()
+    probability = probability.as_subclass(torch.Tensor)
+    if probability.ndim != 3 or probability.numel() == 0:
+        raise PriorError(
+            f"`probability` must have three axes (W_p, H_p, B), got {tuple(probability.shape)}."
+        )
+    if not bool(torch.isfinite(probability).all()):
+        raise PriorError("`probability` must be finite, got NaN or infinity.")
+    low, high = (float(v) for v in probability.aminmax())
+    if low < 0 or high > 1:
+        raise PriorError(f"`probability` must lie in [0, 1], got [{low:g}, {high:g}].")
+    return probability
+
+
+def known_offset(offset_mm: Sequence[float]) -> tuple[float, float, float]:
+    """Give an offset as three floats, or raise :class:`PriorError`."""
+    try:
+        r, a, s = world_point(offset_mm).tolist()
+    except PositionError:
+        raise PriorError(
+            f"`offset_mm` must be three finite numbers (RAS mm) or None, got {offset_mm}."
+        ) from None
+    return r, a, s
