@@ -15,8 +15,8 @@ Candidates:
 
 Both were to be kept if they won on labels that they were not chosen on, see `docs/decisions.md`.
 
-Run: ``python benchmarks/prior_likelihood.py --out docs/results/prior_likelihood.csv`` (a quarter of
-an hour on one core). ``--data`` is the folder of real labels.
+Run: ``python benchmarks/prior_likelihood.py --out docs/results/prior_likelihood.csv`` (half an
+hour on one core). ``--data`` is the folder of real labels.
 """
 
 from __future__ import annotations

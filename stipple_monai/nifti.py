@@ -81,6 +81,7 @@ def with_one_geometry(image: Any, name: str) -> tuple[Any, list[str]]:
         ) from error
     if unit not in ("unknown", "mm"):
         raise DatasetError(f"`path` must be in mm, got {unit} in {name}: convert its header.")
+    _require_invertible(image.affine, name)
     settled = correct_nifti_header_if_necessary(
         type(image)(image.dataobj, image.affine, image.header.copy())
     )
@@ -94,16 +95,20 @@ def require_mm(affine: Any, name: str) -> None:
     Raises:
         DatasetError: it is not, or they may not.
     """
-    if not is_invertible(affine):
-        raise DatasetError(
-            f"`path` must have an invertible affine, got {np.asarray(affine).tolist()} in {name}: "
-            "correct its header."
-        )
+    _require_invertible(affine, name)
     sizes = voxel_sizes(np.asarray(affine, np.float64))
     if not sizes.max() >= VOXEL_MM[0] or not sizes.min() <= VOXEL_MM[1]:
         raise DatasetError(
             f"`path` must be in mm, got voxels of {_sizes(sizes)} in {name}: are they in m or µm? "
             "Convert its header."
+        )
+
+
+def _require_invertible(affine: Any, name: str) -> None:
+    if not is_invertible(affine):
+        raise DatasetError(
+            f"`path` must have an invertible affine, got {np.asarray(affine).tolist()} in {name}: "
+            "correct its header."
         )
 
 

@@ -44,6 +44,7 @@ CONFIDENCE_META = "organ_position_confidence"
 """Metadata key of their confidences: ``(B, K)`` in [0, 1], see :func:`locate_organs`."""
 
 EQUATION_2 = "equation_2"
+CONSTANTS = "constants"
 """For ``calibration``: network and prior count as they are."""
 
 
@@ -72,9 +73,11 @@ class PriorDrivenInferer(Inferer):
             one, which says that another place is as good, and 0.2 where they are located
             together: what is ambiguous for one organ the others decide.
         spread_mm, max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.locate_organs`.
-        calibration: how much network and prior count, or the file of it; a file that is not there
-            counts as None, and the log says so. ``None`` takes the network's own, ``"equation_2"``
-            none.
+        calibration: how much network and prior count, or the file of it. ``None`` takes the
+            network's own, or equation 2 where it has none; ``"equation_2"`` that alone, and
+            ``"constants"`` the network's own or `Calibration.unfitted`, for a network that was
+            trained without prior. A file that is not there counts as ``"constants"``, and the log
+            says so.
         locate_with: whether organs are located in the network's own prediction, ``"raw"``, or in
             the calibrated one without prior.
         image_channels: of a network that is no `PriorDrivenNet`; None: all channels.
@@ -251,21 +254,24 @@ class PriorDrivenInferer(Inferer):
                 calibration=self._numbers(self.calibration or EQUATION_2, self.activation),
             )
         net = cast(PriorDrivenNet, inner)
+        own = getattr(net, "calibration", None)
+        known = self.calibration == CONSTANTS and own is not None and len(own) > 0
         return _Network(
             backbone=net.network,
             image_channels=net.image_channels,
             activation=net.activation,
             strength=net.strength,
             floor=net.floor,
-            own=getattr(net, "calibration", None),
-            calibration=self._numbers(self.calibration, net.activation),
+            own=own,
+            calibration=self._numbers(None if known else self.calibration, net.activation),
         )
 
     def _numbers(
         self, calibration: Calibration | str | None, activation: Literal["softmax", "sigmoid"]
     ) -> Tensor | None:
         if isinstance(calibration, str):
-            calibration = Calibration.identity(len(self.priors), activation=activation)
+            make = Calibration.unfitted if calibration == CONSTANTS else Calibration.identity
+            calibration = make(len(self.priors), activation=activation)
         return calibration_tensor(calibration, activation=activation)
 
     def _locator_logits(
@@ -296,12 +302,12 @@ class _Network(NamedTuple):
 def _calibration(
     given: Calibration | str | os.PathLike[str] | None, *, organs: int
 ) -> Calibration | str | None:
-    if given is None or given == EQUATION_2:
+    if given is None or given in (EQUATION_2, CONSTANTS):
         return given
     if not isinstance(given, Calibration):
         if not Path(given).is_file():
-            _log.info(f"No calibration at {given}: the weights' own counts, or equation 2.")
-            return None
+            _log.info(f"No calibration at {given}: the weights' own counts, or constants.")
+            return CONSTANTS
         given = Calibration.load(given)
     if given.organs != organs:
         raise PriorError(

@@ -30,6 +30,7 @@ SAME = 0.9
 """Overlap from which on two masks are one patient's."""
 SAME_OF_A_NAME = 0.6
 """Overlap from which on a mask is that of the case whose file has the same name."""
+_AS_LIKE = 0.02
 _VOLUME_RATIO = 1.3
 
 
@@ -67,7 +68,9 @@ def own_cases(label: Label, prior: SpatialPrior) -> list[int]:
     if crop is None:
         return []
     overlaps = [overlap(*crop, case, prior.cases) for case in prior.cases]
-    own = [i for i, each in enumerate(overlaps) if each >= SAME]
+    # Of a scan that was given twice both are as like; another patient's is less so.
+    limit = max(SAME, max(overlaps) - _AS_LIKE)
+    own = [i for i, each in enumerate(overlaps) if each >= limit]
     if not own and label_map.name != UNNAMED:
         name = Path(label_map.name).name
         named = [i for i, case in enumerate(prior.cases) if case.name == name]

@@ -63,6 +63,14 @@ from stipple_monai.transforms.reading import (
     SpacingScand,
     SpacingScanDict,
 )
+from stipple_monai.transforms.slices import (
+    RandSliceAffineD,
+    RandSliceAffined,
+    RandSliceAffineDict,
+    SliceMajorD,
+    SliceMajord,
+    SliceMajorDict,
+)
 
 __all__ = [
     "CASES_KEY",
@@ -93,11 +101,17 @@ __all__ = [
     "PriorAugmentD",
     "PriorAugmentDict",
     "PriorAugmentd",
+    "RandSliceAffineD",
+    "RandSliceAffineDict",
+    "RandSliceAffined",
     "ScanReader",
     "SelectPseudoLabels",
     "SelectPseudoLabelsD",
     "SelectPseudoLabelsDict",
     "SelectPseudoLabelsd",
+    "SliceMajorD",
+    "SliceMajorDict",
+    "SliceMajord",
     "SpacingScanD",
     "SpacingScanDict",
     "SpacingScand",

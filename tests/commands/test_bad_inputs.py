@@ -200,12 +200,12 @@ def label_value_out_of_range(root):
     rewrite(root / LABEL, lambda a: a + 6 * (np.arange(a.shape[2]) == 4), dtype=np.uint8)
 
 
-@bad(r"values 0 to 1|label map")
+@bad(r"values 0 to 1|whole numbers|label map")
 def label_between_two_values(root):
     rewrite(root / LABEL, lambda a: a * 0.5, dtype=np.float32)
 
 
-@bad(r"values 0 to 1|label map")
+@bad(r"values 0 to 1|whole numbers|label map")
 def label_of_negative_values(root):
     rewrite(root / LABEL, lambda a: -a.astype(np.int16), dtype=np.int16)
 
@@ -215,7 +215,7 @@ def label_of_complex_numbers(root):
     rewrite(root / LABEL, lambda a: a * (1 + 1j), dtype=np.complex64)
 
 
-@bad(r"values 0 to 1|label map|NaN|finite")
+@bad(r"whole numbers|label map|NaN|finite")
 def label_with_nan(root):
     rewrite(root / LABEL, lambda a: np.where(np.arange(a.shape[2]) == 3, np.nan, a), dtype="f4")
 

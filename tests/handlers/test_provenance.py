@@ -43,7 +43,7 @@ def test_training_records_what_it_was_made_with(runs):
     assert config["slices_per_scan"] == 48
     assert config["models_dir"] == str(runs.root / "models")
     assert config["network_def"] == "stipple_monai.networks.prior_driven.PriorDrivenNet"
-    assert "monai.transforms.spatial.dictionary.RandAffined" in config["train#slices"]
+    assert "stipple_monai.transforms.slices.RandSliceAffined" in config["train#slices"]
     assert "checkpoints" not in config
 
 

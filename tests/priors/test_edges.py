@@ -26,8 +26,8 @@ def test_bins_are_whole_numbers(bins):
 
 @pytest.mark.parametrize("smoothing", [-1, 1000, float("inf"), float("nan")])
 def test_smoothing_is_of_an_organ_s_size(smoothing):
-    with pytest.raises(PriorError, match="`smoothing` must be a length from 0 to 100 mm"):
-        SpatialPrior.estimate(label(), smoothing=smoothing)
+    with pytest.raises(PriorError, match="`smoothing_mm` must be a length from 0 to 100 mm"):
+        SpatialPrior.estimate(label(), bins=None, smoothing_mm=smoothing)
 
 
 @pytest.mark.parametrize("count", [-5, 1.5, True])

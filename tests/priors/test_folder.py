@@ -105,6 +105,8 @@ def test_the_record_decides_whose_prior_it_is(labels, tmp_path):
     with pytest.warns(UserWarning, match="does not contain organ 3: skipped"):
         estimate_priors(labels, organs=[1, 3], folder=tmp_path, bins=3)
     one, three = prior_path(tmp_path, 1), prior_path(tmp_path, 3)
+    for cases in tmp_path.glob("*_cases.npz"):
+        cases.unlink()
     one.rename(tmp_path / "x.nii.gz")
     three.rename(one)
     (tmp_path / "x.nii.gz").rename(three)

@@ -412,11 +412,11 @@ def test_the_spacing_of_an_oblique_first_scan_is_its_own(plain):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bins": 0}, "`bins` must be at least 1, got 0"),
+        ({"bins": 0}, "`bins` must be a whole number of at least 1, got 0"),
         ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
-        ({"smoothing_mm": -1.0}, "`smoothing_mm` must be a length of at least 0 mm, got -1"),
-        ({"smoothing_mm": float("nan")}, "`smoothing_mm` must be a length .* 0 mm, got nan"),
-        ({"smoothing_mm": float("inf")}, "`smoothing_mm` must be a length .* 0 mm, got inf"),
+        ({"smoothing_mm": -1.0}, "`smoothing_mm` must be a length from 0 to 100 mm, got -1"),
+        ({"smoothing_mm": float("nan")}, "`smoothing_mm` must be a length .* mm, got nan"),
+        ({"smoothing_mm": float("inf")}, "`smoothing_mm` must be a length .* mm, got inf"),
         ({"smoothing_mm": "best"}, "`smoothing_mm` must be a length, 'auto' or None, got 'best'"),
         ({"smoothing_mm": 6.0, "bins": 5}, "in bins is not smoothed, got `bins` 5 .* 6.0: give"),
         ({"center": "top"}, "`center` must be 'bbox', 'mass' or 'groupwise', got 'top'"),

@@ -137,7 +137,7 @@ def test_newer_format(tmp_path, random_prior):
         (lambda r: r.update(volumes_ml={"mean": 1}), "not a valid prior: .*missing 3 required"),
         (lambda r: r.pop("log_likelihood"), "not a valid prior: its record lacks 'log_lik"),
         (lambda r: r.update(organ="liver"), "not a valid prior: invalid literal"),
-        (lambda r: r.update(case_count=None), "not a valid prior: int"),
+        (lambda r: r.update(case_count=None), "not a valid prior: `case_count` must be"),
         (lambda r: r.update(center="top"), "not a valid prior: `center` must be"),
     ],
 )

@@ -149,6 +149,6 @@ def test_names_that_lead_elsewhere_are_refused(name):
 
 
 def test_two_scans_of_one_name_are_refused():
-    items = [{"image": f"/{n}/ct.nii.gz", "name": n} for n in ("A", "a")]
+    items = [{"image": f"/{n}/ct.nii.gz", "name": name} for n, name in (("x", "A"), ("y", "a"))]
     with pytest.raises(DatasetError, match="names of their own, got 'a' twice"):
         ScanNames(items)

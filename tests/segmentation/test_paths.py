@@ -26,7 +26,7 @@ def test_results_lie_in_the_folder_that_was_named(tmp_path, model, sign):
     write_scan(scan, mask, np.diag([-3.0, 2.0, 5.0, 1.0]))
     models, bundle_overlay = tmp_path / f"models{sign}2", tmp_path / f"overlay{sign}.yaml"
     shutil.copytree(model["models"], models)
-    shutil.copy(model["overlays"][0], bundle_overlay)
+    shutil.copy(model["models"] / "threshold.yaml", bundle_overlay)
     others = {p.name for p in tmp_path.iterdir()}
     out = tmp_path / f"results{sign}1"
     segment([scan], out, models=models, overlays=[bundle_overlay])

@@ -36,6 +36,7 @@ from stipple_monai.data.checks import check_pair
 from stipple_monai.errors import DatasetError, PositionError, PriorError
 from stipple_monai.priors.organ import organ_position
 from stipple_monai.priors.prior import SpatialPrior
+from stipple_monai.pseudo_labels import select_certain
 from stipple_monai.pseudo_labels.selection import select_top_k
 from stipple_monai.transforms import (
     POSITION_KEY,
@@ -52,6 +53,7 @@ from stipple_monai.transforms import (
     PriorAugmentd,
     SelectPseudoLabels,
     SelectPseudoLabelsd,
+    SliceMajord,
     SpacingScand,
 )
 
@@ -100,6 +102,7 @@ CASES = {
         "probability",
         "probability",
     ),
+    "SliceMajor": Case(lambda **k: SliceMajord("image", **k), None, "image", "image"),
     "DecideLabel": Case(
         lambda **k: DecideLabeld("probability", "dice", **k),
         lambda: DecideLabel("dice"),
@@ -111,8 +114,8 @@ CASES = {
         lambda **k: CheckPaird(("image", "label"), classes=3, **k), None, "image", ()
     ),
 }
-# subclasses of MONAI's transforms, compared with those
-OF_MONAI = {"LoadScan", "SpacingScan"}
+# MONAI's transforms but for some of it, compared with those; slices in `test_slices`
+OF_MONAI = {"LoadScan", "SpacingScan", "RandSliceAffine"}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 every_array = pytest.mark.parametrize(
     "case", [c for c in CASES.values() if c.array], ids=[n for n, c in CASES.items() if c.array]
@@ -707,6 +710,17 @@ def test_pseudo_labels_are_those_of_the_function(options):
     torch.testing.assert_close(result.affine, torch.from_numpy(AFFINE))
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"minimum": 0.6}, {"background_minimum": 0.9}, {"components": 1, "ignore": 99}]
+)
+def test_certain_pseudo_labels_are_those_of_the_function(options):
+    data = sample()
+    result = SelectPseudoLabelsd("probability", "certain", **options)(data)["probability"]
+    expected = select_certain(data["probability"].as_tensor(), **options)
+    assert torch.equal(result.as_tensor(), expected)
+    assert len(torch.unique(expected)) > 1
+
+
 def test_pseudo_labels_can_be_inverted():
     before = Orientationd("probability", axcodes="RAS", labels=None)
     original = sample()
@@ -867,9 +881,13 @@ def test_spacing_leaves_positions_alone(keys):
         (
             lambda: PriorAugment((1, -1, 1)),
             PositionError,
-            r"`translation_mm` must be at least 0 along each axis, got \(1, -1, 1\)",
+            r"`translation_mm` must be finite and at least 0 along each axis, got \(1, -1, 1\)",
         ),
-        (lambda: PriorAugment(float("nan")), PositionError, "`translation_mm` must be at least 0"),
+        (
+            lambda: PriorAugment(float("nan")),
+            PositionError,
+            "`translation_mm` must be finite and at least 0",
+        ),
         (
             lambda: PriorAugment(1, dropout=1.2),
             PositionError,
@@ -909,3 +927,7 @@ def test_errors_of_a_call():
         PriorAlign(PRIORS, mode="cubic")(image, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="exactly one of `share` and `count`"):
         SelectPseudoLabels()(sample()["probability"])
+    with pytest.raises(ValueError, match="`rule` must be 'top_k' or 'certain', got 'best'"):
+        SelectPseudoLabels("best")
+    with pytest.raises(ValueError, match="`share` and `count` must be None with the rule 'certain"):
+        SelectPseudoLabels("certain", share=0.5)
