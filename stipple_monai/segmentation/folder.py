@@ -48,17 +48,8 @@ def begin_results(
     targets = [path, *(out / name for name in (*TABLES, *others)), *results]
     inputs = [file for item in items for file in files_of_item(item, ("image",))]
     refuse_inputs(targets, inputs)
-    if not ours and not overwrite and (records or any(p.exists() for p in results)):
-        there = next(p for p in [*targets, *out.glob(f"*{RECORD}")] if p.exists())
-        raise DatasetError(
-            f"`out` must have no results made with other settings, got {there}: choose another "
-            "folder, or replace them with --overwrite."
-        )
-    if not ours and records.keys() - names:
-        raise DatasetError(
-            f"`out` has results of other scans made with other settings, such as "
-            f"{min(records.keys() - names)}: choose another folder."
-        )
+    if not ours:
+        _refuse_others(out, targets, results, records, names, overwrite=overwrite)
     if ours:
         adopt(out, targets)
     claim(out, targets, inputs=inputs)
@@ -75,6 +66,28 @@ def begin_results(
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
     return [item for item in items if item["name"] not in records]
+
+
+def _refuse_others(
+    out: Path,
+    targets: Sequence[Path],
+    results: Sequence[Path],
+    records: Mapping[str, Any],
+    names: set[str],
+    *,
+    overwrite: bool,
+) -> None:
+    if not overwrite and (records or any(p.exists() for p in results)):
+        there = next(p for p in [*targets, *out.glob(f"*{RECORD}")] if p.exists())
+        raise DatasetError(
+            f"`out` must have no results made with other settings, got {there}: choose another "
+            "folder, or replace them with --overwrite."
+        )
+    if records.keys() - names:
+        raise DatasetError(
+            f"`out` has results of other scans made with other settings, such as "
+            f"{min(records.keys() - names)}: choose another folder."
+        )
 
 
 def _refuse_other_scan(record: Mapping[str, Any], item: Mapping[str, Any]) -> None:

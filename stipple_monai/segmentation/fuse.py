@@ -111,16 +111,30 @@ def fuse(
         todo = begin_results(out, items, settings, overwrite=overwrite, others=(CALIBRATION, GAIN))
         left = {item["name"] for item in todo}
         if left:
-            numbers = _calibrations(run, maps, truths, progress=progress)
-            numbers[""].save(out / CALIBRATION)
-            waiting = [each for each in maps if each.name in left]
-            for each in tqdm(waiting, desc="fuse", unit="scan", disable=None if progress else True):
-                calibration = numbers.get(each.name, numbers[""])
-                _write(run, each, out, calibration, decide, truths.get(each.name))
+            _fuse_all(run, maps, truths, out, left=left, decide=decide, progress=progress)
         add_remarks(out, priors=known)
         if truths:
             write_csv(out / GAIN, GAIN_COLUMNS, _gain(out))
         return write_tables(out)
+
+
+def _fuse_all(
+    run: _Run,
+    maps: Sequence[MapFile],
+    truths: Mapping[str, Path],
+    out: Path,
+    *,
+    left: set[str],
+    decide: DecideLabel,
+    progress: bool,
+) -> None:
+    """Calibrate, and write the scans whose names are ``left``."""
+    numbers = _calibrations(run, maps, truths, progress=progress)
+    numbers[""].save(out / CALIBRATION)
+    waiting = [each for each in maps if each.name in left]
+    for each in tqdm(waiting, desc="fuse", unit="scan", disable=None if progress else True):
+        calibration = numbers.get(each.name, numbers[""])
+        _write(run, each, out, calibration, decide, truths.get(each.name))
 
 
 class _Run(NamedTuple):
