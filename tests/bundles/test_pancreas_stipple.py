@@ -55,6 +55,7 @@ OVERLAYS = {
     "mlflow": ("train",),
     "multi_gpu_train": ("train",),
     "naive_position": ("inference",),
+    "paper": BASES,
     "patch_3d": ("train", "inference"),
     "phantom": BASES,
     "pseudo_label": ("inference",),

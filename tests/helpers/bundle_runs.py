@@ -18,7 +18,15 @@ BUNDLE = REPOSITORY / "bundles" / "pancreas_stipple"
 CONFIGS = BUNDLE / "configs"
 # the configs choose the device; these tests are about the CPU unless they say otherwise
 CPU = "$torch.device('cpu')"
-NETWORK = {"channels": [8, 16], "slice_size": [32, 32], "num_workers": 0, "device": CPU}
+# what a network of an epoch says is too little for the constants of the fusion
+EQUATION_2 = {"calibration": "equation_2", "decision": "argmax"}
+NETWORK = {
+    "channels": [8, 16],
+    "slice_size": [32, 32],
+    "num_workers": 0,
+    "device": CPU,
+    **EQUATION_2,
+}
 TRAINING = {
     **NETWORK,
     "slices_per_scan": 24,
@@ -26,6 +34,10 @@ TRAINING = {
     "batch_size": 6,
     "learning_rate": 0.02,
     "progress": False,
+    "prior_dropout": 0.25,
+    "rotation_degrees": 6,
+    "zoom": 0.1,
+    "vary_intensities": False,
 }
 # what a network sees after an epoch is nowhere certain
 INFERENCE = {**NETWORK, "progress": False, "minimum_confidence": 0}
