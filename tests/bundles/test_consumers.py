@@ -138,7 +138,9 @@ def test_label_trains_on_its_own_scans(runs, bundle, validation):
     parser.read_config(str(bundle / "configs" / "train.yaml"))
     items = labelled_items(runs)
     handlers = parser.get("train#handlers")
-    assert not [h for h in handlers if h.get("_target_") == "CheckpointLoader"]
+    assert not [
+        h for h in handlers if isinstance(h, dict) and h.get("_target_") == "CheckpointLoader"
+    ]
     loader = {
         "_target_": "CheckpointLoader",
         "load_path": str(bundle / "models" / "model.pt"),

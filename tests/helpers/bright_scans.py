@@ -14,6 +14,13 @@ KNOBS = {
     "progress": False,
     "minimum_confidence": 0,
     "device": "$torch.device('cpu')",
+    # what so small a network says is too little for the constants of the fusion
+    "calibration": "equation_2",
+    "decision": "argmax",
+    "prior_dropout": 0.25,
+    "rotation_degrees": 6,
+    "zoom": 0.1,
+    "vary_intensities": False,
 }
 """Of the bundle's configs, to train on such scans."""
 

@@ -19,6 +19,8 @@ NETWORK = {
     "num_workers": 0,
     "device": "$torch.device('cpu')",
     "progress": False,
+    "calibration": "equation_2",
+    "decision": "argmax",
 }
 
 

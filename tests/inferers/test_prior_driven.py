@@ -715,7 +715,7 @@ def test_a_calibration_of_the_network_the_inferer_or_a_file(way, tmp_path):
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_equation_2_on_demand_and_where_there_is_no_file(activation, tmp_path, caplog):
+def test_equation_2_on_demand_and_constants_where_there_is_no_file(activation, tmp_path, caplog):
     inputs, priors = batch_of(scan()), make_priors()
     net = PriorDrivenNet(
         Threshold(background=activation == "softmax"), image_channels=1, activation=activation
@@ -726,10 +726,18 @@ def test_equation_2_on_demand_and_where_there_is_no_file(activation, tmp_path, c
             SimpleInferer(), priors, calibration=str(tmp_path / "calibration.json")
         )
     assert "No calibration at" in caplog.text
-    assert torch.equal(missing(inputs, net).as_tensor(), plain)
+    constants = PriorDrivenInferer(
+        SimpleInferer(),
+        priors,
+        calibration=Calibration.unfitted(len(priors), activation=activation),
+    )
+    expected = constants(inputs, net).as_tensor()
+    assert not torch.equal(expected, plain)
+    assert torch.equal(missing(inputs, net).as_tensor(), expected)
     calibration = Calibration(*CALIBRATION.tensor().T.tolist(), activation=activation)
     net.calibrate(calibration)
-    assert not torch.equal(missing(inputs, net).as_tensor(), plain)
+    own = PriorDrivenInferer(SimpleInferer(), priors)(inputs, net).as_tensor()
+    assert torch.equal(missing(inputs, net).as_tensor(), own)
     infer = PriorDrivenInferer(SimpleInferer(), priors, calibration="equation_2")
     assert torch.equal(infer(inputs, net).as_tensor(), plain)
 
