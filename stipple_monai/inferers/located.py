@@ -106,7 +106,8 @@ def fuse_logits(
     Example:
         >>> label = torch.zeros(1, 12, 12, 12)
         >>> label[0, 3:8, 4:9, 2:7] = 1
-        >>> prior = SpatialPrior.estimate([MetaTensor(label, affine=torch.eye(4))], bins=None)
+        >>> scan = MetaTensor(label, affine=torch.eye(4))
+        >>> prior = SpatialPrior.estimate([scan], smoothing_mm=None)
         >>> logits = torch.cat([torch.zeros(1, 12, 12, 12), 8 * label - 4])[None]
         >>> fused = fuse_logits(logits, torch.eye(4), [prior])
         >>> fused.position_mm.tolist(), fused.logits.argmax(1).sum().item()

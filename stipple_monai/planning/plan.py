@@ -195,7 +195,7 @@ def _choose_network(picked: _Picked, found: Fingerprint, flat: Choice, device: s
     size = picked.take(key, rules.choose_size(found, spacing_mm, dimensions, device=device))
     channels, batch, why = _fit(picked, found, size, device)
     picked.take("channels", channels)
-    picked.take("batch_size", Choice(batch, why))
+    batch = picked.take("batch_size", Choice(batch, why))
     picked.take("sw_batch_size", Choice(2 * batch, "in inference, which keeps no gradients"))
     for name, choice in rules.choose_prior(found, spacing_mm).items():
         picked.take(name, choice)

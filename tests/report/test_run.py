@@ -245,7 +245,7 @@ def test_a_training(made, tmp_path):
     assert weights["last.pt"]["tensors"] == "not readable"
     assert {"setting": "config.max_epochs", "value": "3"} in table(page, "Settings and versions")
     (prior,) = table(page, "Priors")
-    assert (prior["name"], prior["cases"], prior["bin height (mm)"]) == ("liver", "1", "6.00")
+    assert (prior["name"], prior["cases"], prior["bin height (mm)"]) == ("liver", "1", "2.50")
     assert "Reference: s2, at the organ&#39;s true position" in text
     assert "<h3>s2 (reference)</h3>" in text
     assert 'class="layer layer-prior"' in text

@@ -170,7 +170,7 @@ def test_ellipsoid_is_the_distance_to_a_sphere_and_turns():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 15}, "`size` must be at least 16, got 15"),
+        ({"size": 15}, "`size` must be from 16 to .*, got 15"),
         ({"slices": (9, 8)}, r"`slices` must be \(fewest, most\), both positive, got \(9, 8\)"),
         ({"slices": (0, 8)}, "`slices` must be"),
         ({"slice_spacing_mm": (5.0, 3.0)}, "`slice_spacing_mm` must be .least, greatest."),

@@ -195,8 +195,8 @@ def test_options_out_of_range(tmp_path, paths):
     for wrong, message in (
         ({"organs": {99: 1}}, "`organs` map values of `tissues`"),
         ({"organs": {1: 300}}, "`organs` map values of `tissues`"),
-        ({"size": (8, 64, None)}, "`size` at least 16"),
-        ({"spacing_mm": (0.0, 1.0, 1.0)}, "`spacing_mm` must be positive"),
+        ({"size": (8, 64, None)}, "`size` from 16 to 1024"),
+        ({"spacing_mm": (0.0, 1.0, 1.0)}, "`spacing_mm` must be from 0.1"),
     ):
         with pytest.raises(ValueError, match=message):
             write_simulated(paths, tmp_path / "set", **(OPTIONS | wrong))

@@ -74,7 +74,14 @@ def test_the_folder_is_whole(trained, datalist):
     names = {path.name for path in out.iterdir()}
     assert names == {
         *("plan.yaml", "settings.json", "model.json", "overlays", "model.pt", "last.pt"),
-        *(f"prior_{VALUE}.nii.gz", "provenance.json", "curve.csv", "progress.png", "logs"),
+        *(
+            f"prior_{VALUE}.nii.gz",
+            f"prior_{VALUE}_cases.npz",
+            "provenance.json",
+            "curve.csv",
+            "progress.png",
+            "logs",
+        ),
     }
     model = read_model(out)
     assert dict(model.organs) == {VALUE: "spleen"}
