@@ -46,7 +46,12 @@ STANDARD = ("collections", "os", "pathlib", "typing")
 OTHERS = ("ignite", "matplotlib", "monai", "nibabel", "numpy", "np", "scipy", "torch")
 nitpick_ignore_regex = [(r"py:.*", rf"{name}(\..*)?") for name in (*STANDARD, *OTHERS)]
 # how annotations that were never evaluated spell some of them
-nitpick_ignore_regex += [("py:class", r"Tensor|Flip|tuple\[str|NDArray|Path|Block|Verdict")]
+nitpick_ignore_regex += [
+    (
+        "py:class",
+        r"Tensor|Flip|tuple\[str|NDArray|Path|Block|Verdict|stipple_monai\.priors\.cases\.(Cases|Volumes)",
+    )
+]
 
 html_theme = "pydata_sphinx_theme"
 html_title = project

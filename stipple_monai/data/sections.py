@@ -89,7 +89,7 @@ def keep_sections(
         there: other sections of the datalist.
 
     Returns:
-        The sections, and what is left out: those of ``there`` that are none of ``drawn``, and
+        Sections and what is left out, which are those of ``there`` that are none of ``drawn``, and
         items to validate and test on that have no label.
 
     Raises:

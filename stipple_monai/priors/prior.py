@@ -114,7 +114,7 @@ class SpatialPrior:
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
-        """Size of the box along R, A and S: the organ's largest extent, and a density's room."""
+        """Lengths of the box along R, A and S, with the room of a density around the organ."""
         w, h, b = (n * s for n, s in zip(self.probability.shape, self.spacing_mm, strict=True))
         return w, h, b
 

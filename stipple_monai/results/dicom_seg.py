@@ -82,7 +82,7 @@ def write_dicom_seg(
 
     Raises:
         DatasetError: a file lacks what a segmentation needs.
-        OptionalImportError: highdicom is missing.
+        ImportError: highdicom is missing.
     """
     # DICOM's world is LPS
     values = label.as_tensor()[0].cpu().numpy().astype(np.uint8)
@@ -99,7 +99,7 @@ def check_dicom_seg(files: Sequence[str]) -> None:
 
     Raises:
         DatasetError: a file lacks it.
-        OptionalImportError: highdicom is missing.
+        ImportError: highdicom is missing.
     """
     series = open_series(Path(files[0]).parent)
     empty: NDArray[np.uint8] = np.zeros(series.shape, np.uint8)

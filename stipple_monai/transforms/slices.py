@@ -56,9 +56,14 @@ class RandSliceAffined(Randomizable, MapTransform):
 
     Args:
         keys: image, label, …; all are moved alike.
-        prob, spatial_size, rotate_range, shear_range, translate_range, scale_range, mode,
-            padding_mode: as for ``monai.transforms.RandAffined``; ``mode`` is ``"bilinear"`` or
-            ``"nearest"`` for each key.
+        prob: as for ``monai.transforms.RandAffined``.
+        spatial_size: likewise.
+        rotate_range: likewise.
+        shear_range: likewise.
+        translate_range: likewise.
+        scale_range: likewise.
+        mode: ``"bilinear"`` or ``"nearest"`` for each key.
+        padding_mode: as for ``monai.transforms.RandAffined``.
         allow_missing_keys: do nothing for what is missing.
 
     Example:
