@@ -31,7 +31,7 @@ from stipple_monai.priors import (
     organ_position,
     prior_path,
 )
-from stipple_monai.pseudo_labels import select_top_k
+from stipple_monai.pseudo_labels import select_certain, select_top_k
 from stipple_monai.transforms import *  # noqa: F403
 from stipple_monai.transforms import __all__ as _transforms
 
@@ -63,6 +63,7 @@ __all__ = [
     "prior_driven_softmax",
     "prior_path",
     "reliability",
+    "select_certain",
     "select_top_k",
     "sigmoid_logits",
     "softmax_logits",

@@ -15,8 +15,10 @@ from stipple_monai.commands import (
     check,
     demo,
     evaluate,
+    fuse,
     ingest,
     phantom,
+    place,
     plan,
     prior,
     publish,
@@ -42,7 +44,7 @@ shtab, has_shtab = optional_import("shtab")
 GROUPS = {
     "data": (ingest, check, split, plan),
     "train": (prior, train, calibrate, self_train, evaluate, study, adopt),
-    "use": (segment, report, publish),
+    "use": (segment, fuse, place, report, publish),
     "try": (demo, phantom, simulate),
 }
 """The commands by what a person does, in the order of ``--help``."""

@@ -19,7 +19,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # a test that uses one of these waits for a training
 TRAINED = {"runs", "published", "trained", "bundle"}
 # files with most to do: a worker begins with each of these, in this order, and small ones fill up
-FIRST = ("self_training/test_rounds", "bundles/test_pancreas_stipple", "study/test_run")
+FIRST = ("study/test_run", "bundles/test_pancreas", "project/test_examples", "self_training")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -109,7 +109,7 @@ def run_bundle_commands(root):
     }.items():
         out = str(root / "eval" / name)
         it.run("inference", "evaluate", *overlays, **INFERENCE, output_dir=out)
-    it.run("inference", "pseudo_label", **INFERENCE)
+    it.run("inference", "pseudo_label", **INFERENCE, share=0.5)
     it.models("round_1")
     again = {"models_dir": str(root / "round_1"), "output_dir": str(root / "eval" / "round_1")}
     it.pseudo.run("train", **TRAINING, **again)

@@ -23,7 +23,8 @@ def add_parser(commands: Commands) -> None:
     for name in ("overlays", "train-overlays", "infer-overlays"):
         parser.add_argument(f"--{name}", nargs="*", default=[], help="names or paths of configs")
     gamma = parser.add_mutually_exclusive_group()
-    gamma.add_argument("--shares", nargs="*", type=float, default=[0.5], help="γ of each round")
+    gamma.add_argument("--shares", nargs="*", type=float, help="γ of each round, as in the paper")
+    gamma.add_argument("--rounds", type=whole_number, help="by certainty instead; default 1")
     gamma.add_argument("--counts", nargs="+", type=int, help="γ of each round as voxels")
     parser.add_argument("--minimum", type=float, default=0.0, help="least probability of a voxel")
     parser.add_argument("--components", type=int, help="only the largest components of an organ")
@@ -39,6 +40,7 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the rounds, and print the folder of the last."""
     knobs, overlays = read_knobs(options.set), list(options.overlays)
+    rounds = 1 if options.rounds is None else options.rounds
     with progress_only():
         if options.plan is not None:
             overlays.append(options.plan)
@@ -54,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
             overlays=overlays,
             train_overlays=options.train_overlays,
             infer_overlays=options.infer_overlays,
-            shares=options.shares,
+            shares=[None] * rounds if options.shares is None else options.shares,
             counts=options.counts,
             minimum=options.minimum,
             components=options.components,

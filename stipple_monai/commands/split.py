@@ -11,6 +11,7 @@ from stipple_monai.data import (
     assign_folds,
     fold_sections,
     fold_strata,
+    keep_sections,
     read_content,
     read_datalist,
     read_nnunet_splits,
@@ -72,13 +73,7 @@ def run(options: argparse.Namespace) -> None:
     if options.fold is not None:
         sections = _sections_of_fold(options)
     elif options.labelled is not None:
-        sections = split_datalist(
-            read_datalist(options.datalist, options.section),
-            labelled=options.labelled,
-            validation=options.validation,
-            test=options.test,
-            seed=options.seed,
-        )
+        sections = _drawn(options)
     else:
         items = _with_folds(options)
         sections = {**read_sections(options.datalist), options.section: items}
@@ -90,6 +85,23 @@ def run(options: argparse.Namespace) -> None:
     claim(options.out.parent, [options.out], inputs=inputs)
     write_datalist(options.out, sections, metadata=kept)
     print(", ".join(f"{name}: {len(items)}" for name, items in sections.items()))
+
+
+def _drawn(options: argparse.Namespace) -> dict[str, list[Item]]:
+    """Sections drawn from one, behind what the datalist has in them; says what is left out."""
+    drawn = split_datalist(
+        read_datalist(options.datalist, options.section),
+        labelled=options.labelled,
+        validation=options.validation,
+        test=options.test,
+        seed=options.seed,
+    )
+    there = read_sections(options.datalist)
+    there.pop(options.section, None)
+    sections, left = keep_sections(drawn, there)
+    for name, items in left.items():
+        print(f"left out: {name}, {len(items)} of {options.datalist}")
+    return sections
 
 
 def _check(options: argparse.Namespace) -> None:

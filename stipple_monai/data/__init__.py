@@ -16,11 +16,9 @@ from stipple_monai.data.datalist import (
     files_of_item,
     ignored_value,
     label_names,
-    patient_of,
     read_content,
     read_datalist,
     read_sections,
-    split_datalist,
     write_datalist,
 )
 from stipple_monai.data.folds import (
@@ -49,6 +47,11 @@ from stipple_monai.data.naming import (
 from stipple_monai.data.repeated import (
     RepeatedDataset,
 )
+from stipple_monai.data.sections import (
+    keep_sections,
+    patient_of,
+    split_datalist,
+)
 from stipple_monai.data.strata import (
     fold_strata,
     organ_volumes,
@@ -70,6 +73,7 @@ __all__ = [
     "fold_sections",
     "fold_strata",
     "ignored_value",
+    "keep_sections",
     "label_names",
     "onto_grid",
     "organ_volumes",

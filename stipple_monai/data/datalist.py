@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.data import partition_dataset
-
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_json, whole_file
 
@@ -23,91 +21,6 @@ Item = dict[str, Any]
 
 PATH_KEYS = ("image", "label", "truth")
 """The keys of an item whose values are paths."""
-
-
-def split_datalist(
-    items: Iterable[Mapping[str, Any]], *, labelled: int, validation: int, test: int, seed: int
-) -> dict[str, list[Item]]:
-    """Divide patients into those that train with label, train without, validate and test.
-
-    Patients are drawn uniformly without replacement. For one seed, the test and validation sets
-    are the same for any ``labelled``, and fewer labelled patients are a subset of more. The order
-    of ``items`` does not matter. Patients with an item that has no label train without.
-
-    Args:
-        items: all items.
-        labelled: patients in section ``training``.
-        validation: patients in section ``validation``.
-        test: patients in section ``test``.
-        seed: of the draw.
-
-    Returns:
-        The sections ``training``, ``unlabelled``, ``validation`` and ``test``. Items of
-        ``unlabelled`` have what was their ``label`` under ``truth``.
-
-    Raises:
-        ValueError: if ``labelled`` is not positive, or another count is negative.
-        DatasetError: if an item has no image, an image comes twice, or there are too few patients.
-
-    Example:
-        >>> items = [{"image": f"{i}.nii.gz", "label": f"{i}_seg.nii.gz"} for i in range(9)]
-        >>> sections = split_datalist(items, labelled=2, validation=1, test=2, seed=0)
-        >>> {name: len(section) for name, section in sections.items()}
-        {'training': 2, 'unlabelled': 4, 'validation': 1, 'test': 2}
-        >>> sorted(sections["unlabelled"][0])
-        ['image', 'truth']
-    """
-    if labelled < 1 or validation < 0 or test < 0:
-        raise ValueError(
-            "`labelled` must be at least 1, `validation` and `test` at least 0, "
-            f"got {labelled}, {validation} and {test}."
-        )
-    patients = _by_patient(items)
-    annotated = [
-        name for name in sorted(patients) if all("label" in item for item in patients[name])
-    ]
-    rest = len(annotated) - labelled - validation - test
-    if rest < 0:
-        raise DatasetError(
-            f"`items` must hold at least {labelled} + {validation} + {test} patients with labels, "
-            f"got {len(annotated)}. Ask for fewer."
-        )
-    # whole numbers that add up to the number of patients are kept by the rounding of ratios;
-    # `labelled` comes after the held-out sets, so that it changes neither of them
-    held_out, tuned, taught, untaught = partition_dataset(
-        annotated, ratios=[test, validation, labelled, rest], shuffle=True, seed=seed
-    )
-    untaught += [name for name in sorted(patients) if name not in set(annotated)]
-    drawn = {"training": taught, "unlabelled": untaught, "validation": tuned, "test": held_out}
-    sections = {
-        section: [item for name in names for item in patients[name]]
-        for section, names in drawn.items()
-    }
-    for item in sections["unlabelled"]:
-        if "label" in item:
-            item["truth"] = item.pop("label")
-    return sections
-
-
-def _by_patient(items: Iterable[Mapping[str, Any]]) -> dict[str, list[Item]]:
-    patients: dict[str, list[Item]] = {}
-    images = set()
-    for item in items:
-        if "image" not in item:
-            raise DatasetError(f'`items` must all have an "image", got {dict(item)}.')
-        # links and spellings of a path are one scan
-        named = files_of_item(item, ("image",))
-        image = tuple(os.path.realpath(file) for file in map(str, named))
-        if image in images:
-            raise DatasetError(f"`items` must not have an image twice, got {item['image']} again.")
-        images.add(image)
-        patients.setdefault(patient_of(item), []).append(dict(item))
-    return patients
-
-
-def patient_of(item: Mapping[str, Any]) -> str:
-    """Whose scan an item is: its ``patient``, or else its image."""
-    return str(item.get("patient", item["image"]))
 
 
 def files_of_item(item: Mapping[str, Any], path_keys: Sequence[str] = PATH_KEYS) -> list[str]:
@@ -154,6 +67,7 @@ def read_datalist(
     else:
         content, base = {section: list(path)}, str(base_dir or Path.cwd())
         path = Path("the list of scans")
+    _refuse_nnunet(content, path)
     named = {name: value for name, value in content.items() if isinstance(value, list)}
     if optional and not named.get(section):
         return []
@@ -194,7 +108,9 @@ def _with_paths(entry: Any, base: str, path_keys: Sequence[str], *, place: str) 
 def read_sections(path: str | Path, *, base_dir: str | Path | None = None) -> dict[str, list[Item]]:
     """Read all sections of a datalist, see :func:`read_datalist`; an empty one stays empty."""
     path = Path(path)
-    names = [name for name, value in read_content(path).items() if isinstance(value, list)]
+    content = read_content(path)
+    _refuse_nnunet(content, path)
+    names = [name for name, value in content.items() if isinstance(value, list)]
     return {name: read_datalist(path, name, base_dir=base_dir, optional=True) for name in names}
 
 
@@ -291,7 +207,7 @@ def read_content(path: Path) -> dict[str, Any]:
         DatasetError: the file is missing, not JSON or no object.
     """
     if not path.is_file():
-        raise DatasetError(f"`path` must be a datalist, got {path}, which is no file.")
+        raise DatasetError(f"`path` must be a datalist, got {path}, which is {_what_else(path)}")
     try:
         content = read_json(path)
     except ValueError as error:
@@ -299,6 +215,24 @@ def read_content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DatasetError(f"`path` must hold a JSON object, got {path}: a {type(content)}.")
     return content
+
+
+def _refuse_nnunet(content: Mapping[str, Any], path: Path) -> None:
+    if "numTraining" in content and not any(isinstance(v, list) for v in content.values()):
+        raise DatasetError(
+            f"`path` must be a datalist, got {path}, which is nnU-Net's and lists no scans: run "
+            "`ingest` on its folder first."
+        )
+
+
+def _what_else(path: Path) -> str:
+    """What a path is that is no file, and what to do about it."""
+    if not path.is_dir():
+        return "no file."
+    inside = path / "dataset.json"
+    if inside.is_file() and any(isinstance(v, list) for v in read_content(inside).values()):
+        return "a folder: give its dataset.json."
+    return "a folder: run `ingest` on it first, if it has scans and labels."
 
 
 def _listed(value: Any) -> list[Any]:

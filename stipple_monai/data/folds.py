@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from stipple_monai.data.datalist import Item, patient_of
+from stipple_monai.data.datalist import Item
 from stipple_monai.data.naming import stem_of
+from stipple_monai.data.sections import patient_of
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_json, whole_file
 

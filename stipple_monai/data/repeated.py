@@ -1,6 +1,9 @@
 """Scans of which several slices or patches are drawn in an epoch."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from itertools import cycle, islice
 from typing import Any
 
 from monai.data import CacheDataset
@@ -15,17 +18,25 @@ class RepeatedDataset(CacheDataset):
     Args:
         data: the items.
         transform: as for ``CacheDataset``; what is random in it is drawn anew each time.
-        repeats: how often an epoch has each item.
+        repeats: how often an epoch has each item; its length is the number of items times this.
+        labelled_share: part of the epoch in (0, 1) that labelled items have, however many others
+            carry a pseudo-label (the key ``pseudo_label``). Within both groups items come in
+            turns. Shuffled, that is the share of every batch in expectation. None, and where one
+            of the groups is empty: all items alike. An epoch too short for each item to occur is
+            made longer.
         **kwargs: as for ``CacheDataset``, but for ``hash_as_key``, which is set.
 
     Raises:
-        ValueError: ``repeats`` is below 1.
+        ValueError: ``repeats`` is below 1, or ``labelled_share`` is out of its range.
 
     Example:
         >>> items = [{"x": 1}, {"x": 2}]
         >>> dataset = RepeatedDataset(items, repeats=3, num_workers=0, progress=False)
         >>> len(dataset), [dataset[i]["x"] for i in (0, 1, 2, 5)]
         (6, [1, 2, 1, 2])
+        >>> items = [{"x": 1}, {"x": 2, "pseudo_label": {}}, {"x": 3, "pseudo_label": {}}]
+        >>> [item["x"] for item in turns(items, repeats=2, labelled_share=0.5)]
+        [1, 1, 1, 2, 3, 2]
     """
 
     def __init__(
@@ -34,8 +45,33 @@ class RepeatedDataset(CacheDataset):
         transform: Callable[..., Any] | None = None,
         *,
         repeats: int,
+        labelled_share: float | None = None,
         **kwargs: Any,
     ) -> None:
-        if repeats < 1:
-            raise ValueError(f"`repeats` must be at least 1, got {repeats}: draw more of each.")
-        super().__init__(list(data) * repeats, transform, hash_as_key=True, **kwargs)
+        items = turns(data, repeats=repeats, labelled_share=labelled_share)
+        super().__init__(items, transform, hash_as_key=True, **kwargs)
+
+
+def turns(data: Sequence[Any], *, repeats: int, labelled_share: float | None = None) -> list[Any]:
+    """The items of an epoch, see :class:`RepeatedDataset`; with a share, labelled ones first."""
+    if repeats < 1:
+        raise ValueError(f"`repeats` must be at least 1, got {repeats}: draw more of each.")
+    if labelled_share is not None and not 0 < labelled_share < 1:
+        raise ValueError(
+            f"`labelled_share` must lie in (0, 1), got {labelled_share}: None draws all items "
+            "alike."
+        )
+    pseudo = [item for item in data if isinstance(item, Mapping) and "pseudo_label" in item]
+    labelled = [item for item in data if not (isinstance(item, Mapping) and "pseudo_label" in item)]
+    if labelled_share is None or not pseudo or not labelled:
+        return list(data) * repeats
+    share = Fraction(str(labelled_share))
+    total = max(
+        len(data) * repeats,
+        math.ceil(len(labelled) / share),
+        math.ceil(len(pseudo) / (1 - share)),
+    )
+    # halves up: a labelled item is worth more than a pseudo-labelled one
+    first = math.floor(total * share + Fraction(1, 2))
+    first = min(max(first, len(labelled)), total - len(pseudo))
+    return [*islice(cycle(labelled), first), *islice(cycle(pseudo), total - first)]

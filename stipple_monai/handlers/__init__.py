@@ -4,6 +4,9 @@ Words: a *record* says what a file was made with: settings, versions, data. Impo
 `inferers` and below.
 """
 
+from stipple_monai.handlers.averaging import (
+    WeightAverage,
+)
 from stipple_monai.handlers.progress import (
     EpochLines,
     ProgressPicture,
@@ -40,6 +43,7 @@ __all__ = [
     "ProgressPicture",
     "RunRecord",
     "SliceDice",
+    "WeightAverage",
     "WeightsLoader",
     "WholeBatch",
     "WholeCheckpointSaver",

@@ -39,8 +39,8 @@ COLUMNS = ("scale", "strength", "offset", "scale_alone", "offset_alone")
 """Of the tensor that the fusion takes."""
 
 UNFITTED_SCALE, UNFITTED_STRENGTH, UNFITTED_OFFSET = 0.2, 0.5, 0.5
-"""Where nothing is fitted: on real CT and MR with 2 to 8 labelled scans they cost 0.7 points of Dice
-against numbers that were fitted for each network, see `docs/results.md`."""
+"""Where nothing is fitted: on real CT and MR with 2 to 8 labelled scans they cost 0.7 points of
+Dice against numbers that were fitted for each network, see `docs/results.md`."""
 
 
 @dataclass(frozen=True)

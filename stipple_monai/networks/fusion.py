@@ -245,7 +245,8 @@ def _check_arguments(
     floor: float,
     calibration: Tensor | None,
 ) -> None:
-    if logits.ndim < 2 or not logits.is_floating_point() or not prior.is_floating_point():
+    real = prior.is_floating_point() or prior.dtype == torch.bool  # a mask is a prior, too
+    if logits.ndim < 2 or not logits.is_floating_point() or not real:
         raise PriorError(
             "`logits` and `prior` must be of floating point and have the axes B and C, got "
             f"{logits.dtype} {list(logits.shape)} and {prior.dtype} {list(prior.shape)}"

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-__all__ = ["select_top_k"]
+from stipple_monai.pseudo_labels.checks import check_options, check_probability
 
-TOLERANCE = 1e-2
-"""Slack of the range and of the sums: overlapping windows and bfloat16 round by up to 4e-3."""
+__all__ = ["select_top_k"]
 
 
 def select_top_k(
@@ -70,18 +69,15 @@ def select_top_k(
         tensor([[  0, 255,   1, 255,   1,   0]], dtype=torch.uint8)
     """
     probability = probability.detach().as_subclass(torch.Tensor)
-    _check_probability(probability)
+    check_probability(probability)
     organs = max(probability.shape[0] - 1, 1)
-    for name, value in (("minimum", minimum), ("background_minimum", background_minimum)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must be a probability in [0, 1], got {value}.")
-    if not organs < ignore <= 255:
-        raise ValueError(
-            f"`ignore` must lie above the classes and fit uint8, in [{organs + 1}, 255], "
-            f"got {ignore}; 255 suits every number of organs."
-        )
-    if components is not None and components < 1:
-        raise ValueError(f"`components` must be at least 1, or None for all, got {components}.")
+    check_options(
+        organs,
+        minimum=minimum,
+        background_minimum=background_minimum,
+        components=components,
+        ignore=ignore,
+    )
     shares, counts = _amounts(share, count, organs)
 
     label = _predicted_class(probability)
@@ -90,7 +86,7 @@ def select_top_k(
     for organ in range(1, organs + 1):
         predicted = label == organ
         if components is not None:
-            largest = _largest_components(predicted, components)
+            largest = largest_components(predicted, components)
             label[predicted & ~largest] = ignore
             predicted = largest
         confidence = probability[organ % probability.shape[0]][predicted]
@@ -115,42 +111,12 @@ def _predicted_class(probability: torch.Tensor) -> torch.Tensor:
     return label
 
 
-def _largest_components(mask: torch.Tensor, number: int) -> torch.Tensor:
+def largest_components(mask: torch.Tensor, number: int) -> torch.Tensor:
     """The so many largest components of a mask; of equal ones, that which begins first."""
     found, _ = ndimage.label(mask.cpu().numpy())
     sizes = np.bincount(found.ravel())[1:]
     largest = np.argsort(-sizes, kind="stable")[:number] + 1
     return torch.from_numpy(np.isin(found, largest)).to(mask.device)
-
-
-def _check_probability(probability: torch.Tensor) -> None:
-    if probability.ndim < 2 or probability.numel() == 0 or not probability.is_floating_point():
-        raise ValueError(
-            "`probability` must be a non-empty floating-point (C, *spatial), got "
-            f"{probability.dtype} {tuple(probability.shape)}; pass a batch one by one."
-        )
-    if probability.shape[0] > 255:
-        raise ValueError(
-            "`probability` must have at most 255 channels (labels are uint8 and one value is "
-            f"`ignore`), got {probability.shape[0]}."
-        )
-    low, high = (float(extreme) for extreme in probability.aminmax())
-    # Written so that NaN, which aminmax propagates, fails too.
-    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
-        raise ValueError(
-            f"`probability` must lie in [0, 1], got [{low:g}, {high:g}]; apply softmax or "
-            "sigmoid to logits first."
-        )
-    if probability.shape[0] > 1:
-        total = probability[0].to(torch.promote_types(probability.dtype, torch.float32), copy=True)
-        for channel in probability[1:]:
-            total += channel
-        low, high = (float(extreme) for extreme in total.aminmax())
-        if not (low >= 1 - TOLERANCE and high <= 1 + TOLERANCE):
-            raise ValueError(
-                "`probability` must sum to 1 over its channels, background included, got sums "
-                f"in [{low:g}, {high:g}]; sigmoid outputs go in one organ at a time."
-            )
 
 
 def _amounts(

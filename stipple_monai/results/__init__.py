@@ -12,6 +12,15 @@ from stipple_monai.results.dicom_seg import (
 )
 from stipple_monai.results.grid_writer import (
     GridWriter,
+    on_grid_of,
+)
+from stipple_monai.results.placed_prior import (
+    place_prior,
+)
+from stipple_monai.results.remarks import (
+    add_remarks,
+    organ_remarks,
+    scan_remarks,
 )
 from stipple_monai.results.renaming import (
     rename_organs,
@@ -33,7 +42,9 @@ from stipple_monai.results.volumes import (
     ScanNames,
     VolumeTable,
     first_file,
+    organ_records,
     read_records,
+    write_record,
     write_tables,
 )
 
@@ -48,14 +59,21 @@ __all__ = [
     "ScoreTable",
     "Spread",
     "VolumeTable",
+    "add_remarks",
     "between_folds",
     "check_dicom_seg",
     "compare_paired",
     "first_file",
     "has_highdicom",
+    "on_grid_of",
+    "organ_records",
+    "organ_remarks",
+    "place_prior",
     "read_records",
     "rename_organs",
+    "scan_remarks",
     "score",
     "series_files",
+    "write_record",
     "write_tables",
 ]

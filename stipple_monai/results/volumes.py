@@ -30,7 +30,7 @@ RECORD = "_volumes.json"
 TABLES = ("volumes.csv", "volumes.json")
 """Files with the records of all scans."""
 
-COLUMNS = ("scan", "organ", "name", "volume_ml", "r_mm", "a_mm", "s_mm", "confidence")
+COLUMNS = ("scan", "organ", "name", "volume_ml", "r_mm", "a_mm", "s_mm", "confidence", "remarks")
 
 
 class ScanNames(Transform):
@@ -115,34 +115,62 @@ class VolumeTable:
 
     def _record(self, engine: Engine) -> None:
         for item in engine.state.output:
-            scan, label = item[self.image_key].meta["filename_or_obj"], item[self.pred_key]
+            scan = item[self.image_key].meta["filename_or_obj"]
             files = self.names.files[os.path.abspath(scan)]
-            record = {
-                "scan": scan,
-                # a scan in memory has none
-                "fingerprint": fingerprint(*files) if all(map(os.path.exists, files)) else None,
-                "organs": self._organs(label),
-            }
-            with whole_file(self.folder / f"{self.names[scan]}{RECORD}") as part:
-                part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            organs = organ_records(item[self.pred_key], self.organs, self.labels)
+            write_record(self.folder, self.names[scan], scan, files, organs)
 
-    def _organs(self, label: MetaTensor) -> list[dict[str, Any]]:
-        located = POSITION_META in label.meta
-        points = label.meta[POSITION_META].tolist() if located else [None] * len(self.organs)
-        sure = label.meta[CONFIDENCE_META].tolist() if located else [None] * len(self.organs)
-        volumes = organ_volumes(label, self.organs)
-        return [
-            {
-                "organ": organ,
-                "name": self.labels.get(organ, f"organ {organ}"),
-                "volume_ml": round(volume, 4),
-                "position_mm": None if point is None or math.isnan(sum(point)) else point,
-                "confidence": confidence,
-            }
-            for organ, volume, point, confidence in zip(
-                self.organs, volumes, points, sure, strict=True
-            )
-        ]
+
+def organ_records(
+    label: MetaTensor, organs: Sequence[int], names: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """What the record of a scan says of each organ.
+
+    Args:
+        label: on the scan's grid; positions and confidences are in its metadata, if there are any.
+        organs: label values in the order of the positions.
+        names: of the organs.
+    """
+    located = POSITION_META in label.meta
+    points = label.meta[POSITION_META].tolist() if located else [None] * len(organs)
+    sure = label.meta[CONFIDENCE_META].tolist() if located else [None] * len(organs)
+    volumes = organ_volumes(label, organs)
+    return [
+        {
+            "organ": organ,
+            "name": names.get(organ, f"organ {organ}"),
+            "volume_ml": round(volume, 4),
+            "position_mm": None if point is None or math.isnan(sum(point)) else point,
+            "confidence": confidence,
+        }
+        for organ, volume, point, confidence in zip(organs, volumes, points, sure, strict=True)
+    ]
+
+
+def write_record(
+    folder: str | Path,
+    name: str,
+    scan: str,
+    files: Sequence[str],
+    organs: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write that a scan is done, when its other files are there.
+
+    Args:
+        folder: of the results.
+        name: of the scan.
+        scan: its file.
+        files: all that were read for it.
+        organs: see :func:`organ_records`.
+    """
+    record = {
+        "scan": scan,
+        # a scan in memory has none
+        "fingerprint": fingerprint(*files) if all(map(os.path.exists, files)) else None,
+        "organs": list(organs),
+    }
+    with whole_file(Path(folder) / f"{name}{RECORD}") as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -171,7 +199,11 @@ def _row(row: Mapping[str, Any]) -> list[Any]:
     if len(where) != 3:
         raise ValueError(f"positions must be three numbers, got {point}")
     sure = "" if row["confidence"] is None else f"{row['confidence']:.3f}"
-    return [row["organ"], row["name"], f"{row['volume_ml']:.3f}", *where, sure]
+    return [row["organ"], row["name"], f"{row['volume_ml']:.3f}", *where, sure, _joined(row)]
+
+
+def _joined(*remarked: Mapping[str, Any]) -> str:
+    return "; ".join(str(text) for each in remarked for text in each.get("remarks", []))
 
 
 def write_tables(folder: str | Path) -> Path:
@@ -179,7 +211,8 @@ def write_tables(folder: str | Path) -> Path:
 
     A row of the CSV is a scan and organ: the volume in ml, the world point in RAS mm at which the
     prior was placed and its confidence in [0, 1]. The point is empty where the prior stayed
-    neutral, and both are where there is no prior. The JSON has the records by scan name.
+    neutral, and both are where there is no prior. Remarks are those of
+    `stipple_monai.results.remarks`. The JSON has the records by scan name.
 
     Returns:
         The path of ``volumes.csv``.
@@ -188,7 +221,7 @@ def write_tables(folder: str | Path) -> Path:
     rows = []
     for record in records.values():
         for row in record["organs"]:
-            rows.append([record["scan"], *_row(row)])
+            rows.append([record["scan"], *_row(row)[:-1], _joined(record, row)])
     with whole_file(folder / "volumes.json") as part:
         part.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     path = folder / "volumes.csv"

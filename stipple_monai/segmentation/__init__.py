@@ -1,13 +1,19 @@
-"""From scans to a folder of segmentations, with the bundle.
+"""From scans or probability maps to a folder of segmentations.
 
 Words: the *results* are a folder that knows the settings it was made with. Imports from `results`
 and below.
 """
 
+from stipple_monai.segmentation.fuse import (
+    fuse,
+    mean_gain,
+)
 from stipple_monai.segmentation.run import (
     segment,
 )
 
 __all__ = [
+    "fuse",
+    "mean_gain",
     "segment",
 ]

@@ -15,11 +15,10 @@ Files are whole or absent. The same command goes on with the scans that have no 
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +32,21 @@ from stipple_monai.bundle import (
     read_model,
     run_bundle,
 )
-from stipple_monai.data import (
-    files_of_item,
-    label_names,
-    write_datalist,
-)
+from stipple_monai.data import label_names, write_datalist
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import fingerprint, sha256, whole_file
-from stipple_monai.ownership import adopt, claim
+from stipple_monai.files import sha256
+from stipple_monai.priors import SpatialPrior, prior_path
 from stipple_monai.results import (
-    RECORD,
-    TABLES,
+    add_remarks,
     first_file,
     has_highdicom,
     read_records,
     rename_organs,
     write_tables,
 )
+from stipple_monai.segmentation.folder import begin_results
 from stipple_monai.segmentation.scans import find_scans, sound_scans
 
-SETTINGS = "settings.json"
 FREE = ("amp", "batch_size", "cache_rate", "device", "num_workers", "progress", "sw_batch_size")
 """Knobs that change how much is computed at once, not what."""
 
@@ -122,10 +116,11 @@ def segment(
         **flags,
     }
     with only_process(out):
-        missing = _begin(out, items, settings, overwrite=overwrite)
+        missing = begin_results(out, items, settings, overwrite=overwrite)
         given = {**flags, **options, "models_dir": models}
         faults += _run_all(configs, out, missing, used, given, labels=names)
         rename_organs(out, names)
+        add_remarks(out, priors=_priors(model), training=model.training)
         tables = write_tables(out)
     if faults:
         more = (
@@ -215,65 +210,14 @@ def _chain(error: BaseException | None) -> str:
     return "" if error is None else f"{error} {_chain(error.__cause__)}"
 
 
-def _begin(
-    out: Path, items: Sequence[dict[str, Any]], settings: dict[str, Any], *, overwrite: bool
-) -> list[dict[str, Any]]:
-    """Claim the folder for the settings, and tell which scans are to do."""
-    path, text = out / SETTINGS, json.dumps(settings, indent=2, default=str) + "\n"
-    ours = path.is_file() and path.read_text(encoding="utf-8") == text
-    names = {item["name"] for item in items}
-    records = read_records(out)
-    if not ours:
-        tables = [out / name for name in TABLES]
-        there = [p for p in [path, *tables, *_results(out, names)] if p.exists()]
-        if there and not overwrite:
-            raise DatasetError(
-                f"`out` must have no results made with other settings, got {there[0]}: choose "
-                "another folder, or replace them with --overwrite."
-            )
-        if records.keys() - names:
-            raise DatasetError(
-                f"`out` has results of other scans made with other settings, such as "
-                f"{min(records.keys() - names)}: choose another folder."
-            )
-    targets = [path, *(out / name for name in TABLES), *_results(out, names)]
-    if ours:
-        adopt(out, targets)
-    inputs = [file for item in items for file in files_of_item(item, ("image",))]
-    claim(out, targets, inputs=inputs)
-    if overwrite:
-        # First of all, so that an interrupted run goes on without --overwrite.
-        for name in names & records.keys():
-            (out / f"{name}{RECORD}").unlink()
-        records = {}
-    for item in items:
-        record = records.get(item["name"])
-        if record is not None:
-            _refuse_other_scan(record, item)
-    if not ours:
-        with whole_file(path) as part:
-            part.write_text(text, encoding="utf-8")
-    return [item for item in items if item["name"] not in records]
-
-
-def _refuse_other_scan(record: Mapping[str, Any], item: Mapping[str, Any]) -> None:
-    scan, files = first_file(item["image"]), files_of_item(item, ("image",))
-    changed = record.get("fingerprint") != fingerprint(*files)
-    if scan != record["scan"] or changed:
-        what = f"{scan}, which was changed since" if scan == record["scan"] else record["scan"]
-        raise DatasetError(
-            f"`out` has a segmentation called {item['name']!r} of {what}: choose another folder, "
-            "or replace it with --overwrite."
-        )
-
-
-def _results(out: Path, names: Iterable[str]) -> list[Path]:
-    endings = ("_seg.nii.gz", "_prob.nii.gz", "_seg.dcm", RECORD)
-    return [out / f"{name}{ending}" for name in sorted(names) for ending in endings]
-
-
 def _weights_and_priors(models: Path) -> list[Path]:
     return [models / "model.pt", *sorted(models.glob("prior_*.nii.gz"))]
+
+
+def _priors(model: Model) -> list[SpatialPrior]:
+    """The priors that the folder has; a network without prior has none."""
+    paths = [prior_path(model.folder, organ) for organ in model.organs]
+    return [SpatialPrior.load(path) for path in paths if path.is_file()]
 
 
 def _reason(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,19 @@ from tqdm import tqdm
 from stipple_monai.bundle import load_weights
 from stipple_monai.data import files_of_item, read_sections, stem_of
 from stipple_monai.errors import DatasetError
-from stipple_monai.pseudo_labels import select_top_k
+from stipple_monai.files import read_json, whole_file
+from stipple_monai.ownership import refuse_foreign
+from stipple_monai.pseudo_labels import select_certain, select_top_k
 from stipple_monai.transforms import CheckScand, LoadScand
 
 GIVEN = (
     *("bundle_root", "datalist", "models_dir", "output_dir", "locator_checkpoint"),
-    *("seed", "resume", "round", "share", "count", "minimum", "components"),
+    *("seed", "resume", "round", "share", "count", "minimum", "components", "selection"),
 )
 """Knobs of the configs that follow from the arguments of :func:`self_train`."""
+
+BY_CERTAINTY = {"share": None, "count": None}
+"""γ of a round whose pseudo-labels are chosen by certainty, see `select_certain`."""
 
 
 def round_sections(
@@ -55,7 +61,10 @@ def check_knobs_of_rounds(
     """Find before the first training what would stop one of the later stages."""
     undecided = torch.full((organs + 1, 1), 1 / (organs + 1))
     for gamma in gammas:
-        select_top_k(undecided, **gamma, **selection)
+        if gamma == BY_CERTAINTY:
+            select_certain(undecided, **selection)
+        else:
+            select_top_k(undecided, **gamma, **selection)
     if position_with not in ("newest", "first") and not Path(position_with).is_file():
         raise DatasetError(
             f'`position_with` must be "newest", "first" or a file of weights, got {position_with}.'
@@ -97,3 +106,33 @@ def check_unlabelled(items: Sequence[Mapping[str, Any]], channels: int) -> None:
                 f"{first}: rename one."
             )
         check(load({"image": item["image"]}))
+
+
+def remember(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse settings that contradict the rounds that are there; further rounds do not."""
+    asked = json.loads(json.dumps(settings))
+    if path.exists():
+        try:
+            before = read_json(path)
+        except ValueError as error:
+            raise DatasetError(f"{path} must be JSON that this command wrote: {error}.") from error
+        other = [n for n in asked if n != "gammas" and before.get(n, asked[n]) != asked[n]]
+        fewer, more = sorted((before["gammas"], asked["gammas"]), key=len)
+        if more[: len(fewer)] != fewer:
+            other.append("shares or counts")
+        if other:
+            raise DatasetError(
+                f"`out` must be a new folder, or started with what it was begun with; "
+                f"{path.parent} was begun with other {', '.join(other)}, see {path.name} there."
+            )
+        asked["gammas"] = more
+    else:
+        refuse_foreign(
+            path.parent,
+            [
+                *sorted(path.parent.glob("round_*")),
+                *(path.parent / name for name in ("rounds.csv", "comparison.csv")),
+            ],
+        )
+    with whole_file(path) as part:
+        part.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,9 @@ voxels of each organ as pseudo-labels, and trains the network of round t on the 
 all pseudo-labelled ones. Pseudo-labels are made anew in each round; none is kept from the one
 before. The paper takes one round at 50 % of labels and below, and two at 70 %.
 
+Or, without γ, pseudo-labels are chosen by certainty. Where there are labelled scans in
+``validation``, the networks of all rounds are compared on them.
+
 The folder tells how far it is::
 
     settings.json                       what it was started with
@@ -14,6 +17,7 @@ The folder tells how far it is::
     round_1/pseudo_labels/              SCAN_pseudo.nii.gz, datalist.json, quality.csv
     round_1/models/                     …
     rounds.csv                          quality of all rounds' pseudo-labels
+    comparison.csv                      Dice of all rounds on the validation scans, if any
     logs/                               TensorBoard, and a lock while a process works here
 
 A stage works in a folder that ends in ``.part`` and loses that ending when all of it is there.
@@ -25,7 +29,6 @@ complete.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -51,15 +54,16 @@ from stipple_monai.data import (
     write_datalist,
 )
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_json, sha256, whole_file
+from stipple_monai.files import sha256, whole_file
 from stipple_monai.handlers import data_fingerprint
-from stipple_monai.ownership import refuse_foreign
 from stipple_monai.self_training.checks import (
     check_knobs_of_rounds,
     check_unlabelled,
     locator_weights,
+    remember,
     round_sections,
 )
+from stipple_monai.self_training.comparison import RoundComparison
 from stipple_monai.self_training.quality import gather_quality, summarize_quality, write_quality
 from stipple_monai.training import describe
 
@@ -79,7 +83,7 @@ def self_train(
     overlays: Sequence[str | Path] = (),
     train_overlays: Sequence[str | Path] = (),
     infer_overlays: Sequence[str | Path] = (),
-    shares: Sequence[float | Sequence[float]] = (0.5,),
+    shares: Sequence[float | Sequence[float] | None] = (None,),
     counts: Sequence[int | Sequence[int]] | None = None,
     minimum: float = 0.0,
     components: int | None = None,
@@ -103,8 +107,10 @@ def self_train(
         train_overlays: further ones on training.
         infer_overlays: further ones on pseudo-labelling.
         shares: γ_t of each round, the part of the voxels predicted as an organ that is selected,
-            each in (0, 1], or in each round a list with one per organ. With ``(1.0,)`` and the
-            overlay ``baseline`` it is the relabelling of Bai et al. (2017); without any, only
+            each in (0, 1], or in each round a list with one per organ. None in place of γ_t: the
+            map of the best expected Dice without uncertain background, see
+            :func:`~stipple_monai.select_certain`. ``(0.5,)`` is the paper's. With ``(1.0,)`` and
+            the overlay ``baseline`` it is the relabelling of Bai et al. (2017); without any, only
             round 0 is trained.
         counts: instead, γ_t as a number of voxels of each scan and organ.
         minimum: probability in [0, 1] below which a voxel is never selected.
@@ -169,7 +175,7 @@ def self_train(
         "gammas": gammas,
     }
     with only_process(out, unfinished=UNFINISHED):
-        _remember(out / "settings.json", settings)
+        remember(out / "settings.json", settings)
         if not (out / "round_0" / "datalist.json").exists():
             write_datalist(out / "round_0" / "datalist.json", sections)
         _run_rounds(rounds, settings)
@@ -197,6 +203,11 @@ def _run_rounds(rounds: _Rounds, settings: Mapping[str, Any]) -> None:
         for path in out.glob(f"round_*/pseudo_labels/{QUALITY}")
     }
     gather_quality(out / "rounds.csv", tables)
+    compare = RoundComparison.read(out, len(settings["gammas"]))
+    if len(compare.rounds) > 1:
+        compare.write(out / "comparison.csv")
+        for line in compare.lines():
+            rounds.say(line)
 
 
 class _Rounds:
@@ -244,9 +255,9 @@ class _Rounds:
     ) -> None:
         models = self.out / f"round_{number}" / "models"
         if models.exists():
-            self._say(f"round {number}: trained before")
+            self.say(f"round {number}: trained before")
         else:
-            self._say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
+            self.say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
             made_with = self._made_with(f"training of round {number}", datalist, knobs)
             with whole_folder(models, made_with=made_with) as part:
                 places = {"datalist": datalist, "models_dir": part}
@@ -270,11 +281,11 @@ class _Rounds:
     def pseudo_label(self, number: int, knobs: dict[str, Any], *, locator: Path | None) -> None:
         labels = self.out / f"round_{number}" / "pseudo_labels"
         if labels.exists():
-            self._say(f"round {number}: pseudo-labelled before")
+            self.say(f"round {number}: pseudo-labelled before")
             return
         datalist = self.out / "round_0" / "datalist.json"
         scans = len(read_datalist(datalist, "unlabelled"))
-        self._say(f"round {number}: pseudo-label {scans} scans")
+        self.say(f"round {number}: pseudo-label {scans} scans")
         made_with = self._made_with(f"pseudo-labels of round {number}", datalist, knobs)
         with whole_folder(labels, made_with=made_with) as part:
             places: dict[str, Any] = {
@@ -292,7 +303,7 @@ class _Rounds:
             made = [item for item in items if "pseudo_label" in item]
             rows = write_quality(part / QUALITY, made, self.organs)
         for organ in self.organs:
-            self._say(summarize_quality(rows, organ=organ))
+            self.say(summarize_quality(rows, organ=organ))
 
     def _made_with(self, stage: str, datalist: Path, knobs: Mapping[str, Any]) -> dict[str, Any]:
         """What tells a stage's folder from others: its datalist and its knobs."""
@@ -301,35 +312,10 @@ class _Rounds:
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
         run_bundle(self.configs, names, **{**self.knobs, "bundle_root": self.out, **knobs})
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line with the time that has passed."""
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
-
-
-def _remember(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse settings that contradict the rounds that are there; further rounds do not."""
-    asked = json.loads(json.dumps(settings))
-    if path.exists():
-        try:
-            before = read_json(path)
-        except ValueError as error:
-            raise DatasetError(f"{path} must be JSON that this command wrote: {error}.") from error
-        other = [n for n in asked if n != "gammas" and before.get(n, asked[n]) != asked[n]]
-        fewer, more = sorted((before["gammas"], asked["gammas"]), key=len)
-        if more[: len(fewer)] != fewer:
-            other.append("shares or counts")
-        if other:
-            raise DatasetError(
-                f"`out` must be a new folder, or started with what it was begun with; "
-                f"{path.parent} was begun with other {', '.join(other)}, see {path.name} there."
-            )
-        asked["gammas"] = more
-    else:
-        refuse_foreign(
-            path.parent, [*sorted(path.parent.glob("round_*")), path.parent / "rounds.csv"]
-        )
-    with whole_file(path) as part:
-        part.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
 
 
 def _locator(out: Path, position_with: str, number: int) -> Path | None:

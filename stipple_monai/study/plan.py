@@ -35,13 +35,13 @@ class Method:
     train: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    shares: Sequence[float] | Mapping[float, Sequence[float]] = ()
+    shares: Sequence[float | None] | Mapping[float, Sequence[float | None]] = ()
     self_train: Mapping[str, Any] = field(default_factory=dict)
     unlabelled: bool = False
     branch: str = ""
 
-    def shares_at(self, proportion: float) -> tuple[float, ...]:
-        """γ of each round at a label proportion; none where every scan is labelled."""
+    def shares_at(self, proportion: float) -> tuple[float | None, ...]:
+        """γ of each round, None by certainty, at a proportion; none where all are labelled."""
         if proportion >= 1:
             return ()
         if not isinstance(self.shares, Mapping):

@@ -16,7 +16,7 @@ from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple, en
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import Mode, SpatialPrior, own_cases
-from stipple_monai.pseudo_labels import select_top_k
+from stipple_monai.pseudo_labels import select_certain, select_top_k
 
 _TORCH = [TransformBackends.TORCH]
 _NUMPY = [TransformBackends.NUMPY]
@@ -247,37 +247,51 @@ class PriorAugment(RandomizableTransform):
 
 
 class SelectPseudoLabels(Transform):
-    """Make a partly labelled map of a prediction, see :func:`select_top_k`.
+    """Make a partly labelled map of a prediction.
 
     Args:
-        share, count, minimum, background_minimum, components, ignore: as in
-            :func:`select_top_k`.
+        rule: ``"top_k"``, see :func:`select_top_k`, or ``"certain"``, see :func:`select_certain`.
+        share, count: as in :func:`select_top_k`; the other rule has none.
+        minimum, background_minimum, components, ignore: as in both; None: the rule's own.
+
+    Raises:
+        ValueError: ``rule`` is unknown, or has no such option.
     """
 
     backend = _TORCH
 
     def __init__(
         self,
+        rule: Literal["top_k", "certain"] = "top_k",
         *,
         share: float | Sequence[float] | None = None,
         count: int | Sequence[int] | None = None,
         minimum: float = 0.0,
-        background_minimum: float = 0.0,
+        background_minimum: float | None = None,
         components: int | None = None,
         ignore: int = 255,
     ) -> None:
+        if rule not in ("top_k", "certain"):
+            raise ValueError(f"`rule` must be 'top_k' or 'certain', got {rule!r}.")
+        amounts = {"share": share, "count": count}
+        if rule == "certain" and amounts != {"share": None, "count": None}:
+            raise ValueError(
+                f"`share` and `count` must be None with the rule 'certain', got {share} and "
+                f"{count}: they belong to 'top_k'."
+            )
+        self.select = select_certain if rule == "certain" else select_top_k
+        least = {} if background_minimum is None else {"background_minimum": background_minimum}
         self.options: dict[str, Any] = {
-            "share": share,
-            "count": count,
+            **({} if rule == "certain" else amounts),
+            **least,
             "minimum": minimum,
-            "background_minimum": background_minimum,
             "components": components,
             "ignore": ignore,
         }
 
     def __call__(self, probability: NdarrayOrTensor) -> NdarrayOrTensor:
         """Select from ``(C, *spatial)``; returns uint8 ``(1, *spatial)`` of the same type."""
-        label = select_top_k(torch.as_tensor(probability), **self.options)
+        label = self.select(torch.as_tensor(probability), **self.options)
         return convert_to_dst_type(label, probability, dtype=torch.uint8)[0]
 
 

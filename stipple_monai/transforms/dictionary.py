@@ -207,8 +207,8 @@ class SelectPseudoLabelsd(MapTransform):
 
     Args:
         keys: probabilities.
-        share, count, minimum, background_minimum, components, ignore: as in
-            :func:`select_top_k`.
+        rule, share, count, minimum, background_minimum, components, ignore: as in
+            :class:`SelectPseudoLabels`.
         allow_missing_keys: do nothing for a missing prediction.
     """
 
@@ -217,17 +217,19 @@ class SelectPseudoLabelsd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
+        rule: Literal["top_k", "certain"] = "top_k",
         *,
         share: float | Sequence[float] | None = None,
         count: int | Sequence[int] | None = None,
         minimum: float = 0.0,
-        background_minimum: float = 0.0,
+        background_minimum: float | None = None,
         components: int | None = None,
         ignore: int = 255,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.select = SelectPseudoLabels(
+            rule,
             share=share,
             count=count,
             minimum=minimum,

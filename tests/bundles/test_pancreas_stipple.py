@@ -415,7 +415,7 @@ def test_next_round_knows_labels_positions_and_their_origin(runs):
     for item in new["training"][2:]:
         model = str(runs.root / "models" / "model.pt")
         origin = {"model": model, "share": 0.5, "count": None, "minimum": 0, "components": None}
-        origin |= {"background_minimum": 0, "round": 1}
+        origin |= {"selection": "top_k", "background_minimum": 0, "round": 1}
         assert item["pseudo_label"] == origin
         assert Path(item["truth"]).is_file()
 
@@ -454,6 +454,7 @@ def test_pseudo_labels_with_the_baseline(runs, tmp_path, overlay, positions):
 # other settings
 
 
+@pytest.mark.training
 def test_settings_of_the_mr_set_with_four_organs(tmp_path):
     root = tmp_path
     dataset = write_phantom(

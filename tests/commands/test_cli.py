@@ -13,7 +13,7 @@ import pytest
 from stipple_monai.__main__ import main
 from stipple_monai.bundle import BUNDLE
 from stipple_monai.commands import demo, phantom
-from stipple_monai.data import read_datalist
+from stipple_monai.data import keep_sections, read_datalist
 
 
 def listed(path, count=8):
@@ -88,6 +88,51 @@ def test_split_is_nested_and_says_what_it_made(tmp_path, capsys):
     assert names(fewer, "test") == names(more, "test")
     assert names(fewer, "validation") == names(more, "validation")
     assert len(read_datalist(fewer, "unlabelled")) == 2
+
+
+def test_split_keeps_what_is_in_sections_and_says_what_it_leaves_out(tmp_path, capsys):
+    source = listed(tmp_path / "dataset.json")
+    content = json.loads(source.read_text())
+    items = content["training"]
+    content |= {
+        "training": items[:5],
+        "unlabelled": [{"image": items[5]["image"]}],
+        "test": [items[6], {"image": items[7]["image"]}],
+        "validation": [],
+        "old": items[8:],
+    }
+    source.write_text(json.dumps(content))
+    out = tmp_path / "out.json"
+    arguments = ["split", str(source), str(out), "--labelled", "2", "--test", "1"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "training: 2, unlabelled: 3, validation: 0, test: 2"
+    assert any(line.startswith("left out: test without label, 1 of") for line in said[:-1])
+    assert len(said) == 2 + bool(items[8:])
+    assert items[6]["image"].rpartition("/")[2] in str(read_datalist(out, "test"))
+
+
+def test_a_patient_in_two_sections_is_refused():
+    drawn = {"training": [{"image": "a", "patient": "p"}], "test": []}
+    with pytest.raises(ValueError, match="must be in one section, got p in 'training' and in 't"):
+        keep_sections(drawn, {"test": [{"image": "b", "patient": "p", "label": "c"}]})
+
+
+@pytest.mark.parametrize("command", ["check", "split", "report"])
+def test_the_folder_of_another_tool_is_to_be_ingested(tmp_path, capsys, command):
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / name).mkdir()
+    content = {"channel_names": {"0": "CT"}, "labels": {"a": 1}, "numTraining": 0}
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps(content))
+    more = [str(tmp_path / "out.json"), "--labelled", "1", "--test", "1"]
+    for source in (tmp_path, file):
+        assert main([command, str(source), *(more if command == "split" else [])]) == 1
+        assert re.search("run `ingest` on it(s folder)? first", capsys.readouterr().err)
+    file.write_text(json.dumps({"training": [{"image": "a.nii.gz"}]}))
+    if command != "report":
+        assert main([command, str(tmp_path), *(more if command == "split" else [])]) == 1
+        assert "give its dataset.json" in capsys.readouterr().err
 
 
 def test_split_of_another_section(tmp_path):

@@ -12,8 +12,8 @@ from helpers.real_data import DATA, real
 from monai.data import MetaTensor, load_decathlon_datalist
 from monai.transforms import LoadImage
 
+from stipple_monai.data import read_datalist, split_datalist, write_datalist
 from stipple_monai.data.checks import check_pair, read_volume
-from stipple_monai.data.datalist import read_datalist, split_datalist, write_datalist
 from stipple_monai.errors import DatasetError
 
 CHAOS = DATA / "chaos_mr_t2" / "dataset.json"
@@ -244,7 +244,7 @@ def test_read_refuses(folder, content, message):
 
 
 def test_read_refuses_a_missing_datalist(tmp_path):
-    with pytest.raises(DatasetError, match=r"must be a datalist, got .* which is no file"):
+    with pytest.raises(DatasetError, match=r"must be a datalist, got .* which is a folder"):
         read_datalist(tmp_path, "training")
 
 

@@ -175,6 +175,7 @@ def test_public_names_are_there_and_constants_have_a_text():
         assert callable(value) or described(name), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "statement", "contract"),
     [

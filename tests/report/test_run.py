@@ -26,6 +26,7 @@ SHAPE = (14, 12, 8)
 AFFINE = np.diag([-3.0, 2.0, 5.0, 1.0])
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
 ]
@@ -81,7 +82,6 @@ def test_what_a_path_holds(made, tmp_path):
     assert detect(tmp_path) == "prior"
 
 
-@pytest.mark.slow
 def test_predictions_with_truth_priors_and_positions(made, tmp_path):
     page = report(
         made["out"], tmp_path / "p.html", datalist=made["datalist"], models=made["models"]

@@ -98,11 +98,11 @@ def test_rows_of_all_scans_with_their_units(tmp_path):
     batches = [[result(scans[0])], [result(scans[1], located=False)]]
     run(tmp_path, [{"image": scan} for scan in scans], batches)
     assert (tmp_path / "volumes.csv").read_text().splitlines() == [
-        "scan,organ,name,volume_ml,r_mm,a_mm,s_mm,confidence",
-        "/s/a.nii.gz,1,liver,1.200,,,,",
-        "/s/a.nii.gz,2,organ 2,0.000,,,,",
-        "/s/b.nii.gz,1,liver,1.200,1.23,-5.00,6.00,0.988",
-        "/s/b.nii.gz,2,organ 2,0.000,,,,0.250",
+        "scan,organ,name,volume_ml,r_mm,a_mm,s_mm,confidence,remarks",
+        "/s/a.nii.gz,1,liver,1.200,,,,,",
+        "/s/a.nii.gz,2,organ 2,0.000,,,,,",
+        "/s/b.nii.gz,1,liver,1.200,1.23,-5.00,6.00,0.988,",
+        "/s/b.nii.gz,2,organ 2,0.000,,,,0.250,",
     ]
     both = json.loads((tmp_path / "volumes.json").read_text())
     assert list(both) == ["a", "b"]

@@ -63,10 +63,16 @@ def again(datalist, out, **changes):
 def begun(two_rounds, tmp_path, rounds=0):
     """A folder with the rounds up to one, which need not be trained again."""
     out = tmp_path / "out"
-    out.mkdir()
-    for number in range(rounds + 1):
-        (out / f"round_{number}").symlink_to(two_rounds / f"round_{number}")
+    link(two_rounds, out, *range(rounds + 1))
     return out
+
+
+def link(two_rounds, out, *rounds):
+    """Make a folder that was begun with nothing yet, and has these rounds."""
+    out.mkdir()
+    (out / "settings.json").write_text('{"gammas": []}', encoding="utf-8")
+    for number in rounds:
+        (out / f"round_{number}").symlink_to(two_rounds / f"round_{number}")
 
 
 def files(folder):
@@ -197,8 +203,7 @@ def test_more_rounds_go_on_and_other_settings_are_refused(two_rounds, datalist, 
 def test_gamma_as_a_number_of_voxels(two_rounds, datalist, tmp_path):
     for name, counts in (("all", [7]), ("each", [[5]])):
         out = tmp_path / name
-        out.mkdir()
-        (out / "round_0").symlink_to(two_rounds / "round_0")
+        link(two_rounds, out, 0)
         again(datalist, out, counts=counts, options={**KNOBS, "max_epochs": 1})
         found = [(label == 1).sum() for label in labels(out / "round_1" / "pseudo_labels")]
         assert len(found) == 2
@@ -213,8 +218,7 @@ def test_knobs_of_the_selection_reach_it(two_rounds, datalist, tmp_path):
         "largest": {"components": 1},
     }.items():
         out = tmp_path / name
-        (out / "round_0").parent.mkdir()
-        (out / "round_0").symlink_to(two_rounds / "round_0")
+        link(two_rounds, out, 0)
         again(datalist, out, shares=[1.0], **knobs, options={**KNOBS, "max_epochs": 1})
         counted[name] = labels(out / "round_1" / "pseudo_labels")
     for everything, sure, largest in zip(*counted.values(), strict=True):
@@ -232,8 +236,7 @@ def test_a_round_starts_from_scratch_or_from_the_one_before(two_rounds, datalist
     found = {}
     for name, fine_tune in (("scratch", False), ("tuned", True)):
         out = tmp_path / name
-        out.mkdir()
-        (out / "round_0").symlink_to(two_rounds / "round_0")
+        link(two_rounds, out, 0)
         again(datalist, out, fine_tune=fine_tune, options=still)
         found[name] = weights(out / "round_1" / "models" / "model.pt")
     first = weights(two_rounds / "round_0" / "models" / "model.pt")
@@ -266,9 +269,7 @@ def test_who_positions_the_pseudo_labels(two_rounds, datalist, tmp_path):
     positions = {}
     for name in ("newest", "first"):
         out = tmp_path / name
-        out.mkdir()
-        for number in (0, 1):
-            (out / f"round_{number}").symlink_to(two_rounds / f"round_{number}")
+        link(two_rounds, out, 0, 1)
         options = {**KNOBS, "max_epochs": 1}
         again(datalist, out, shares=[0.3, 0.6], position_with=name, options=options)
         items = read_datalist(out / "round_2" / "pseudo_labels" / "datalist.json", "training")
@@ -282,12 +283,71 @@ def test_who_positions_the_pseudo_labels(two_rounds, datalist, tmp_path):
     torch.save({key.removeprefix("network."): value for key, value in state.items()}, bare)
     for name, path in (("bare", bare), ("other", other)):
         out = tmp_path / name
-        out.mkdir()
-        (out / "round_0").symlink_to(two_rounds / "round_0")
+        link(two_rounds, out, 0)
         again(datalist, out, shares=[0.3], position_with=path, options=options)
         items = read_datalist(out / "round_1" / "pseudo_labels" / "datalist.json", "training")
         positions[name] = [i["organ_position"] for i in items if "pseudo_label" in i]
     assert positions["bare"] == own != positions["other"]
+
+
+@pytest.fixture(scope="module")
+def validated(datalist):
+    """The same scans, and the one of the section `test` to validate on."""
+    content = json.loads(datalist.read_text())
+    path = datalist.parent / "validated.json"
+    path.write_text(json.dumps({**content, "validation": content["test"], "test": []}))
+    return path
+
+
+def test_by_certainty_and_compared_where_the_truth_is_known(validated, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert self_train(validated, out, options=KNOBS) == out / "round_1"
+    for item in read_datalist(out / "round_1" / "pseudo_labels" / "datalist.json", "training"):
+        said = item.get("pseudo_label")
+        if said is not None:
+            assert (said["selection"], said["share"], said["count"]) == ("certain", None, None)
+            assert said["background_minimum"] == 0.7
+    rows = read_csv(out / "comparison.csv")
+    assert [row["round"] for row in rows] == ["0", "1"]
+    for row in rows:
+        curve = read_csv(out / f"round_{row['round']}" / "models" / "curve.csv")
+        assert float(row["dice"]) == max(float(epoch["validation_dice"]) for epoch in curve)
+    best = max(rows, key=lambda row: (float(row["dice"]), -int(row["round"])))
+    assert [row["best"] == "yes" for row in rows] == [row is best for row in rows]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"best: round {best['round']}, use round_{best['round']}/models")
+    # of no round that was not asked for
+    (out / "comparison.csv").unlink()
+    assert self_train(validated, out, shares=[], options=KNOBS) == out / "round_0"
+    assert not (out / "comparison.csv").exists()
+
+
+def test_half_of_a_round_is_labelled_and_its_weights_are_averaged(two_rounds, datalist, tmp_path):
+    """By themselves where there are pseudo-labels, and not in round 0; each can be undone."""
+    found = {}
+    for name, knobs in {
+        "default": {},
+        "last": {"ema_decay": None},
+        "alike": {"ema_decay": None, "labelled_share": None},
+        "long": {"ema_decay": 0.999},
+    }.items():
+        (tmp_path / name).mkdir()
+        out = begun(two_rounds, tmp_path / name)
+        again(datalist, out, options={**KNOBS, "max_epochs": 1, **knobs})
+        found[name] = weights(out / "round_1" / "models" / "model.pt")
+    key = next(key for key in found["default"] if key.endswith("conv.weight"))
+    assert not torch.equal(found["default"][key], found["last"][key])
+    assert not torch.equal(found["alike"][key], found["last"][key])
+    # both are the mean of all steps, which are less than 100
+    assert torch.equal(found["default"][key], found["long"][key])
+    assert set(found["default"]) == set(found["last"])
+    options = {**KNOBS, "max_epochs": 1}
+    for name, knobs in {"none": {}, "null": {"ema_decay": None}}.items():
+        again(datalist, tmp_path / name, shares=[], options={**options, **knobs})
+    first, second = (
+        weights(tmp_path / name / "round_0" / "models" / "model.pt") for name in ("none", "null")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_full_pseudo_labels_without_prior(datalist, tmp_path):
@@ -362,7 +422,7 @@ def test_only_one_process_works_in_a_folder(datalist, two_rounds, tmp_path):
     with FileLock(out / "logs" / "lock"):
         with pytest.raises(DatasetError, match="`out` must be a folder in which no other process"):
             again(datalist, out)
-        assert not (out / "settings.json").exists()
+        assert not json.loads((out / "settings.json").read_text())["gammas"]
     again(datalist, out)
 
 
@@ -443,12 +503,17 @@ def test_on_the_command_line(datalist, two_rounds, tmp_path, capsys):
 KILLED = {**KNOBS, "max_epochs": 3, "slices_per_scan": 8}
 
 
+def organ_overlay(datalist):
+    path = datalist.parent / "organ.yaml"
+    path.write_text("organs: [1]\n", encoding="utf-8")
+    return path
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(datalist, tmp_path_factory):
     """What a round leaves if it is left alone, and how many seconds it took."""
     out = tmp_path_factory.mktemp("uninterrupted")
-    overlay = tmp_path_factory.mktemp("overlays") / "organ.yaml"
-    overlay.write_text("organs: [1]\n", encoding="utf-8")
+    overlay = organ_overlay(datalist)
     start = time.monotonic()
     again(datalist, out, options=KILLED, overlays=[overlay])
     return out, time.monotonic() - start
@@ -466,8 +531,7 @@ def assert_same_files(out, expected):
 def test_killed_at_any_moment_it_ends_with_the_same_files(datalist, uninterrupted, tmp_path):
     out = tmp_path / "out"
     options = [f"{name}={json.dumps(value)}" for name, value in KILLED.items()]
-    overlay = tmp_path / "organ.yaml"
-    overlay.write_text("organs: [1]\n", encoding="utf-8")
+    overlay = organ_overlay(datalist)
     command = ["self-train", str(datalist), str(out), "--shares", "0.5"]
     command += ["--overlays", str(overlay), "--set", *options]
     moments = {

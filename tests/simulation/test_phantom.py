@@ -35,6 +35,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_types_shapes_and_values(abdomens):
     for image_hu, label, affine in abdomens:
         assert image_hu.dtype == np.int16

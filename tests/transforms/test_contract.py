@@ -36,6 +36,7 @@ from stipple_monai.data.checks import check_pair
 from stipple_monai.errors import DatasetError, PositionError, PriorError
 from stipple_monai.priors.organ import organ_position
 from stipple_monai.priors.prior import SpatialPrior
+from stipple_monai.pseudo_labels import select_certain
 from stipple_monai.pseudo_labels.selection import select_top_k
 from stipple_monai.transforms import (
     POSITION_KEY,
@@ -251,8 +252,9 @@ def test_aliases(name):
 
 def test_every_public_transform_has_a_case():
     plain = {n for n in transforms.__all__ if not n.endswith(("d", "D", "Dict"))}
-    # `OwnCases` belongs to the dictionary form of two others, see test_leave_one_out.
-    assert plain - {"CASES_KEY", "OwnCases", "POSITION_KEY"} == {
+    # `OwnCases` belongs to the dictionary form of two others, see test_leave_one_out;
+    # a reader is no transform.
+    assert plain - {"CASES_KEY", "OwnCases", "POSITION_KEY", "ScanReader"} == {
         n for n, c in CASES.items() if c.array
     }
     assert {n[:-1] for n in transforms.__all__ if n.endswith("d")} == {*CASES, *OF_MONAI}
@@ -708,6 +710,17 @@ def test_pseudo_labels_are_those_of_the_function(options):
     torch.testing.assert_close(result.affine, torch.from_numpy(AFFINE))
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"minimum": 0.6}, {"background_minimum": 0.9}, {"components": 1, "ignore": 99}]
+)
+def test_certain_pseudo_labels_are_those_of_the_function(options):
+    data = sample()
+    result = SelectPseudoLabelsd("probability", "certain", **options)(data)["probability"]
+    expected = select_certain(data["probability"].as_tensor(), **options)
+    assert torch.equal(result.as_tensor(), expected)
+    assert len(torch.unique(expected)) > 1
+
+
 def test_pseudo_labels_can_be_inverted():
     before = Orientationd("probability", axcodes="RAS", labels=None)
     original = sample()
@@ -868,9 +881,13 @@ def test_spacing_leaves_positions_alone(keys):
         (
             lambda: PriorAugment((1, -1, 1)),
             PositionError,
-            r"`translation_mm` must be at least 0 along each axis, got \(1, -1, 1\)",
+            r"`translation_mm` must be finite and at least 0 along each axis, got \(1, -1, 1\)",
         ),
-        (lambda: PriorAugment(float("nan")), PositionError, "`translation_mm` must be at least 0"),
+        (
+            lambda: PriorAugment(float("nan")),
+            PositionError,
+            "`translation_mm` must be finite and at least 0",
+        ),
         (
             lambda: PriorAugment(1, dropout=1.2),
             PositionError,
@@ -910,3 +927,7 @@ def test_errors_of_a_call():
         PriorAlign(PRIORS, mode="cubic")(image, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="exactly one of `share` and `count`"):
         SelectPseudoLabels()(sample()["probability"])
+    with pytest.raises(ValueError, match="`rule` must be 'top_k' or 'certain', got 'best'"):
+        SelectPseudoLabels("best")
+    with pytest.raises(ValueError, match="`share` and `count` must be None with the rule 'certain"):
+        SelectPseudoLabels("certain", share=0.5)

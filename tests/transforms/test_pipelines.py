@@ -265,6 +265,7 @@ def test_thread_loader(options):
     assert len(torch.unique(known, dim=0)) == len(known) > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", [DataLoader, ThreadDataLoader])
 def test_workers_draw_reproducibly_and_differently(loader):
     first, again = batches(loader, num_workers=2), batches(loader, num_workers=2)

@@ -46,6 +46,9 @@ def turned(tensor, axcodes):
     return Orientation(axcodes, labels=(("L", "R"), ("P", "A"), ("I", "S")))(tensor)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def case():
     """Image, truth, two predictions and a placed prior; slices differ in what they count."""

@@ -1,0 +1,74 @@
+"""``fuse``: priors for the probability maps of any network."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from stipple_monai.bundle import progress_only
+from stipple_monai.commands.options import (
+    Commands,
+    add_labels,
+    read_label,
+    read_names,
+    read_pairs,
+)
+from stipple_monai.segmentation import fuse, mean_gain
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "fuse", help="fuse priors into the probability maps of a network that is there already"
+    )
+    parser.add_argument(
+        "inputs", type=Path, nargs="+", help="probability maps, .npz or NIfTI, or folders of such"
+    )
+    parser.add_argument("--priors", type=Path, required=True, help="folder of the priors")
+    parser.add_argument("--out", type=Path, required=True, help="its folder; a begun one goes on")
+    parser.add_argument(
+        "--like", type=Path, nargs="*", default=[], help="scans of the maps, or their folder"
+    )
+    parser.add_argument(
+        "--calibrate", type=Path, nargs="*", default=[], help="labels of some of the scans"
+    )
+    parser.add_argument(
+        "--channels",
+        nargs="*",
+        default=[],
+        metavar="VALUE=CHANNEL",
+        help="of the network; each label value's own otherwise",
+    )
+    parser.add_argument("--decision", choices=("dice", "argmax"), default="dice")
+    add_labels(parser)
+    parser.add_argument("--overwrite", action="store_true")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fuse, and print what was gained and the table of volumes."""
+    with progress_only():
+        table = fuse(
+            options.inputs,
+            options.out,
+            priors=options.priors,
+            like=options.like,
+            calibrate=options.calibrate,
+            channels=_channels(options.channels),
+            labels=read_names(options.labels),
+            decision=options.decision,
+            overwrite=options.overwrite,
+        )
+        for name, scans, alone, fused in mean_gain(options.out):
+            print(
+                f"{name}: Dice {alone:.3f} alone, {fused:.3f} fused, cross-validated on {scans} "
+                + ("scan" if scans == 1 else "scans")
+            )
+        print(table)
+
+
+def _channels(texts: Sequence[str]) -> dict[int, int] | None:
+    pairs = {
+        read_label(value, "--channels"): read_label(channel, "--channels")
+        for value, channel in read_pairs(texts)
+    }
+    return pairs or None

@@ -1,0 +1,136 @@
+"""What a person should look at in a result, in the column ``remarks`` of the table and as warnings.
+
+An organ's remarks: it was not found, its position was not certain, or its volume lies outside what
+the cases of its prior had. A scan's remarks: its intensities or its spacing are unlike those of
+the training. None of these says that a result is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file
+from stipple_monai.nifti import UNREADABLE
+from stipple_monai.priors import SpatialPrior, spacing_along_ras
+from stipple_monai.results.volumes import RECORD, read_records
+from stipple_monai.transforms import ScanReader
+
+LEAST_SHARED = 0.5
+"""Of two ranges of intensities, the part of both that they must have in common."""
+FACTOR = 3
+"""A spacing that is so many times beyond the training's is far off."""
+AIR_HU = -500
+VOXELS = 200_000
+"""Of a scan that are looked at."""
+
+
+def organ_remarks(row: Mapping[str, Any], volumes_ml: Mapping[str, float] | None) -> list[str]:
+    """What is odd about an organ in a record.
+
+    Args:
+        row: of the record.
+        volumes_ml: ``least`` and ``greatest`` volume of the cases, where known.
+
+    Example:
+        >>> row = {"volume_ml": 2.5, "position_mm": [0, 0, 0], "confidence": 0.9}
+        >>> organ_remarks(row, {"least": 41.0, "greatest": 150.0})
+        ['volume 2.5 ml is outside the 41 to 150 ml of the cases of its prior']
+    """
+    remarks = []
+    if not row["volume_ml"]:
+        remarks.append("not found")
+    if row["confidence"] is not None and row["position_mm"] is None:
+        remarks.append(f"no certain position (confidence {row['confidence']:.2f}), prior not used")
+    if row["volume_ml"] and volumes_ml:
+        least, greatest = volumes_ml["least"], volumes_ml["greatest"]
+        # a label's volume on another grid is not the same to the last voxel
+        if not least * 0.99 <= row["volume_ml"] <= greatest * 1.01:
+            remarks.append(
+                f"volume {row['volume_ml']:.3g} ml is outside the {least:.3g} to {greatest:.3g} ml "
+                "of the cases of its prior"
+            )
+    return remarks
+
+
+def scan_remarks(scan: str, training: Mapping[str, Any]) -> list[str]:
+    """What of a scan is unlike the training's.
+
+    Args:
+        scan: NIfTI file or folder of a DICOM series.
+        training: what `stipple_monai.bundle.Model` knows of it; without figures nothing is odd.
+    """
+    if not training.get("scan_intensity") or not training.get("spacing_mm"):
+        return []
+    try:
+        image: Any = ScanReader().read(Path(scan))
+        values = np.asanyarray(image.dataobj)
+    except (*UNREADABLE, DatasetError, KeyError):
+        return []
+    values = values.reshape(*values.shape[:3], -1)[..., 0].ravel()
+    values = values[:: max(1, len(values) // VOXELS)].astype(np.float64)
+    low, high = np.percentile(values[np.isfinite(values)], [0.5, 99.5]).tolist()
+    remarks = _intensity(low, high, training["scan_intensity"], str(training.get("modality")))
+    return remarks + _spacing(spacing_along_ras(image.affine).tolist(), training["spacing_mm"])
+
+
+def _intensity(low: float, high: float, known: Mapping[str, float], modality: str) -> list[str]:
+    least, greatest = known["p00_5"], known["p99_5"]
+    shared = min(high, greatest) - max(low, least)
+    whole = max(max(high, greatest) - min(low, least), 1e-6)
+    # units of MR are arbitrary, and its scans are scaled one by one; a CT has air
+    if modality != "CT" and not low < AIR_HU < least:
+        return []
+    if shared / whole >= LEAST_SHARED:
+        return []
+    return [
+        f"intensities {low:.4g} to {high:.4g} are unlike the {least:.4g} to {greatest:.4g} of the "
+        f"training ({modality})"
+    ]
+
+
+def _spacing(found: Sequence[float], known: Mapping[str, Sequence[float]]) -> list[str]:
+    bounds = zip(found, known["least"], known["greatest"], strict=True)
+    if all(least / FACTOR <= x <= greatest * FACTOR for x, least, greatest in bounds):
+        return []
+    said = [" × ".join(f"{x:.3g}" for x in row) for row in (found, known["median"])]
+    return [f"spacing {said[0]} mm is far from the {said[1]} mm of the training"]
+
+
+def add_remarks(
+    folder: str | Path,
+    *,
+    priors: Sequence[SpatialPrior] = (),
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Put remarks into the records of a folder that have none yet, and warn of them.
+
+    Args:
+        folder: of the results; tables are not written anew.
+        priors: whose cases had volumes.
+        training: see :func:`scan_remarks`; its volumes count where a prior knows none.
+    """
+    training = training or {}
+    volumes: dict[int, Any] = {int(k): v for k, v in training.get("volumes_ml", {}).items()}
+    for prior in priors:
+        if prior.volumes_ml is not None:
+            known = prior.volumes_ml
+            volumes[prior.organ] = {"least": known.minimum, "greatest": known.maximum}
+    for name, record in read_records(folder).items():
+        if "remarks" in record:
+            continue
+        record["remarks"] = scan_remarks(record["scan"], training)
+        for row in record["organs"]:
+            row["remarks"] = organ_remarks(row, volumes.get(row["organ"]))
+        with whole_file(Path(folder) / f"{name}{RECORD}") as part:
+            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        said = [*record["remarks"]]
+        said += [f"{r['name']}: {text}" for r in record["organs"] for text in r["remarks"]]
+        if said:
+            warnings.warn(f"Look at {record['scan']}: {'; '.join(said)}.", stacklevel=2)

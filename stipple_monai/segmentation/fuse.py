@@ -1,0 +1,294 @@
+"""Priors for a network that is there already: its probability maps, located, fused and decided.
+
+The folder of the results holds what :func:`~stipple_monai.segmentation.segment` leaves, and::
+
+    calibration.json        how much network and prior count
+    gain.csv                with labels: Dice of the network alone and fused, a row a scan and organ
+
+Words: *constants* are the numbers of a fusion that was fitted to nothing. A scan with a label is
+never fused with numbers that were fitted to it, nor with a prior that has its label within, where
+the prior knows its cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+from tqdm import tqdm
+
+from stipple_monai.bundle import only_process
+from stipple_monai.calibration import Samples, draw_samples, fit_samples
+from stipple_monai.errors import DatasetError, PriorError
+from stipple_monai.files import fingerprint, sha256, whole_file, write_csv
+from stipple_monai.inferers import CONFIDENCE_META, POSITION_META, Fused, fuse_logits
+from stipple_monai.networks import Calibration
+from stipple_monai.priors import SpatialPrior, load_priors, own_cases, prior_path
+from stipple_monai.results import (
+    add_remarks,
+    on_grid_of,
+    organ_records,
+    read_records,
+    write_record,
+    write_tables,
+)
+from stipple_monai.segmentation.folder import begin_results
+from stipple_monai.segmentation.probabilities import (
+    MapFile,
+    case_name,
+    find_maps,
+    label_files,
+    read_map,
+    read_truth,
+)
+from stipple_monai.transforms import DecideLabel
+
+CALIBRATION, GAIN = "calibration.json", "gain.csv"
+GAIN_COLUMNS = ("scan", "organ", "name", "dice_network", "dice_fused")
+MOST_FOLDS = 5
+LEAST = 1e-6
+"""Probabilities are clipped there, so that their logarithms are finite."""
+
+
+def fuse(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    priors: str | Path,
+    like: Sequence[str | Path] = (),
+    calibrate: Sequence[str | Path] = (),
+    channels: Mapping[int, int] | None = None,
+    labels: Mapping[int, str] | None = None,
+    decision: Literal["dice", "argmax"] = "dice",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Fuse probability maps of any network with priors.
+
+    Args:
+        inputs: maps or folders of such, see `stipple_monai.segmentation.probabilities`.
+        out: folder of the results; a begun one goes on.
+        priors: folder with ``prior_ORGAN.nii.gz``.
+        like: scans that say where the voxels of maps lie, or folders of such.
+        calibrate: label maps of some of the scans, or folders of such, found by their names;
+            without any, the fusion has constants.
+        channels: of the network, by label value; each prior's label value where ``None``. Classes
+            without a prior count as background.
+        labels: names of the label values.
+        decision: ``"dice"``, the label map of the highest expected Dice, or ``"argmax"``.
+        overwrite: fuse anew and replace what is there.
+        progress: show a progress bar.
+
+    Returns:
+        ``volumes.csv``.
+
+    Raises:
+        DatasetError: a map, scan or label cannot be used, or ``out`` has other results.
+        PriorError: there is no prior, or it leaves nothing without a scan's own label.
+    """
+    out, organs = Path(out).resolve(), _organs(Path(priors), channels)
+    decide, maps = DecideLabel(decision), find_maps(inputs, like=like)
+    known = load_priors(priors, organs)
+    run = _Run(
+        organs, [(channels or {}).get(organ, organ) for organ in organs], known, labels or {}
+    )
+    truths = _truths(calibrate, maps)
+    items = [{"image": _files(each), "name": each.name} for each in maps]
+    settings = {
+        "priors": {str(o): sha256(prior_path(priors, o)) for o in organs},
+        "channels": run.channels,
+        "calibrate": {name: fingerprint(path) for name, path in truths.items()},
+        "decision": decision,
+    }
+    with only_process(out):
+        todo = begin_results(out, items, settings, overwrite=overwrite, others=(CALIBRATION, GAIN))
+        left = {item["name"] for item in todo}
+        if left:
+            numbers = _calibrations(run, maps, truths, progress=progress)
+            numbers[""].save(out / CALIBRATION)
+            waiting = [each for each in maps if each.name in left]
+            for each in tqdm(waiting, desc="fuse", unit="scan", disable=None if progress else True):
+                calibration = numbers.get(each.name, numbers[""])
+                _write(run, each, out, calibration, decide, truths.get(each.name))
+        add_remarks(out, priors=known)
+        if truths:
+            write_csv(out / GAIN, GAIN_COLUMNS, _gain(out))
+        return write_tables(out)
+
+
+class _Run(NamedTuple):
+    """What is the same for all scans."""
+
+    organs: Sequence[int]
+    channels: Sequence[int]
+    priors: Sequence[SpatialPrior]
+    labels: Mapping[int, str]
+
+    def read(self, each: MapFile, truth: Path | None) -> tuple[Tensor, Any, Tensor | None]:
+        """Probabilities, their affine, and the label map on their grid."""
+        probability, affine = read_map(each, self.channels)
+        if truth is None:
+            return probability, affine, None
+        return probability, affine, read_truth(truth, self.organs, probability.shape[1:], affine)
+
+    def fused(
+        self,
+        each: MapFile,
+        probability: Tensor,
+        affine: Any,
+        calibration: Calibration,
+        truth: Path | None,
+    ) -> tuple[Tensor, Fused]:
+        """Logits without prior, and what they are fused to; a scan's own label is left out."""
+        logits = probability.clamp(min=LEAST).log()[None]
+        priors = [p if truth is None else _without(p, truth) for p in self.priors]
+        grid = torch.as_tensor(affine)
+        return logits, fuse_logits(
+            logits, grid, priors, calibration=calibration, names=[str(each.path)]
+        )
+
+
+def mean_gain(folder: str | Path) -> list[tuple[str, int, float, float]]:
+    """What fusing gained on the scans with labels that have the organ.
+
+    Args:
+        folder: of the results.
+
+    Returns:
+        For each organ its name, the scans, and the mean Dice of the network alone and fused.
+    """
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for _, _, name, alone, fused in _gain(Path(folder)):
+        if not math.isnan(alone):
+            rows.setdefault(name, []).append((alone, fused))
+    means = []
+    for name, pairs in rows.items():
+        alone, fused = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        means.append((name, len(pairs), alone, fused))
+    return means
+
+
+def _organs(folder: Path, channels: Mapping[int, int] | None) -> list[int]:
+    if channels:
+        return sorted(channels)
+    found = [p.name.removeprefix("prior_") for p in folder.glob("prior_*.nii.gz")]
+    organs = sorted(int(n[:-7]) for n in found if n[:-7].isdecimal())
+    if not organs:
+        raise PriorError(
+            f"`priors` must be a folder with prior_ORGAN.nii.gz, got none in {folder}: estimate "
+            "them with `stipple prior`."
+        )
+    return organs
+
+
+def _truths(given: Sequence[str | Path], maps: Sequence[MapFile]) -> dict[str, Path]:
+    """Labels by the names of their scans."""
+    names = {each.name for each in maps}
+    paths = label_files(given)
+    found = {case_name(path): path for path in paths if case_name(path) in names}
+    if given and not found:
+        raise DatasetError(
+            f"`calibrate` must have labels that are called as the maps, such as {min(names)}, got "
+            f"{', '.join(p.name for p in paths[:3])}: rename them."
+        )
+    return found
+
+
+def _files(each: MapFile) -> list[str]:
+    return [str(path) for path in dict.fromkeys((each.grid, each.path))]
+
+
+def _without(prior: SpatialPrior, truth: Path) -> SpatialPrior:
+    own = [] if prior.cases is None else own_cases(str(truth), prior)
+    return prior.leave_out(own) if own else prior
+
+
+def _calibrations(
+    run: _Run, maps: Sequence[MapFile], truths: Mapping[str, Path], *, progress: bool
+) -> dict[str, Calibration]:
+    """Numbers by the names of scans with a label, without these; for all others under ``""``."""
+    constants = Calibration.unfitted(len(run.organs))
+    drawn: dict[str, Samples] = {}
+    labelled = [each for each in maps if each.name in truths]
+    bar = {"desc": "calibrate", "unit": "scan", "disable": None if progress else True}
+    for number, each in enumerate(tqdm(labelled, **bar)):
+        truth = truths[each.name]
+        probability, affine, label = run.read(each, truth)
+        logits, fused = run.fused(each, probability, affine, constants, truth)
+        assert label is not None
+        drawn[each.name] = draw_samples(logits[0], fused.prior[0], label, seed=number)
+    if not drawn:
+        return {"": constants}
+    numbers = {"": fit_samples(list(drawn.values()))}
+    names = list(drawn)
+    for fold in range(min(MOST_FOLDS, len(names))):
+        inside = names[fold::MOST_FOLDS]
+        others = [drawn[name] for name in names if name not in inside]
+        numbers |= dict.fromkeys(inside, _fit_or(others, constants))
+    return numbers
+
+
+def _fit_or(samples: Sequence[Samples], constants: Calibration) -> Calibration:
+    """A fit, or constants where the other scans have nothing to fit to."""
+    try:
+        return fit_samples(samples) if samples else constants
+    except DatasetError:
+        return constants
+
+
+def _write(
+    run: _Run,
+    each: MapFile,
+    out: Path,
+    calibration: Calibration,
+    decide: DecideLabel,
+    truth: Path | None,
+) -> None:
+    """Write a scan's label map, and at last its record."""
+    probability, affine, label = run.read(each, truth)
+    _, fused = run.fused(each, probability, affine, calibration, truth)
+    found = torch.as_tensor(decide(fused.logits[0].softmax(0))).as_subclass(Tensor)
+    values = torch.tensor([0, *run.organs], dtype=torch.uint8)[found.long()]
+    image = on_grid_of(each.grid, values[0].numpy(), {"original_affine": affine})
+    with whole_file(out / f"{each.name}_seg.nii.gz") as part:
+        nib.save(image, part)
+    meta = {POSITION_META: fused.position_mm[0], CONFIDENCE_META: fused.confidence[0]}
+    told = MetaTensor(values, affine=torch.as_tensor(np.asarray(affine)), meta=meta)
+    rows = organ_records(told, run.organs, run.labels)
+    if label is not None:
+        alone = probability.argmax(0, keepdim=True)
+        for k, row in enumerate(rows, 1):
+            row["dice_network"], row["dice_fused"] = _dice(alone, label, k), _dice(found, label, k)
+    write_record(out, each.name, _files(each)[0], _files(each), rows)
+
+
+def _dice(found: Tensor, label: Tensor, organ: int) -> float | None:
+    """Dice of an organ where the label is known; None where the label has none."""
+    one, two = (found == organ) & (label != 255), label == organ
+    both = int((one & two).sum())
+    return 2 * both / int(one.sum() + two.sum()) if two.any() else None
+
+
+def _gain(out: Path) -> list[tuple[str, int, str, float, float]]:
+    return [
+        (
+            record["scan"],
+            row["organ"],
+            row["name"],
+            *map(_number, (row["dice_network"], row["dice_fused"])),
+        )
+        for record in read_records(out).values()
+        for row in record["organs"]
+        if "dice_network" in row
+    ]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
