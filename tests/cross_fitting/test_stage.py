@@ -78,14 +78,15 @@ def test_the_calibration_is_fitted_to_all_folds_and_in_the_weights(done):
 
 def test_inference_uses_it(done, datalist, tmp_path):
     knobs = {**KNOBS, "datalist": str(datalist), "bundle_root": str(done), "probabilities": True}
-    knobs = {name: v for name, v in knobs.items() if name not in ("slices_per_scan", "batch_size")}
+    training = ("slices_per_scan", "batch_size", "calibration")
+    knobs = {name: v for name, v in knobs.items() if name not in training}
     configs, found = BUNDLE / "configs", {}
     for name, more in {
         "file": {},
         "weights": {"calibration": None},
         "equation_2": {"calibration": "equation_2"},
     }.items():
-        run_bundle(configs, ["inference"], **knobs, **more, output_dir=str(tmp_path / name))
+        run_bundle(configs, ["inference"], **{**knobs, **more}, output_dir=str(tmp_path / name))
         (path,) = (tmp_path / name).glob("*_prob.nii.gz")
         found[name] = path.read_bytes()
     assert found["file"] == found["weights"] != found["equation_2"]

@@ -381,8 +381,6 @@ def test_settings_must_read_the_same_in_every_process(bench):
 # what the labels do not depend on, or what weights, priors and names of transforms tell
 NO_SETTING = {
     "bundle_root",
-    # decides the label map, which pseudo-labels are not
-    "decision",
     "dataset_dir",
     "label_channels",
     "labels",

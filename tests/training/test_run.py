@@ -135,7 +135,7 @@ def test_segmenting_needs_nothing_else(trained, datalist, tmp_path):
         datalist=str(datalist),
         models_dir=str(out),
         output_dir=str(tmp_path / "monai"),
-        **{name: KNOBS[name] for name in ("num_workers", "progress", "device")},
+        **{name: KNOBS[name] for name in ("num_workers", "progress", "device", "calibration")},
         minimum_confidence=0,
     )
     same = tmp_path / "monai" / label.name
