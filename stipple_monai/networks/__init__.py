@@ -21,12 +21,14 @@ from stipple_monai.networks.prior_driven import (
     PriorDrivenNet,
 )
 from stipple_monai.networks.unet import (
+    BFloat16SliceUNet,
     SliceUNet,
 )
 
 __all__ = [
     "DEFAULT_FLOOR",
     "SILENT",
+    "BFloat16SliceUNet",
     "Calibration",
     "PriorDrivenNet",
     "SliceUNet",

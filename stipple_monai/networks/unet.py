@@ -91,6 +91,41 @@ class SliceUNet(nn.Module):
         return self.output(x)
 
 
+class BFloat16SliceUNet(SliceUNet):
+    """`SliceUNet` that computes in bfloat16, with channels last in memory.
+
+    Weights stay float32, and their names are the same, so that weights of one serve the other.
+    Logits are float32 as well. Made for processors with bfloat16 units (AVX-512 or AMX), where
+    MONAI's engines offer no mixed precision; `benchmarks/README.md` has the ratio.
+
+    Args:
+        in_channels: as for `SliceUNet`, as are the others.
+        out_channels: likewise.
+        channels: likewise.
+        dropout: likewise.
+
+    Example:
+        >>> BFloat16SliceUNet(channels=(4, 8))(torch.zeros(1, 1, 16, 16)).dtype
+        torch.float32
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        channels: Sequence[int] = (64, 128, 256, 512, 1024),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(in_channels, out_channels, channels, dropout)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map slices ``(B, in_channels, W, H)`` to logits ``(B, out_channels, W, H)``."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = super().forward(x)
+        return logits.float()
+
+
 class _UpBlock(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, *, dropout: float, second_norm: bool
