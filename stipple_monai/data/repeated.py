@@ -24,10 +24,13 @@ class RepeatedDataset(CacheDataset):
             turns. Shuffled, that is the share of every batch in expectation. None, and where one
             of the groups is empty: all items alike. An epoch too short for each item to occur is
             made longer.
+        length: of an epoch, in place of ``repeats`` times the items, so that training takes as many
+            steps from two scans as from twenty; at least the number of items. None: ``repeats``.
         **kwargs: as for ``CacheDataset``, but for ``hash_as_key``, which is set.
 
     Raises:
-        ValueError: ``repeats`` is below 1, or ``labelled_share`` is out of its range.
+        ValueError: ``repeats`` is below 1, ``length`` below the number of items, or
+            ``labelled_share`` is out of its range.
 
     Example:
         >>> items = [{"x": 1}, {"x": 2}]
@@ -46,13 +49,20 @@ class RepeatedDataset(CacheDataset):
         *,
         repeats: int,
         labelled_share: float | None = None,
+        length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        items = turns(data, repeats=repeats, labelled_share=labelled_share)
+        items = turns(data, repeats=repeats, labelled_share=labelled_share, length=length)
         super().__init__(items, transform, hash_as_key=True, **kwargs)
 
 
-def turns(data: Sequence[Any], *, repeats: int, labelled_share: float | None = None) -> list[Any]:
+def turns(
+    data: Sequence[Any],
+    *,
+    repeats: int,
+    labelled_share: float | None = None,
+    length: int | None = None,
+) -> list[Any]:
     """The items of an epoch, see :class:`RepeatedDataset`; with a share, labelled ones first."""
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}: draw more of each.")
@@ -61,13 +71,19 @@ def turns(data: Sequence[Any], *, repeats: int, labelled_share: float | None = N
             f"`labelled_share` must lie in (0, 1), got {labelled_share}: None draws all items "
             "alike."
         )
+    if length is not None and length < len(data):
+        raise ValueError(
+            f"`length` must be at least the number of scans, {len(data)}, got {length}: each occurs "
+            "in every epoch."
+        )
+    wanted = len(data) * repeats if length is None else length
     pseudo = [item for item in data if isinstance(item, Mapping) and "pseudo_label" in item]
     labelled = [item for item in data if not (isinstance(item, Mapping) and "pseudo_label" in item)]
     if labelled_share is None or not pseudo or not labelled:
-        return list(data) * repeats
+        return list(islice(cycle(data), wanted))
     share = Fraction(str(labelled_share))
     total = max(
-        len(data) * repeats,
+        wanted,
         math.ceil(len(labelled) / share),
         math.ceil(len(pseudo) / (1 - share)),
     )

@@ -95,3 +95,18 @@ def test_without_a_share_all_come_alike():
 def test_the_share_is_a_part(share):
     with pytest.raises(ValueError, match=rf"`labelled_share` must lie in \(0, 1\), got {share}"):
         RepeatedDataset(LABELLED, repeats=1, labelled_share=share)
+
+
+def test_a_length_takes_the_place_of_repeats():
+    """Training then takes as many steps from two scans as from twenty."""
+    assert [item["scan"] for item in turns(LABELLED, repeats=9, length=5)] == list("ababa")
+    drawn = Counter(
+        item["scan"]
+        for item in turns([*LABELLED, *pseudo(3)], repeats=9, length=12, labelled_share=0.5)
+    )
+    assert drawn == {"a": 3, "b": 3, "p0": 2, "p1": 2, "p2": 2}
+
+
+def test_a_length_has_room_for_every_scan():
+    with pytest.raises(ValueError, match="`length` must be at least the number of scans, 2, got 1"):
+        RepeatedDataset(LABELLED, repeats=1, length=1)
