@@ -103,6 +103,6 @@ def test_what_cannot_be_compared(tmp_path, priors):
     with pytest.raises(DatasetError, match=r"labels with the organs of the priors \(1\)"):
         check_labels(path, known, progress=False)
     with pytest.raises(
-        PriorError, match=r"must be a folder with prior_ORGAN\.nii\.gz, got none in"
+        PriorError, match=r"a folder with prior_ORGAN\.nii\.gz, got none in"
     ):
         prior_organs(tmp_path)
