@@ -48,6 +48,8 @@ OVERLAYS = {
     "calibration_samples": ("inference",),
     "chaos_mr": BASES,
     "coord_conv": ("train", "inference"),
+    "copy_paste": ("train", "baseline", "unlabelled"),
+    "cross_pseudo": ("train", "baseline", "unlabelled"),
     "evaluate": ("inference",),
     "locator": ("inference",),
     "multi_gpu_pseudo_label": ("inference", "pseudo_label"),

@@ -143,6 +143,8 @@ COMBINATIONS = [
     ["train", "baseline"],
     ["train", "baseline", "unlabelled", "mean_teacher"],
     ["train", "baseline", "unlabelled", "adversarial"],
+    ["train", "baseline", "unlabelled", "cross_pseudo"],
+    ["train", "baseline", "unlabelled", "copy_paste"],
     ["train", "patch_3d"],
     ["inference"],
     ["inference", "evaluate"],
