@@ -16,6 +16,9 @@ from stipple_monai.engines.cross_pseudo import (
 from stipple_monai.engines.mean_teacher import (
     MeanTeacherTrainer,
 )
+from stipple_monai.engines.unimatch import (
+    UniMatchTrainer,
+)
 
 __all__ = [
     "AdversarialSegmentationTrainer",
@@ -23,4 +26,5 @@ __all__ = [
     "CrossPseudoTrainer",
     "Discriminator",
     "MeanTeacherTrainer",
+    "UniMatchTrainer",
 ]

@@ -41,6 +41,8 @@ RIVALS = (
     "cps_prior",
     "bcp",
     "bcp_prior",
+    "unimatch",
+    "unimatch_prior",
     "attention_unet",
     "coord_conv",
     "atlas_prior",

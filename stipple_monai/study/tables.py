@@ -33,6 +33,8 @@ TITLES = {
     "cps_prior": "Cross pseudo supervision, with prior",
     "bcp": "Bidirectional copy-paste (Bai et al. 2023)",
     "bcp_prior": "Bidirectional copy-paste, with prior",
+    "unimatch": "UniMatch (Yang et al. 2023)",
+    "unimatch_prior": "UniMatch, with prior",
     "attention_unet": "Attention U-Net",
     "coord_conv": "CoordConv",
     "atlas_prior": "Deep atlas prior (Zheng et al. 2019)",

@@ -63,6 +63,7 @@ OVERLAYS = {
     "pseudo_label": ("inference",),
     "random_reference": ("inference",),
     "true_position": ("inference", "evaluate"),
+    "unimatch": ("train", "baseline", "unlabelled"),
     "unlabelled": ("train", "baseline"),
     "volumes": ("inference",),
 }

@@ -9,7 +9,7 @@ from helpers.method_runs import CONFIGS, NETWORK, TRAINING, make_scans, parsed, 
 from stipple_monai import PriorDrivenNet, SliceUNet
 from stipple_monai.study.plan import Study, plan_jobs, read_methods
 
-PAIRS = ("mean_teacher", "cps", "bcp")
+PAIRS = ("mean_teacher", "cps", "bcp", "unimatch")
 # what decides is left to the bundle: fused by constants, expected Dice
 KNOBS = {k: v for k, v in NETWORK.items() if k not in ("calibration", "decision")}
 

@@ -145,6 +145,7 @@ COMBINATIONS = [
     ["train", "baseline", "unlabelled", "adversarial"],
     ["train", "baseline", "unlabelled", "cross_pseudo"],
     ["train", "baseline", "unlabelled", "copy_paste"],
+    ["train", "baseline", "unlabelled", "unimatch"],
     ["train", "patch_3d"],
     ["inference"],
     ["inference", "evaluate"],
