@@ -29,11 +29,15 @@ LABELLED, UNLABELLED, TEST = 3, 4, 6
 SIZE = 96  # voxels along a slice, for two CPU cores
 
 _METHODS = {
-    "baseline": "U-Net without prior",
-    "stipple": "STIPPLE, prior located",
-    "true_position": "STIPPLE, prior at the true position",
+    "network_alone": "network alone",
+    "prior_alone": "prior alone, located",
+    "equation_2": "network and prior as they are (equation 2)",
+    "stipple": "STIPPLE",
     "relabelled": "STIPPLE, one round of pseudo-labels",
+    "true_position": "STIPPLE, prior at the true position",
 }
+# as many steps with pseudo-labels as without
+_SCHEDULE = {"slices_per_epoch": 160}
 
 
 def run_demo(
@@ -43,7 +47,7 @@ def run_demo(
     seed: int = 0,
     options: dict[str, Any] | None = None,
 ) -> Path:
-    """Phantom → prior → baseline and STIPPLE → pseudo-labels → retraining → test.
+    """Phantom → prior → network → pseudo-labels → retraining → test.
 
     Args:
         out: folder for everything: ``phantom/``, ``models/``, predictions and tables under
@@ -66,7 +70,7 @@ def run_demo(
 def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) -> Path:
     started = time.monotonic()
     datalist = _prepare_data(out, seed)
-    knobs = {"bundle_root": out, "datalist": datalist, **options}
+    knobs = {"bundle_root": out, "datalist": datalist, **_SCHEDULE, **options}
 
     def stage(title: str, done: Path, names: Sequence[str], **extra: Any) -> None:
         if done.exists():
@@ -86,17 +90,11 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
 
 
 def _train(stage: Callable[..., None], out: Path, seed: int) -> Path:
-    """Prior, both networks, pseudo-labels and the next training; returns its folder."""
+    """Prior, network, pseudo-labels and the next training; returns its folder."""
     models, results = out / "models", out / "eval"
     training = {"seed": seed, "resume": True}
     stage("estimate the prior", prior_path(models, 1), ["prior"])
-    stage(
-        "train the baseline",
-        models / "baseline" / "model.pt",
-        ["train", "baseline"],
-        **training,
-    )
-    stage("train STIPPLE", models / "model.pt", ["train"], **training)
+    stage("train the network", models / "model.pt", ["train"], **training)
     pseudo = results / "pseudo_labels" / "datalist.json"
     stage("pseudo-label the unlabelled scans", pseudo, ["inference", "pseudo_label"])
     second = models / "round_1"
@@ -108,20 +106,18 @@ def _train(stage: Callable[..., None], out: Path, seed: int) -> Path:
 
 
 def _test(stage: Callable[..., None], out: Path, second: Path) -> None:
-    overlays: dict[str, tuple[list[str], dict[str, Any]]] = {
-        "baseline": (["baseline"], {}),
-        "stipple": ([], {}),
-        "true_position": (["true_position"], {}),
-        "relabelled": ([], {"models_dir": second}),
+    without_overlay: dict[str, dict[str, Any]] = {
+        "stipple": {},
+        "relabelled": {"models_dir": second},
     }
-    for name, (overlay, extra) in overlays.items():
+    for name in _METHODS:
         folder = out / "eval" / name
         stage(
             f"test: {_METHODS[name]}",
             folder / "val_mean_dice_raw.csv",
-            ["inference", "evaluate", *overlay],
+            ["inference", "evaluate", *([] if name in without_overlay else [name])],
             output_dir=str(folder),
-            **extra,
+            **without_overlay.get(name, {}),
         )
 
 
@@ -162,8 +158,9 @@ def _draw(out: Path, datalist: Path) -> None:
         out / "prior.png",
         label=truth,
     )
-    folders = {name: out / "eval" / name for name in ("baseline", "stipple")}
-    drawn = draw_comparisons(items, prior, out, **folders)
+    drawn = draw_comparisons(
+        items, prior, out, baseline=out / "eval" / "network_alone", stipple=out / "eval" / "stipple"
+    )
     for kind in KINDS.keys() - drawn.keys():
         print(f"no picture {KINDS[kind]}: no test case has a {kind}")
 
