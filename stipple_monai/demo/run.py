@@ -1,7 +1,8 @@
 """The whole method on the phantom, with the bundle's own commands: what `make demo` runs.
 
 Each stage leaves files, and a stage whose files are there is not run again; training goes on from
-its last checkpoint. So an interrupted demo continues where it stopped.
+its last checkpoint. So an interrupted demo continues where it stopped. ``demo.json`` has what the
+folder was begun with.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle
+from stipple_monai.bundle import (
+    BUNDLE,
+    config_digests,
+    configs_of,
+    only_process,
+    progress_only,
+    run_bundle,
+)
 from stipple_monai.data import (
     read_datalist,
     read_label_map,
@@ -20,6 +28,7 @@ from stipple_monai.data import (
     write_datalist,
 )
 from stipple_monai.files import read_csv, whole_file
+from stipple_monai.ownership import CONTENTS, remember
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import load_priors, prior_path
 from stipple_monai.simulation import write_phantom
@@ -36,6 +45,10 @@ _METHODS = {
     "relabelled": "STIPPLE, one round of pseudo-labels",
     "true_position": "STIPPLE, prior at the true position",
 }
+_OVERLAYS = _METHODS.keys() - {"stipple", "relabelled"}
+_CONFIGS = ("prior", "train", "inference", "pseudo_label", "evaluate", "phantom")
+# what is made, and by whose names nothing of somebody else's may be called
+_TARGETS = ("phantom", "models", "eval", "results.md", "prior.png", *KINDS)
 # as many steps with pseudo-labels as without
 _SCHEDULE = {"slices_per_epoch": 160}
 
@@ -60,10 +73,17 @@ def run_demo(
         ``results.md``: Dice of each method on the test cases, in %.
 
     Raises:
-        DatasetError: ``bundle`` is not the bundle's folder.
+        DatasetError: ``bundle`` is not the bundle's folder, or ``out`` is in use, was begun with
+            other settings, or has files that a demo would take for its own.
     """
     out, configs = Path(out).resolve(), configs_of(bundle)
-    with progress_only():
+    settings = {
+        "seed": seed,
+        "options": options or {},
+        CONTENTS: config_digests(configs, [*_CONFIGS, *sorted(_OVERLAYS)]),
+    }
+    with only_process(out), progress_only():
+        remember(out / "demo.json", settings, targets=_TARGETS)
         return _run_stages(out, configs, seed, options or {})
 
 
@@ -106,18 +126,14 @@ def _train(stage: Callable[..., None], out: Path, seed: int) -> Path:
 
 
 def _test(stage: Callable[..., None], out: Path, second: Path) -> None:
-    without_overlay: dict[str, dict[str, Any]] = {
-        "stipple": {},
-        "relabelled": {"models_dir": second},
-    }
-    for name in _METHODS:
+    for name, title in _METHODS.items():
         folder = out / "eval" / name
         stage(
-            f"test: {_METHODS[name]}",
+            f"test: {title}",
             folder / "val_mean_dice_raw.csv",
-            ["inference", "evaluate", *([] if name in without_overlay else [name])],
+            ["inference", "evaluate", *([name] if name in _OVERLAYS else [])],
             output_dir=str(folder),
-            **without_overlay.get(name, {}),
+            **({"models_dir": second} if name == "relabelled" else {}),
         )
 
 

@@ -126,7 +126,8 @@ class BFloat16SliceUNet(SliceUNet):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(in_channels, out_channels, channels, dropout)
-        self.to(memory_format=torch.channels_last)
+        # torch does not declare this overload
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Map slices ``(B, in_channels, W, H)`` to bfloat16 features, the bottom's last."""

@@ -178,8 +178,23 @@ def test_pictures_of_what_the_prior_changed(finished):
 
 def test_another_seed_needs_another_folder(finished):
     out, _ = finished
-    with pytest.raises(DatasetError, match="`folder` must be empty or hold this same phantom"):
+    before = times(out)
+    with pytest.raises(DatasetError, match=r"begun with other seed, see demo\.json there"):
         demo.run_demo(out, seed=1, options=OPTIONS)
+    with pytest.raises(DatasetError, match=r"begun with other options, see demo\.json there"):
+        demo.run_demo(out, options={**OPTIONS, "max_epochs": 2})
+    assert times(out) == before
+
+
+@pytest.mark.parametrize("name", ["models", "eval/stipple", "phantom", "results.md", "prior.png"])
+def test_a_folder_with_files_of_somebody_else_is_refused(tmp_path, name):
+    mine = tmp_path / name / "model.pt" if "." not in name else tmp_path / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(DatasetError, match=f"was not written by this package, got .*{name[:4]}"):
+        demo.run_demo(tmp_path, options=OPTIONS)
+    assert mine.read_text() == "mine"
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == {mine, tmp_path / "logs" / "lock"}
 
 
 def test_wrong_bundle(tmp_path):
