@@ -94,6 +94,7 @@ class VolumeTable:
         organs: label values in the order of the network's channels.
         names: of the scans.
         datalist: whose ``labels`` name the organs.
+        wanted: of the organs, those that are told; all if None.
         pred_key: the label map on the scan's grid, in the engine's output; what
             :class:`~stipple_monai.PriorDrivenInferer` found is in its metadata.
         image_key: the scan in the engine's output.
@@ -106,10 +107,12 @@ class VolumeTable:
         *,
         names: ScanNames,
         datalist: str | Path,
+        wanted: Sequence[int] | None = None,
         pred_key: str = "pred",
         image_key: str = "image",
     ) -> None:
         self.folder, self.organs, self.names = Path(folder), list(organs), names
+        self.wanted = self.organs if wanted is None else list(wanted)
         self.labels = label_names(datalist)
         self.pred_key, self.image_key = pred_key, image_key
 
@@ -123,7 +126,8 @@ class VolumeTable:
             scan = item[self.image_key].meta["filename_or_obj"]
             files = self.names.files[os.path.abspath(scan)]
             organs = organ_records(item[self.pred_key], self.organs, self.labels)
-            write_record(self.folder, self.names[scan], scan, files, organs)
+            told = [row for row in organs if row["organ"] in self.wanted]
+            write_record(self.folder, self.names[scan], scan, files, told)
 
 
 def organ_records(

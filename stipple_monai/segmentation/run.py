@@ -67,6 +67,7 @@ def segment(
     overlays: Sequence[str | Path] = (),
     options: Mapping[str, Any] | None = None,
     labels: Mapping[int, str] | None = None,
+    organs: Sequence[int | str] = (),
     probabilities: bool = False,
     dicom_seg: bool = False,
     overwrite: bool = False,
@@ -85,6 +86,8 @@ def segment(
         options: knobs of the configs, unless they contradict the folder.
         labels: names of the label values; those that the folder knows where ``None``. Other names
             do not segment anew.
+        organs: label values or names of those that are wanted; the others are segmented with them,
+            since they help to place them, and left out of label maps and tables. All if empty.
         probabilities: also write those.
         dicom_seg: also write DICOM SEG; all inputs must be DICOM series.
         overwrite: segment the scans anew and replace what is there.
@@ -96,7 +99,7 @@ def segment(
         DatasetError: an input cannot be segmented; ``models`` has no weights, does not know its
             settings, or contradicts ``overlays`` or ``options``; or ``out`` has other results, or
             results made with other settings.
-        ValueError: no config has one of the ``options``.
+        ValueError: no config has one of the ``options``, or the network not one of the ``organs``.
         ImportError: ``dicom_seg`` without highdicom.
     """
     configs, out = configs_of(bundle), Path(out).resolve()
@@ -109,7 +112,7 @@ def segment(
     items, faults = sound_scans(find_scans(inputs, section=section), out, dicom_seg=dicom_seg)
     names = _names(model, inputs, labels or {})
     flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
-    knobs = {**model.knobs, **(options or {})}
+    knobs = {**model.knobs, **(options or {}), **_wanted(model, organs, labels or {})}
     endings = [SEG, *[PROBABILITIES] * probabilities, *[DICOM] * dicom_seg]
     with only_process(out):
         settings = {**_identity(model, configs, used), "knobs": knobs, **flags}
@@ -181,6 +184,22 @@ def _names(model: Model, inputs: Sequence[str | Path], labels: Mapping[int, str]
     listed = next(filter(None, map(label_names, datalists)), {})
     known = {k: name for k, name in model.organs.items() if name != f"organ {k}"}
     return {**model.organs, **listed, **known, **labels}
+
+
+def _wanted(
+    model: Model, organs: Sequence[int | str], labels: Mapping[int, str]
+) -> dict[str, list[int]]:
+    """The knob of the organs that are wanted, by value or name; none where all are."""
+    names = {**model.organs, **labels}
+    by_name = {name.casefold(): value for value, name in names.items()}
+    by_name |= {str(value): value for value in names}
+    asked = [str(organ) for organ in organs]
+    unknown = [organ for organ in asked if organ.casefold() not in by_name]
+    if unknown:
+        known = ", ".join(f"{value} ({name})" for value, name in names.items())
+        raise ValueError(f"`organs` must be among those of the network, {known}, got {unknown[0]}.")
+    wanted = {by_name[organ.casefold()] for organ in asked}
+    return {"wanted": sorted(wanted)} if wanted else {}
 
 
 def _by_text(labels: Mapping[int, str]) -> dict[str, str]:

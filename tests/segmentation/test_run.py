@@ -564,15 +564,18 @@ def test_the_command_hands_on_its_options(monkeypatch, capsys):
                 *command,
                 *("--overlays", "phantom", "--set", "strength=0.5", "--labels", "1=liver"),
                 *("--probabilities", "--dicom-seg", "--overwrite", "--section", "training"),
+                *("--organs", "1"),
             ]
         )
         == 0
     )
     assert capsys.readouterr().out == "v.csv\nv.csv\n"
     plain = {"models": Path("m"), "bundle": module.BUNDLE, "section": "test", "overlays": []}
+    plain["organs"] = []
     off = {"probabilities": False, "dicom_seg": False, "overwrite": False}
     given = ([Path("a"), Path("b")], Path("o"))
     assert calls[0] == (given, {**plain, **off, "options": {}, "labels": {}})
     on = dict.fromkeys(off, True)
     more = {"overlays": ["phantom"], "section": "training", "labels": {1: "liver"}}
+    more["organs"] = ["1"]
     assert calls[1] == (given, {**plain, **on, **more, "options": {"strength": 0.5}})
