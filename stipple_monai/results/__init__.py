@@ -35,6 +35,7 @@ from stipple_monai.results.statistics import (
     Spread,
     between_folds,
     compare_paired,
+    holm,
 )
 from stipple_monai.results.volumes import (
     RECORD,
@@ -69,6 +70,7 @@ __all__ = [
     "finished",
     "first_file",
     "has_highdicom",
+    "holm",
     "on_grid_of",
     "organ_records",
     "organ_remarks",

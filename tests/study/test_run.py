@@ -23,6 +23,7 @@ from stipple_monai.errors import StudyError
 from stipple_monai.files import read_csv
 from stipple_monai.study import run as study
 from stipple_monai.study.plan import Study
+from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import run_study
 
 METHODS = ["baseline", "stipple_single", "stipple", "relabelling", "stipple_true_position"]
@@ -104,6 +105,21 @@ def test_all_labels_are_the_same_with_and_without_rounds(done):
     kinds = {(row["method"], row["round"]) for row in curves if row["proportion"] == "0.5"}
     assert kinds == {(m, "0") for m in METHODS} | {("stipple", "1"), ("relabelling", "1")}
     assert {row["epoch"] for row in curves} == {"1", "2"}
+
+
+def test_published_rows_are_those_of_the_results(done, tmp_path):
+    count = write_rows(done / "out", tmp_path / "rows.csv")
+    published, own = read_csv(tmp_path / "rows.csv"), read_csv(done / "out" / "results.csv")
+    assert count == len(published) == len(own)
+    columns = ("method", "proportion", "fold", "dice", "asd_mm", "seconds")
+
+    def sorted_rows(rows):
+        return sorted((*map(row.get, columns), Path(row["scan"]).name[:4]) for row in rows)
+
+    assert sorted_rows(published) == sorted_rows(own)
+    steps = {(row["method"], row["proportion"]): int(row["steps"]) for row in published}
+    assert steps["stipple", "0.5"] > steps["stipple_single", "0.5"] > 0
+    assert steps["stipple", "1.0"] == steps["stipple_single", "1.0"]
 
 
 def test_the_report_is_there_with_pictures(done):
