@@ -19,12 +19,13 @@ extensions = [
     "sphinx.ext.viewcode",
     "command_line",
     "mathml",
+    "measured",
     "outside_pages",
     "packages",
     "public_names",
 ]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results"]
 
 # Blocks without a language are commands.
 highlight_language = "text"
@@ -37,7 +38,7 @@ napoleon_use_ivar = True
 napoleon_numpy_docstring = False
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 
 # Every reference must resolve. Other packages' inventories lie on the network, which a build must
 # not need, so that their names stay text.

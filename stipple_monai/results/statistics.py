@@ -75,6 +75,29 @@ def compare_paired(
     return Comparison(len(x), float(difference.mean()), low, high, t_test, wilcoxon)
 
 
+def holm(p_values: ArrayLike) -> list[float]:
+    """Correct p-values of several tests, after Holm: the chance of one false alarm or more.
+
+    Args:
+        p_values: ``(N,)`` in [0, 1]. NaN, where a test is undefined, stays NaN and does not count.
+
+    Returns:
+        The corrected values in the same order, in [0, 1]. The k-th smallest of M is multiplied by
+        ``M + 1 − k``, and is at least the one before (Holm, Scandinavian Journal of Statistics
+        1979).
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    given = np.asarray(p_values, float)
+    corrected = given.copy()
+    order = np.argsort(given)[: np.isfinite(given).sum()]
+    times = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(given[order] * times), 1)
+    return [float(p) for p in corrected]
+
+
 class Spread(NamedTuple):
     """A mean and how it varies between folds.
 

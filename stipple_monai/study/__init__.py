@@ -4,14 +4,33 @@ Words: a *method* is a named set of overlays and knobs; a *job* is one training 
 *cell* is what one row of the tables stands for. Imports from `report` and below.
 """
 
+from stipple_monai.study.figures import dice_by_method
+from stipple_monai.study.organs import (
+    never_loses,
+    organ_differences,
+    organ_positions,
+    organ_table,
+)
 from stipple_monai.study.plan import (
     Study,
 )
+from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import (
     run_study,
 )
+from stipple_monai.study.tables import TITLES, Results, comparison_table, measures_table
 
 __all__ = [
+    "TITLES",
+    "Results",
     "Study",
+    "comparison_table",
+    "dice_by_method",
+    "measures_table",
+    "never_loses",
+    "organ_differences",
+    "organ_positions",
+    "organ_table",
     "run_study",
+    "write_rows",
 ]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from stipple_monai.results import Spread
-from stipple_monai.visualize import ON_WHITE, finish_plot, new_plot
+from stipple_monai.visualize import ON_WHITE, finish_plot, new_plot, write_png
 
 Line = Mapping[float, Spread]
 """By the value along x, mean and spread in %."""
@@ -69,6 +72,45 @@ def dice_by_bins(
     finish_plot(figure, ax, path, "Dice by number of bins, bars: sd between folds.")
 
 
+def dice_by_method(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    path: str | os.PathLike[str],
+    *,
+    ours: str = "STIPPLE",
+) -> str:
+    """Dice of every patient, a dot each, and the mean, by method: a panel for each data set.
+
+    Args:
+        panels: by data set, and by method in the order from top to bottom, Dice in % of every
+            patient.
+        path: of the PNG.
+        ours: methods with it in their names are in colour, the others grey.
+
+    Returns:
+        What the picture shows.
+    """
+    rows = [len(methods) for methods in panels.values()]
+    figure = Figure(figsize=(8.0, 0.9 + sum(0.42 * n + 0.5 for n in rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=rows, squeeze=False)[:, 0]
+    for ax, (title, methods) in zip(axes, panels.items(), strict=True):
+        _draw_dots(ax, methods, ours)
+        ax.set_title(title, loc="left", fontsize=13, fontweight="bold")
+        ax.grid(axis="x", alpha=0.25)
+        ax.tick_params(labelsize=12)
+        for side in ("top", "right", "left"):
+            ax.spines[side].set_visible(False)
+    axes[-1].set_xlabel("Dice (%), mean over organs: a dot a patient, a bar the mean", fontsize=12)
+    said = [
+        f"{title} ({len(next(iter(methods.values()), ()))} patients): "
+        + ", ".join(f"{name} {np.mean(values):.1f}" for name, values in methods.items())
+        for title, methods in panels.items()
+    ]
+    description = f"Dice in %, mean over organs and patients. {'; '.join(said)}."
+    write_png(figure, path, description)
+    return description
+
+
 def learning_curves(
     curves: Mapping[str, Mapping[int, Sequence[float]]],
     path: str | os.PathLike[str],
@@ -120,6 +162,27 @@ def loss_by_position_error(
     ax.set_xlabel("distance of the prior from the true position (mm)")
     ax.set_ylabel("Dice at the true position − located (points)")
     finish_plot(figure, ax, path, "Dice lost by distance from the true position, a point a case.")
+
+
+def _draw_dots(ax: Axes, methods: Mapping[str, Sequence[float]], ours: str) -> None:
+    for row, (name, values) in enumerate(methods.items()):
+        colour = ON_WHITE[0] if ours in name else "#666666"
+        # dots beside each other where patients are alike, the same in every drawing
+        up = 0.11 * (np.argsort(np.argsort(values)) % 3 - 1)
+        ax.scatter(values, row + up, s=34, color=colour, alpha=0.45, lw=0)
+        mean = float(np.mean(values))
+        ax.plot([mean, mean], [row - 0.33, row + 0.33], color=colour, lw=3.5)
+        style: dict[str, Any] = {
+            "color": colour,
+            "fontsize": 13,
+            "fontweight": "bold",
+        }
+        ax.annotate(
+            f"{mean:.1f}", (1.01, row), xycoords=ax.get_yaxis_transform(), va="center", **style
+        )
+    ax.set_yticks(range(len(methods)), list(methods))
+    ax.set_ylim(len(methods) - 0.45, -0.55)
+    ax.tick_params(axis="y", length=0)
 
 
 def _draw_lines(ax: Axes, lines: Mapping[str, Line]) -> None:

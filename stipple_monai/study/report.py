@@ -16,6 +16,7 @@ from stipple_monai.study.figures import (
     learning_curves,
     loss_by_position_error,
 )
+from stipple_monai.study.organs import organ_table
 from stipple_monai.study.tables import (
     TITLES,
     Results,
@@ -24,7 +25,6 @@ from stipple_monai.study.tables import (
     dice_table,
     measures_table,
     not_won,
-    organ_table,
     position_table,
     rounds_table,
 )
@@ -36,6 +36,13 @@ RIVALS = (
     "relabelling",
     "adversarial",
     "mean_teacher",
+    "mean_teacher_prior",
+    "cps",
+    "cps_prior",
+    "bcp",
+    "bcp_prior",
+    "unimatch",
+    "unimatch_prior",
     "attention_unet",
     "coord_conv",
     "atlas_prior",

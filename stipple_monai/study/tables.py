@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from stipple_monai.report import Table
-from stipple_monai.results import Comparison, Spread, between_folds, compare_paired
+from stipple_monai.results import Comparison, Spread, between_folds, compare_paired, holm
 from stipple_monai.study import paper
 
 Row = Mapping[str, str]
@@ -22,12 +22,21 @@ Case = tuple[int, int, str]
 
 TITLES = {
     "baseline": "Baseline",
+    "prior_alone": "Prior alone",
+    "equation_2": "Equation 2, same network",
     "stipple_single": "STIPPLE without relabelling",
     "relabelling": "Baseline with relabelling (Bai et al. 2017)",
     "stipple": "STIPPLE",
     "stipple_certain": "STIPPLE, γ = 1, uncertain background ignored (ours)",
     "adversarial": "Adversarial (Hung, Nie et al. 2018)",
     "mean_teacher": "Consistency (Yu et al. 2019)",
+    "mean_teacher_prior": "Consistency, with prior",
+    "cps": "Cross pseudo supervision (Chen et al. 2021)",
+    "cps_prior": "Cross pseudo supervision, with prior",
+    "bcp": "Bidirectional copy-paste (Bai et al. 2023)",
+    "bcp_prior": "Bidirectional copy-paste, with prior",
+    "unimatch": "UniMatch (Yang et al. 2023)",
+    "unimatch_prior": "UniMatch, with prior",
     "attention_unet": "Attention U-Net",
     "coord_conv": "CoordConv",
     "atlas_prior": "Deep atlas prior (Zheng et al. 2019)",
@@ -37,6 +46,7 @@ TITLES = {
     "stipple_random_reference": "KL, one random reference (the paper)",
     "stipple_true_position": "True position",
 }
+"""What tables call the methods, in their order."""
 POSITIONS = (
     "stipple_naive_position",
     "stipple_random_reference",
@@ -50,7 +60,7 @@ class Results:
     """The rows of ``results.csv``, by method and proportion.
 
     Args:
-        rows: as read by :func:`stipple_monai.files.read_csv`.
+        rows: of the file, by the names of its columns.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
@@ -60,32 +70,42 @@ class Results:
         known = {method: None for method, _ in self.rows}
         self.methods = [m for m in TITLES if m in known] + [m for m in known if m not in TITLES]
         self.proportions = sorted({p for _, p in self.rows}, reverse=True)
+        every = [row for found in self.rows.values() for row in found]
+        self.organs = sorted({int(row["organ"]) for row in every})
+        self._names = {int(row["organ"]): row["name"] for row in every if row.get("name")}
 
-    def cases(self, method: str, proportion: float) -> dict[Case, float]:
-        """Dice in % of every case, mean over the organs that it has."""
+    def name(self, organ: int) -> str:
+        """The organ's name, where the rows have a column for it."""
+        return self._names.get(organ, f"organ {organ}")
+
+    def cases(self, method: str, proportion: float, organ: int | None = None) -> dict[Case, float]:
+        """Dice in % of every case, of an organ or mean over the organs that it has."""
         found: dict[Case, list[float]] = defaultdict(list)
         for row in self.rows.get((method, proportion), []):
-            if row["dice"]:
+            if row["dice"] and organ in (None, int(row["organ"])):
                 case = int(row["fold"]), int(row["seed"]), row["scan"]
                 found[case].append(100 * float(row["dice"]))
         return {case: float(np.mean(values)) for case, values in found.items()}
 
-    def spread(self, method: str, proportion: float) -> Spread:
+    def spread(self, method: str, proportion: float, organ: int | None = None) -> Spread:
         """Dice in %, mean and standard deviation between folds."""
         folds: dict[int, list[float]] = defaultdict(list)
-        for (fold, _, _), dice in self.cases(method, proportion).items():
+        for (fold, _, _), dice in self.cases(method, proportion, organ).items():
             folds[fold].append(dice)
         return between_folds(folds)
 
-    def compare(self, first: str, second: str, proportion: float) -> Comparison:
+    def compare(
+        self, first: str, second: str, proportion: float, organ: int | None = None
+    ) -> Comparison:
         """Two methods on the scans that both have, seeds averaged first; Dice in points."""
-        by_scan = [self._by_scan(method, proportion) for method in (first, second)]
+        by_scan = [self.by_scan(method, proportion, organ) for method in (first, second)]
         shared = sorted(by_scan[0].keys() & by_scan[1].keys())
         return compare_paired(*([scores[scan] for scan in shared] for scores in by_scan))
 
-    def _by_scan(self, method: str, proportion: float) -> dict[str, float]:
+    def by_scan(self, method: str, proportion: float, organ: int | None = None) -> dict[str, float]:
+        """Dice in % of every scan, mean over seeds, see :meth:`cases`."""
         found: dict[str, list[float]] = defaultdict(list)
-        for (_, _, scan), dice in self.cases(method, proportion).items():
+        for (_, _, scan), dice in self.cases(method, proportion, organ).items():
             found[scan].append(dice)
         return {scan: float(np.mean(values)) for scan, values in found.items()}
 
@@ -100,7 +120,7 @@ def dice_table(results: Results, methods: Sequence[str], title: str) -> Table:
     for method in present:
         row = [TITLES.get(method, method)]
         for proportion in results.proportions:
-            row.append(_spread(results.spread(method, proportion)))
+            row.append(spread_text(results.spread(method, proportion)))
             row.append(_paper(method, proportion))
         rows.append(row)
     note = (
@@ -115,10 +135,11 @@ def comparison_table(results: Results) -> Table:
     rows = []
     others = [m for m in results.methods if m != "baseline"]
     for proportion in results.proportions:
-        for method in sorted(others, key=lambda m: m != "stipple"):
-            found = results.compare(method, "baseline", proportion)
-            if not found.pairs:
-                continue
+        known = {m: results.compare(m, "baseline", proportion) for m in others}
+        known = {method: found for method, found in known.items() if found.pairs}
+        corrected = dict(zip(known, holm([c.t_test for c in known.values()]), strict=True))
+        for method in sorted(known, key=lambda m: m != "stipple"):
+            found = known[method]
             published = paper.T_TEST.get(proportion) if method == "stipple" else None
             rows.append(
                 [
@@ -126,17 +147,21 @@ def comparison_table(results: Results) -> Table:
                     f"{proportion:.0%}",
                     str(found.pairs),
                     f"{found.difference:+.2f}",
-                    _interval(found),
-                    _p(found.t_test),
-                    _p(found.wilcoxon),
+                    interval(found),
+                    p_value(found.t_test),
+                    p_value(corrected[method]),
+                    p_value(found.wilcoxon),
                     DASH if published is None else f"{published:.1e}",
                 ]
             )
-    header = "Method − baseline,labels,patients,points,95 % interval,t-test p,Wilcoxon p,paper’s p"
+    header = (
+        "Method − baseline,labels,patients,points,95 % interval,t-test p,corrected,Wilcoxon p,"
+        "paper’s p"
+    )
     note = (
         "Difference of the Dice of the same patient in percentage points, seeds averaged; interval "
-        "by bootstrap over patients (9999 resamples). p-values are two-sided and not corrected "
-        "for the number of comparisons."
+        "by bootstrap over patients (9999 resamples). p-values are two-sided; “corrected”: those "
+        "of the t-test after Holm, for all methods at the same number of labels."
     )
     return Table("Against the baseline (table 1)", header.split(","), rows, note)
 
@@ -156,7 +181,7 @@ def not_won(results: Results) -> list[str]:
             said.append(
                 f"At {proportion:.0%} of labels STIPPLE {verdict}{than} "
                 f"{TITLES.get(method, method)}: {found.difference:+.2f} points, "
-                f"95 % interval {_interval(found)}, {found.pairs} patients."
+                f"95 % interval {interval(found)}, {found.pairs} patients."
             )
     return said
 
@@ -176,9 +201,9 @@ def position_table(results: Results) -> Table:
                 [
                     title,
                     f"{proportion:.0%}",
-                    _spread(results.spread(method, proportion)),
+                    spread_text(results.spread(method, proportion)),
                     _paper(method, proportion),
-                    *(_numbers(errors, f) for f in (np.mean, np.median, _percentile_90)),
+                    *(numbers(errors, f) for f in (np.mean, np.median, percentile_90)),
                     str(len(located) - len(errors)) if located else DASH,
                 ]
             )
@@ -200,7 +225,7 @@ def measures_table(results: Results) -> Table:
                 continue
 
             def mean(column: str, digits: int, found: Sequence[Row] = found) -> str:
-                return _numbers([float(r[column]) for r in found if r[column]], np.mean, digits)
+                return numbers([float(r[column]) for r in found if r[column]], np.mean, digits)
 
             empty = [r for r in found if r["predicted_voxels"] == "0" and r["true_voxels"] != "0"]
             rows.append(
@@ -214,7 +239,7 @@ def measures_table(results: Results) -> Table:
                     mean("asd_mm", 1),
                     str(len(empty)),
                     mean("seconds", 2),
-                    _numbers([float(r["peak_memory_mib"]) for r in found], np.max, 0),
+                    numbers([float(r["peak_memory_mib"]) for r in found], np.max, 0),
                 ]
             )
     header = "Method,labels,n,Dice,Jaccard,HD95 mm,ASD mm,empty,s a scan,MiB"
@@ -225,26 +250,6 @@ def measures_table(results: Results) -> Table:
         "whole process."
     )
     return Table("All measures", header.split(","), rows, note)
-
-
-def organ_table(results: Results) -> Table | None:
-    """Dice by organ; None for a single organ."""
-    organs = sorted({int(row["organ"]) for rows in results.rows.values() for row in rows})
-    if len(organs) < 2:
-        return None
-    rows = []
-    for proportion in results.proportions:
-        for method in results.methods:
-            found = results.rows.get((method, proportion), [])
-            if found:
-                dice = (
-                    [100 * float(r["dice"]) for r in found if r["organ"] == str(o) and r["dice"]]
-                    for o in organs
-                )
-                cells = [_numbers(values, np.mean) for values in dice]
-                rows.append([TITLES.get(method, method), f"{proportion:.0%}", *cells])
-    header = ["Method", "labels", *(f"organ {organ}" for organ in organs)]
-    return Table("By organ", header, rows, "Dice in %, mean over cases.")
 
 
 def rounds_table(rows: Sequence[Row]) -> Table | None:
@@ -266,8 +271,8 @@ def rounds_table(rows: Sequence[Row]) -> Table | None:
                 f"{proportion:.0%}",
                 str(number),
                 str(len(found)),
-                _numbers(selected, np.mean, 0),
-                *(_numbers(values, np.mean, 3) for values in columns),
+                numbers(selected, np.mean, 0),
+                *(numbers(values, np.mean, 3) for values in columns),
             ]
         )
     header = "Method,labels,round,n,voxels,precision,recall,Dice"
@@ -278,7 +283,8 @@ def rounds_table(rows: Sequence[Row]) -> Table | None:
     return Table("Pseudo-labels, round by round", header.split(","), cells, note)
 
 
-def _spread(spread: Spread) -> str:
+def spread_text(spread: Spread) -> str:
+    """Mean ± standard deviation."""
     if math.isnan(spread.mean):
         return DASH
     return f"{spread.mean:.1f}" + ("" if math.isnan(spread.sd) else f" ± {spread.sd:.1f}")
@@ -292,17 +298,21 @@ def _paper(method: str, proportion: float) -> str:
     return DASH if known is None else f"{known[0]:.1f} ± {known[1]:.1f}"
 
 
-def _interval(found: Comparison) -> str:
+def interval(found: Comparison) -> str:
+    """The 95 % interval of a difference."""
     return DASH if math.isnan(found.low) else f"{found.low:+.2f} to {found.high:+.2f}"
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """With two digits."""
     return DASH if math.isnan(value) else f"{value:.2g}"
 
 
-def _numbers(values: Sequence[float], of: Callable[..., float], digits: int = 1) -> str:
+def numbers(values: Sequence[float], of: Callable[..., float], digits: int = 1) -> str:
+    """A mean, or what else, of what there is."""
     return f"{of(values):.{digits}f}" if values else DASH
 
 
-def _percentile_90(values: Sequence[float]) -> float:
+def percentile_90(values: Sequence[float]) -> float:
+    """Below which 90 % lie."""
     return float(np.percentile(values, 90))

@@ -48,6 +48,8 @@ OVERLAYS = {
     "calibration_samples": ("inference",),
     "chaos_mr": BASES,
     "coord_conv": ("train", "inference"),
+    "copy_paste": ("train", "baseline", "unlabelled"),
+    "cross_pseudo": ("train", "baseline", "unlabelled"),
     "evaluate": ("inference",),
     "locator": ("inference",),
     "multi_gpu_pseudo_label": ("inference", "pseudo_label"),
@@ -61,6 +63,7 @@ OVERLAYS = {
     "pseudo_label": ("inference",),
     "random_reference": ("inference",),
     "true_position": ("inference", "evaluate"),
+    "unimatch": ("train", "baseline", "unlabelled"),
     "unlabelled": ("train", "baseline"),
     "volumes": ("inference",),
 }

@@ -159,6 +159,14 @@ def test_errors(done, datalist, tmp_path):
         again(datalist, tmp_path, options={"max_epoch": 1})
     with pytest.raises(DatasetError, match="was begun with other seed, see settings"):
         again(datalist, done, seed=1)
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("learning_rate: 0.01\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="was begun with other overlays, see settings"):
+        again(datalist, done, overlays=[overlay])
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "datalist.json").write_text("mine")
+    with pytest.raises(DatasetError, match=r"not written by this package, got .*datalist\.json"):
+        again(datalist, tmp_path)
     path = tmp_path / "none.json"
     image = read_datalist(datalist, "training")[0]["image"]
     path.write_text(json.dumps({"training": [{"image": image}]}))

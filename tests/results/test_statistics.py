@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stipple_monai.results.statistics import between_folds, compare_paired
+from stipple_monai.results.statistics import between_folds, compare_paired, holm
 
 
 def test_a_paired_comparison_by_hand():
@@ -60,3 +60,26 @@ def test_the_spread_is_between_folds():
     assert one[0] == 1.5
     assert math.isnan(one.sd)
     assert between_folds({}).folds == 0
+
+
+def test_holm_by_its_definition():
+    """Reject the smallest p as long as the k-th of M is at most level / (M + 1 - k)."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        p = rng.random(rng.integers(1, 7)) ** 3
+        corrected = holm(p)
+        for level in rng.random(10):
+            rejected = set()
+            for rank, index in enumerate(np.argsort(p)):
+                if p[index] > level / (len(p) - rank):
+                    break
+                rejected.add(int(index))
+            assert {i for i, value in enumerate(corrected) if value <= level} == rejected
+
+
+def test_holm_leaves_out_what_was_not_tested():
+    assert holm([]) == []
+    corrected = holm([0.02, math.nan, 0.03])
+    assert corrected[0] == corrected[2] == pytest.approx(0.04)
+    assert math.isnan(corrected[1])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]

@@ -1,0 +1,248 @@
+"""Numbers on the pages come from ``docs/results``: tables and figures between marks.
+
+``<!-- measured: KIND NAME… -->`` and ``<!-- measured end -->`` stand around what is rendered from
+``docs/results/NAME.csv``. When the site is built, all of it is rendered anew. In the repository it
+is there as well, for those who read the pages there; ``docs/results/update.py`` writes it, and
+`tests/project/test_results.py` fails where it is not what the files say.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import trials
+from sphinx.application import Sphinx
+
+from stipple_monai.files import read_csv, read_json
+from stipple_monai.report import Table
+from stipple_monai.study import (
+    TITLES,
+    Results,
+    comparison_table,
+    dice_by_method,
+    measures_table,
+    never_loses,
+    organ_differences,
+    organ_positions,
+    organ_table,
+)
+
+DOCS = Path(__file__).parents[1]
+RESULTS = DOCS / "results"
+MARKED = re.compile(
+    r"(?P<begin><!-- measured: (?P<kind>\S+)(?P<names>[^>]*?) -->\n)(?P<text>.*?)"
+    r"(?P<end><!-- measured end -->)",
+    re.DOTALL,
+)
+SHORT = {
+    "baseline": "network alone",
+    "prior_alone": "prior alone",
+    "equation_2": "equation 2",
+    "stipple_single": "STIPPLE",
+    "stipple": "STIPPLE with pseudo-labels",
+}
+"""Methods of the table and the figure that README shows."""
+SAME_NETWORK = ("baseline", "prior_alone", "equation_2", "stipple_single")
+
+
+class Place(NamedTuple):
+    """Where something is shown: the page's file, and the folder of its figures."""
+
+    page: Path
+    figures: Path
+
+
+class Shown(NamedTuple):
+    """A study in a table of several: its name, an organ or all of them, and its title."""
+
+    study: str
+    organ: int | None
+    title: str
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    """Rows of a study, or of several with a + between them; a row that comes twice counts once."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for part in name.split("+"):
+        for row in read_csv(RESULTS / f"{part}.csv"):
+            key = tuple(row[k] for k in ("method", "proportion", "fold", "seed", "scan", "organ"))
+            rows.setdefault(key, row)
+    return list(rows.values())
+
+
+def markdown(table: Table | None) -> str:
+    """A table, numbers right-aligned, and its note."""
+    if table is None or not table.rows:
+        return "Nothing measured yet.\n"
+    header = [str(cell) for cell in table.header]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *map(list, table.rows)]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return text + (f"\n{table.note}\n" if table.note else "")
+
+
+def renamed(table: Table | None) -> Table | None:
+    """A table whose methods have the names of `SHORT`."""
+    if table is None:
+        return None
+    names = {TITLES[method]: short for method, short in SHORT.items()}
+    rows = [[names.get(first, first), *others] for first, *others in table.rows]
+    header = [name.replace("Method − baseline", "Minus network alone") for name in table.header]
+    return table._replace(header=header, rows=rows)
+
+
+def without(table: Table | None, *columns: str) -> Table | None:
+    """A table without some of its columns."""
+    if table is None:
+        return None
+    kept = [i for i, name in enumerate(table.header) if name not in columns]
+    rows = [[row[i] for i in kept] for row in table.rows]
+    return table._replace(header=[table.header[i] for i in kept], rows=rows)
+
+
+def study_table(make: Callable[[Results], Table | None]) -> Callable[[str, Place], str]:
+    """A kind that is a table of one study, whose column of proportions says nothing."""
+
+    def written(names: str, place: Place) -> str:
+        results = Results(rows_of(names.strip()))
+        single = ["labels"] if len(results.proportions) == 1 else []
+        return markdown(without(renamed(make(results)), "paper’s p", *single))
+
+    return written
+
+
+def trial_table(make: Callable[[Path], Sequence[Table]]) -> Callable[[str, Place], str]:
+    """A kind that is the tables of one file, of which it says the name."""
+
+    def written(names: str, place: Place) -> str:
+        return "\n".join(map(markdown, make(RESULTS / f"{names.strip()}.csv")))
+
+    return written
+
+
+def labelled(rows: Sequence[Mapping[str, str]]) -> str:
+    """How many scans had labels; two numbers where folds differ."""
+    return " or ".join(sorted({row["labelled"] for row in rows}, key=int))
+
+
+def shown(names: str) -> list[Shown]:
+    """What ``STUDY=TITLE; STUDY:ORGAN=TITLE; …`` asks for."""
+    found = []
+    for part in names.split(";"):
+        name, _, title = part.partition("=")
+        study, _, organ = name.strip().partition(":")
+        found.append(Shown(study, int(organ) if organ else None, title.strip()))
+    return found
+
+
+def side_by_side(asked: Shown) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
+    """Rows of a study, and Dice in % by method of `SHORT` and scan, the same scans for each.
+
+    Those are of the cells that all methods of one network have been tested in. A method that has
+    not, such as one whose training is not over, is left out.
+    """
+    rows = [row for row in rows_of(asked.study) if row["method"] in SHORT]
+    cells = {m: {(r["fold"], r["seed"]) for r in rows if r["method"] == m} for m in SHORT}
+    together = set.intersection(*(cells[m] for m in SAME_NETWORK if cells[m]))
+    kept = [row for row in rows if (row["fold"], row["seed"]) in together]
+    results = Results(kept)
+    (proportion,) = results.proportions
+    done = [method for method in SHORT if together <= cells[method]]
+    return kept, {m: results.by_scan(m, proportion, asked.organ) for m in done}
+
+
+def main_table(names: str, place: Place) -> str:
+    """Data sets × the methods of `SHORT`: Dice, the mean over organs."""
+    body = []
+    for asked in shown(names):
+        rows, dice = side_by_side(asked)
+        results = Results(rows)
+        (proportion,) = results.proportions
+        means = {m: results.spread(m, proportion, asked.organ).mean for m in dice}
+        best = max(means.values())
+        texts = {m: f"**{x:.1f}**" if x == best else f"{x:.1f}" for m, x in means.items()}
+        scans = str(len(dice["baseline"]))
+        body.append([asked.title, labelled(rows), scans, *(texts.get(m, "–") for m in SHORT)])
+    return markdown(Table("", ["data", "labelled scans", "test scans", *SHORT.values()], body))
+
+
+def figure(names: str, place: Place) -> str:
+    """The picture of `main_table`: a dot a patient."""
+    panels, wanted = {}, shown(names)
+    for asked in wanted:
+        rows, dice = side_by_side(asked)
+        found = {SHORT[m]: list(scans.values()) for m, scans in dice.items()}
+        panels[f"{asked.title}, {labelled(rows)} labelled scans"] = found
+    path = place.figures / f"dice_{'_'.join(asked.study for asked in wanted)}.png"
+    description = dice_by_method(panels, path)
+    return f"![{description}]({os.path.relpath(path, place.page.parent)})\n"
+
+
+def made_with(names: str, place: Place) -> str:
+    """Where a study's numbers come from, in a paragraph."""
+    lines = []
+    for name in names.strip().split("+"):
+        rows, record = read_csv(RESULTS / f"{name}.csv"), read_json(RESULTS / f"{name}.json")
+        count = {k: len({row[k] for row in rows}) for k in ("scan", "fold", "seed", "method")}
+        steps = sorted({int(row["steps"]) for row in rows})
+        commits = sorted({row["commit"] for row in rows})
+        run = record["runs"][0]
+        kept = ("python", "torch", "monai")
+        versions = ", ".join(f"{k} {run['versions'][k]}" for k in kept)
+        machines = "; ".join(sorted({r["machine"] for r in record["runs"]}))
+        lines.append(
+            f"[{name}.csv](results/{name}.csv), [{name}.json](results/{name}.json): "
+            f"{count['scan']} test scans, {count['fold']} of {record['study']['folds']} folds, "
+            f"{count['seed']} seed{'s' * (count['seed'] > 1)}, {count['method']} methods, "
+            f"{labelled(rows)} labelled scans; {' or '.join(map(str, steps))} training steps"
+            f"{' (more with pseudo-labels)' * (len(steps) > 1)}; commit {', '.join(commits)}; "
+            f"{versions}; {machines}.\n"
+        )
+    return "\n".join(lines)
+
+
+KINDS: dict[str, Callable[[str, Place], str]] = {
+    "main": main_table,
+    "figure": figure,
+    "made": made_with,
+    "dice": study_table(organ_table),
+    "against": study_table(comparison_table),
+    "organs": study_table(organ_differences),
+    "reached": study_table(never_loses),
+    "positions": study_table(organ_positions),
+    "measures": study_table(measures_table),
+    "fusion": trial_table(trials.fusion),
+    "likelihood": trial_table(trials.likelihood),
+    "gpu": trial_table(trials.gpu),
+}
+
+
+def rendered(text: str, page: Path, *, figures: Path = DOCS / "images") -> str:
+    """A page's text with all that stands between marks as the files have it.
+
+    Args:
+        text: of the page.
+        page: its file.
+        figures: folder into which figures are drawn.
+    """
+    place = Place(page, figures)
+
+    def anew(found: re.Match[str]) -> str:
+        return found["begin"] + KINDS[found["kind"]](found["names"], place) + found["end"]
+
+    return MARKED.sub(anew, text)
+
+
+def render(app: Sphinx, name: str, content: list[str]) -> None:
+    """Render a page while it is read; what the repository has is not touched."""
+    page = Path(app.env.doc2path(name))
+    content[0] = rendered(content[0], page, figures=DOCS / "_outside")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Render while the sources are read."""
+    app.connect("source-read", render)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
