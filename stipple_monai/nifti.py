@@ -82,11 +82,19 @@ def with_one_geometry(image: Any, name: str) -> tuple[Any, list[str]]:
     if unit not in ("unknown", "mm"):
         raise DatasetError(f"`path` must be in mm, got {unit} in {name}: convert its header.")
     _require_invertible(image.affine, name)
-    settled = correct_nifti_header_if_necessary(
-        type(image)(image.dataobj, image.affine, image.header.copy())
-    )
+    try:
+        settled = correct_nifti_header_if_necessary(
+            type(image)(image.dataobj, image.affine, image.header.copy())
+        )
+        notes = _notes(image, settled.affine, name)
+    except DatasetError:
+        raise
+    except (ValueError, HeaderDataError) as error:
+        raise DatasetError(
+            f"`path` must have a qform that is a rotation, got {name}: {error}. Correct its header."
+        ) from error
     require_mm(settled.affine, name)
-    return settled, _notes(image, settled.affine, name)
+    return settled, notes
 
 
 def require_mm(affine: Any, name: str) -> None:

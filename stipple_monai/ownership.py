@@ -3,7 +3,8 @@
 A command replaces only files that it can show it wrote, never an input, and the old only when the
 new is whole. What it wrote stands in a *manifest*, a hidden file of names in the folder. A set of
 files that is replaced is made in a *part*, a folder beside it with a *mark* that tells what it is
-made of, so that nobody's work is taken for another's.
+made of, so that nobody's work is taken for another's. A folder that grows keeps its *settings*,
+what it was begun with, which a later command must not contradict.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from stipple_monai.files import read_json, whole_file
 
 MANIFEST = ".stipple_monai.json"
 """Names of the files that were written into a folder, relative to it."""
+CONTENTS = "configs"
+"""The setting with the digests of config files, each of which may be new."""
 MARK = ".made_with.json"
 """What a part is made of."""
 
@@ -105,6 +108,88 @@ def refuse_inputs(
         if real in seen:
             raise DatasetError(f"Outputs must be files of their own, got {target} twice.")
         seen.add(real)
+
+
+def remember(
+    path: Path, settings: Mapping[str, Any], *, targets: Iterable[str | os.PathLike[str]] = ()
+) -> None:
+    """Refuse settings other than those that a folder was begun with, and write those of a new one.
+
+    Args:
+        path: the file of the settings in the folder.
+        settings: of JSON's types.
+        targets: files and folders that the command will write beside it.
+
+    Raises:
+        DatasetError: they contradict what is there, or the folder was not begun and has a target.
+    """
+    before, asked = begun_with(path), json.loads(json.dumps(settings))
+    if before is None:
+        refuse_foreign(path.parent, [path.parent / target for target in targets])
+    else:
+        refuse_contradictions(path, contradictions(before, asked))
+    keep_settings(path, {**(before or {}), **asked})
+
+
+def begun_with(path: Path) -> dict[str, Any] | None:
+    """What a folder was begun with; None for a folder that was not.
+
+    Raises:
+        DatasetError: the file is no JSON of settings.
+    """
+    if not path.exists():
+        return None
+    try:
+        settings = read_json(path)
+    except ValueError as error:
+        raise DatasetError(f"{path} must be JSON that this command wrote: {error}.") from error
+    if not isinstance(settings, dict):
+        raise DatasetError(
+            f"{path} must be JSON that this command wrote, got {type(settings).__name__}."
+        )
+    return settings
+
+
+def contradictions(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that are other than before.
+
+    What an older version of the package did not keep contradicts nothing.
+
+    Example:
+        >>> contradictions({"seed": 0, "configs": {"a": 1, "b": 1}}, {"seed": 0, "new": 1})
+        []
+        >>> contradictions({"seed": 0, "configs": {"a": 1, "b": 1}}, {"configs": {"a": 2, "c": 1}})
+        ['configs: a']
+    """
+    other = []
+    for name, value in asked.items():
+        old = before.get(name, value)
+        if name == CONTENTS and isinstance(old, dict):
+            other += [
+                f"{name}: {each}" for each in value if old.get(each, value[each]) != value[each]
+            ]
+        elif old != value:
+            other.append(name)
+    return other
+
+
+def refuse_contradictions(path: Path, other: Sequence[str]) -> None:
+    """Raise where settings contradict those of a file.
+
+    Raises:
+        DatasetError: ``other``, the names of those that do, is not empty.
+    """
+    if other:
+        raise DatasetError(
+            f"`out` must be a new folder, or started with what it was begun with; {path.parent} "
+            f"was begun with other {', '.join(other)}, see {path.name} there."
+        )
+
+
+def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write what a folder is begun with."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def begin_set(

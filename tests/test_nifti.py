@@ -152,3 +152,14 @@ def test_voxels_of_no_scan_in_mm_are_refused(tmp_path, factor):
         with pytest.raises(DatasetError, match=r"in mm, got voxels of .* are they in m or µm"):
             read(path)
     assert VOXEL_MM == (0.01, 200.0)
+
+
+def test_a_quaternion_that_is_no_rotation_is_refused_by_all(tmp_path):
+    path = save(tmp_path / "a.nii", body(), sform=TRUE)
+    data = bytearray(path.read_bytes())
+    # quatern_b, at byte 256 of the header
+    data[256:260] = np.float32(2).tobytes()
+    path.write_bytes(data)
+    for read in (read_volume, read_grid, organ_position, lambda p: LoadScand("a")({"a": str(p)})):
+        with pytest.raises(DatasetError, match=r"a qform that is a rotation, got .*a\.nii: w2"):
+            read(path)

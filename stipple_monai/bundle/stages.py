@@ -7,6 +7,8 @@ training its checkpoints, when it is run again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import warnings
@@ -110,6 +112,23 @@ def config_path(configs: Path, name: str | Path) -> Path:
     return path.resolve()
 
 
+def config_digests(configs: Path, names: Iterable[str | Path]) -> dict[str, str]:
+    """What changes when the content of a config does, by its name; comments do not count.
+
+    Args:
+        configs: the bundle's folder of configs.
+        names: as for `run_bundle`.
+
+    Raises:
+        DatasetError: a config is missing, or no YAML file with a mapping.
+    """
+    found = {str(name): _read(config_path(configs, name)) for name in names}
+    return {
+        name: hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        for name, content in found.items()
+    }
+
+
 def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]) -> None:
     """Stop at a knob that none of the configs has: MONAI would take it and change nothing.
 
@@ -124,14 +143,7 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
     """
     known: set[str] = set()
     for name in names:
-        path = config_path(configs, name)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise DatasetError(f"{path} must be YAML: {error}") from error
-        if not isinstance(content, dict):
-            raise DatasetError(f"{path} must hold a mapping, got {type(content).__name__}.")
-        known |= {_first(key) for key in content}
+        known |= {_first(key) for key in _read(config_path(configs, name))}
     if isinstance(knobs, Mapping):
         check_values(knobs)
     unknown = sorted(knob for knob in knobs if _first(knob) not in known)
@@ -155,6 +167,17 @@ def check_values(knobs: Mapping[str, Any]) -> None:
             continue
         if type(value) is not int or value < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a config holds."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} must be YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} must hold a mapping, got {type(content).__name__}.")
+    return content
 
 
 def _first(knob: str) -> str:

@@ -30,6 +30,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--overlays", nargs="*", default=[], help="those of the training")
     add_knobs(parser)
     add_labels(parser)
+    parser.add_argument(
+        "--organs", nargs="+", default=[], help="values or names of those that are wanted; else all"
+    )
     parser.add_argument("--probabilities", action="store_true", help="also write those")
     parser.add_argument("--dicom-seg", action="store_true", help="also write DICOM SEG")
     parser.add_argument("--overwrite", action="store_true")
@@ -48,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
             overlays=options.overlays,
             options=read_knobs(options.set),
             labels=read_names(options.labels),
+            organs=options.organs,
             probabilities=options.probabilities,
             dicom_seg=options.dicom_seg,
             overwrite=options.overwrite,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stipple_monai.bundle import progress_only
 from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
+from stipple_monai.cross_fitting import calibrate_run
 from stipple_monai.training import next_command, train
 
 
@@ -21,13 +22,27 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--train-overlays", nargs="*", default=[], help="on training alone")
     parser.add_argument("--baseline", action="store_true", help="without prior")
     parser.add_argument("--paper", action="store_true", help="with the paper's recipe")
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="also fit how much network and prior count, by a further training for each of 3 folds",
+    )
     parser.add_argument("--seed", type=int, default=0)
     add_knobs(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, and say what to do next."""
+    """Train, calibrate if asked, and say what to do next.
+
+    Raises:
+        ValueError: a network without prior, or with the paper's fusion, is to be calibrated.
+    """
+    if options.calibrate and (options.baseline or options.paper):
+        raise ValueError(
+            "`calibrate` must be given without baseline and paper: the one has no prior, the "
+            "other counts network and prior as they are."
+        )
     with progress_only():
         weights = train(
             options.datalist,
@@ -41,4 +56,13 @@ def run(options: argparse.Namespace) -> None:
             paper=options.paper,
             seed=options.seed,
         )
+        if options.calibrate:
+            calibration = calibrate_run(
+                options.out,
+                options.datalist,
+                bundle=options.bundle,
+                train_overlays=options.train_overlays,
+                seed=options.seed,
+            )
+            print(calibration)
         print(f"{weights}\nnext: {next_command(options.datalist, options.out)}")

@@ -14,12 +14,16 @@ from stipple_monai.cross_fitting.stage import (
     CALIBRATION,
     calibrate,
 )
+from stipple_monai.cross_fitting.trained_run import (
+    calibrate_run,
+)
 
 __all__ = [
     "CALIBRATION",
     "PartsInferer",
     "SampleCollector",
     "calibrate",
+    "calibrate_run",
     "read_samples",
     "write_samples",
 ]

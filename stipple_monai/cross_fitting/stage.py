@@ -23,7 +23,6 @@ With one labelled scan nothing can be held out: the numbers are constants
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from monai.bundle import ConfigParser
 from stipple_monai.bundle import (
     BUNDLE,
     check_knobs,
+    config_digests,
     config_path,
     configs_of,
     only_process,
@@ -49,7 +49,9 @@ from stipple_monai.cross_fitting.samples import read_samples
 from stipple_monai.data import read_sections, write_datalist
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
+from stipple_monai.handlers import data_fingerprint
 from stipple_monai.networks import Calibration
+from stipple_monai.ownership import CONTENTS, remember
 
 __all__ = ["CALIBRATION", "calibrate"]
 
@@ -121,9 +123,14 @@ def calibrate(
     if position not in ("located", "true"):
         raise ValueError(f"`position` must be 'located' or 'true', got {position!r}.")
     number = min(MOST_FOLDS, labelled) if folds is None else folds
-    settings = {**_written(scans, files), "folds": number, "seed": seed, "options": knobs}
+    settings = {
+        **_written(scans, files),
+        CONTENTS: config_digests(configs, [*CONFIGS, *chain.from_iterable(files)]),
+        **{"folds": number, "seed": seed, "options": knobs},
+    }
     with only_process(out, unfinished=UNFINISHED):
-        _remember(out / "settings.json", settings)
+        targets = ["datalist.json", *(path.name for path in out.glob("fold_*"))]
+        remember(out / "settings.json", settings, targets=targets)
         names = stage.train_folds(scans, number)
         calibration = stage.fit(names, position=position, shrinkage=shrinkage)
         stage.say(_summary(calibration, stage.organs))
@@ -284,24 +291,9 @@ def _written(
     return {
         "scans": {name: [str(item["image"]) for item in items] for name, items in scans.items()},
         "labels": [str(item["label"]) for item in scans["labelled"] + scans["pseudo"]],
+        "data": {name: data_fingerprint(items)["sha256"] for name, items in scans.items()},
         "overlays": [list(map(str, names)) for names in overlays],
     }
-
-
-def _remember(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse settings that contradict the folds that are there."""
-    asked = json.loads(json.dumps(settings))
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in asked if before.get(name) != asked[name]]
-        if other:
-            raise DatasetError(
-                f"`out` must be a new folder, or started with what it was begun with; "
-                f"{path.parent} was begun with other {', '.join(other)}, see {path.name} there."
-            )
-        return
-    with whole_file(path) as part:
-        part.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
 
 
 def _put_into_weights(calibration: Calibration, path: Path) -> None:

@@ -73,8 +73,8 @@ def turns(
         )
     if length is not None and length < len(data):
         raise ValueError(
-            f"`length` must be at least the number of scans, {len(data)}, got {length}: each occurs "
-            "in every epoch."
+            f"`length` must be at least the number of scans, {len(data)}, got {length}: each "
+            "occurs in every epoch."
         )
     wanted = len(data) * repeats if length is None else length
     pseudo = [item for item in data if isinstance(item, Mapping) and "pseudo_label" in item]

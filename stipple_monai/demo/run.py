@@ -1,7 +1,8 @@
 """The whole method on the phantom, with the bundle's own commands: what `make demo` runs.
 
 Each stage leaves files, and a stage whose files are there is not run again; training goes on from
-its last checkpoint. So an interrupted demo continues where it stopped.
+its last checkpoint. So an interrupted demo continues where it stopped. ``demo.json`` has what the
+folder was begun with.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle
+from stipple_monai.bundle import (
+    BUNDLE,
+    config_digests,
+    configs_of,
+    only_process,
+    progress_only,
+    run_bundle,
+)
 from stipple_monai.data import (
     read_datalist,
     read_label_map,
@@ -20,6 +28,7 @@ from stipple_monai.data import (
     write_datalist,
 )
 from stipple_monai.files import read_csv, whole_file
+from stipple_monai.ownership import CONTENTS, remember
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import load_priors, prior_path
 from stipple_monai.simulation import write_phantom
@@ -29,11 +38,19 @@ LABELLED, UNLABELLED, TEST = 3, 4, 6
 SIZE = 96  # voxels along a slice, for two CPU cores
 
 _METHODS = {
-    "baseline": "U-Net without prior",
-    "stipple": "STIPPLE, prior located",
-    "true_position": "STIPPLE, prior at the true position",
+    "network_alone": "network alone",
+    "prior_alone": "prior alone, located",
+    "equation_2": "network and prior as they are (equation 2)",
+    "stipple": "STIPPLE",
     "relabelled": "STIPPLE, one round of pseudo-labels",
+    "true_position": "STIPPLE, prior at the true position",
 }
+_OVERLAYS = _METHODS.keys() - {"stipple", "relabelled"}
+_CONFIGS = ("prior", "train", "inference", "pseudo_label", "evaluate", "phantom")
+# what is made, and by whose names nothing of somebody else's may be called
+_TARGETS = ("phantom", "models", "eval", "results.md", "prior.png", *KINDS)
+# as many steps with pseudo-labels as without
+_SCHEDULE = {"slices_per_epoch": 160}
 
 
 def run_demo(
@@ -43,7 +60,7 @@ def run_demo(
     seed: int = 0,
     options: dict[str, Any] | None = None,
 ) -> Path:
-    """Phantom → prior → baseline and STIPPLE → pseudo-labels → retraining → test.
+    """Phantom → prior → network → pseudo-labels → retraining → test.
 
     Args:
         out: folder for everything: ``phantom/``, ``models/``, predictions and tables under
@@ -56,17 +73,24 @@ def run_demo(
         ``results.md``: Dice of each method on the test cases, in %.
 
     Raises:
-        DatasetError: ``bundle`` is not the bundle's folder.
+        DatasetError: ``bundle`` is not the bundle's folder, or ``out`` is in use, was begun with
+            other settings, or has files that a demo would take for its own.
     """
     out, configs = Path(out).resolve(), configs_of(bundle)
-    with progress_only():
+    settings = {
+        "seed": seed,
+        "options": options or {},
+        CONTENTS: config_digests(configs, [*_CONFIGS, *sorted(_OVERLAYS)]),
+    }
+    with only_process(out), progress_only():
+        remember(out / "demo.json", settings, targets=_TARGETS)
         return _run_stages(out, configs, seed, options or {})
 
 
 def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) -> Path:
     started = time.monotonic()
     datalist = _prepare_data(out, seed)
-    knobs = {"bundle_root": out, "datalist": datalist, **options}
+    knobs = {"bundle_root": out, "datalist": datalist, **_SCHEDULE, **options}
 
     def stage(title: str, done: Path, names: Sequence[str], **extra: Any) -> None:
         if done.exists():
@@ -86,17 +110,11 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
 
 
 def _train(stage: Callable[..., None], out: Path, seed: int) -> Path:
-    """Prior, both networks, pseudo-labels and the next training; returns its folder."""
+    """Prior, network, pseudo-labels and the next training; returns its folder."""
     models, results = out / "models", out / "eval"
     training = {"seed": seed, "resume": True}
     stage("estimate the prior", prior_path(models, 1), ["prior"])
-    stage(
-        "train the baseline",
-        models / "baseline" / "model.pt",
-        ["train", "baseline"],
-        **training,
-    )
-    stage("train STIPPLE", models / "model.pt", ["train"], **training)
+    stage("train the network", models / "model.pt", ["train"], **training)
     pseudo = results / "pseudo_labels" / "datalist.json"
     stage("pseudo-label the unlabelled scans", pseudo, ["inference", "pseudo_label"])
     second = models / "round_1"
@@ -108,20 +126,14 @@ def _train(stage: Callable[..., None], out: Path, seed: int) -> Path:
 
 
 def _test(stage: Callable[..., None], out: Path, second: Path) -> None:
-    overlays: dict[str, tuple[list[str], dict[str, Any]]] = {
-        "baseline": (["baseline"], {}),
-        "stipple": ([], {}),
-        "true_position": (["true_position"], {}),
-        "relabelled": ([], {"models_dir": second}),
-    }
-    for name, (overlay, extra) in overlays.items():
+    for name, title in _METHODS.items():
         folder = out / "eval" / name
         stage(
-            f"test: {_METHODS[name]}",
+            f"test: {title}",
             folder / "val_mean_dice_raw.csv",
-            ["inference", "evaluate", *overlay],
+            ["inference", "evaluate", *([name] if name in _OVERLAYS else [])],
             output_dir=str(folder),
-            **extra,
+            **({"models_dir": second} if name == "relabelled" else {}),
         )
 
 
@@ -162,8 +174,9 @@ def _draw(out: Path, datalist: Path) -> None:
         out / "prior.png",
         label=truth,
     )
-    folders = {name: out / "eval" / name for name in ("baseline", "stipple")}
-    drawn = draw_comparisons(items, prior, out, **folders)
+    drawn = draw_comparisons(
+        items, prior, out, baseline=out / "eval" / "network_alone", stipple=out / "eval" / "stipple"
+    )
     for kind in KINDS.keys() - drawn.keys():
         print(f"no picture {KINDS[kind]}: no test case has a {kind}")
 

@@ -22,6 +22,8 @@ from monai.engines.utils import IterationEvents
 from monai.networks import one_hot
 from torch import Tensor, nn
 
+from stipple_monai.engines.unlabelled import unlabelled_slices
+
 __all__ = [
     "AdversarialSegmentationTrainer",
     "Discriminator",
@@ -234,15 +236,10 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         """Logits, label and which slices of the batch are unlabelled."""
         label = self.state.output["label"].as_subclass(Tensor)
         logits = self.state.output["pred"].as_subclass(Tensor).float()
-        return logits, label, (label == self.ignore_index).flatten(1).all(1)
+        return logits, label, unlabelled_slices(label, ignore_index=self.ignore_index)
 
     def _add_terms(self) -> None:
         logits, label, unlabelled = self._batch()
-        if not bool(unlabelled.any()):
-            raise ValueError(
-                f"Batches must have slices labelled {self.ignore_index} throughout, got none: "
-                "add the unlabelled scans with configs/unlabelled.yaml."
-            )
         known = label != self.ignore_index
         whole = unlabelled[:, None, None, None].expand_as(known)
         # The graph goes through the discriminator, but not into its weights.

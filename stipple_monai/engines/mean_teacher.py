@@ -20,6 +20,8 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
+from stipple_monai.engines.unlabelled import unlabelled_slices
+
 __all__ = [
     "MeanTeacherTrainer",
     "clipped_noise",
@@ -201,12 +203,7 @@ class MeanTeacherTrainer(SupervisedTrainer):
         image, label, logits = (
             output[key].as_subclass(Tensor) for key in ("image", "label", "pred")
         )
-        unlabelled = (label == self.ignore_index).flatten(1).all(1)
-        if not bool(unlabelled.any()):
-            raise ValueError(
-                f"Batches must have slices labelled {self.ignore_index} throughout, got none: "
-                "add the unlabelled scans with configs/unlabelled.yaml."
-            )
+        unlabelled = unlabelled_slices(label, ignore_index=self.ignore_index)
         image, student = image[unlabelled], logits[unlabelled].float().softmax(1)
         progress = (self.state.iteration - 1) / (self.state.max_epochs * self.state.epoch_length)
         target = mean_prediction(self.teacher, image, passes=1, **self.noise)

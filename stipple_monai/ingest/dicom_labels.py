@@ -82,7 +82,8 @@ def read_structures(path: Path, scan: Grid, *, numbers: Collection[int]) -> Grid
 
     Args:
         path: DICOM SEG or RTSTRUCT.
-        scan: on whose grid an RTSTRUCT is rasterized; a DICOM SEG has its own.
+        scan: on whose grid an RTSTRUCT is rasterized, and a DICOM SEG of a tilted gantry is put,
+            which is no volume by itself; else it has a grid of its own.
         numbers: of the structures, from :func:`structure_names`; the others are left out.
 
     Raises:
@@ -93,6 +94,8 @@ def read_structures(path: Path, scan: Grid, *, numbers: Collection[int]) -> Grid
         return _rasterize(path, scan, numbers)
     if not has_highdicom:
         raise _missing("highdicom", "dicom", path)
+    if not _right_angled(scan.affine):
+        return _by_frames(path, scan, numbers)
     try:
         segmentation = hd.seg.segread(path)
         volume = segmentation.get_volume(
@@ -105,6 +108,58 @@ def read_structures(path: Path, scan: Grid, *, numbers: Collection[int]) -> Grid
     # highdicom counts slices, rows, columns
     affine = LPS_TO_RAS @ np.asarray(volume.affine)[:, [2, 1, 0, 3]]
     return Grid(np.asarray(volume.array).transpose(2, 1, 0), affine)
+
+
+def _right_angled(affine: NDArray[np.float64]) -> bool:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-3)
+
+
+def _by_frames(path: Path, scan: Grid, numbers: Collection[int]) -> Grid:
+    """A DICOM SEG on the scan's grid, frame by frame at the place that it says."""
+    array: NDArray[np.uint8] = np.zeros(scan.array.shape[:3], np.uint8)
+    try:
+        dataset = pydicom.dcmread(path)
+        shared = dataset.SharedFunctionalGroupsSequence[0]
+        frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+        if dataset.SegmentationType != "BINARY":
+            raise ValueError(f"{dataset.SegmentationType} cannot be put on a tilted gantry's grid")
+        for frame, groups in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+            segment = _group(groups, shared, "SegmentIdentificationSequence")
+            number = int(segment.ReferencedSegmentNumber)
+            if number not in numbers or not frame.any():
+                continue
+            plane = array[..., _slice_of(groups, shared, scan, frame.T.shape)]
+            if plane[frame.T > 0].any():
+                raise ValueError(f"segment {number} overlaps another")
+            plane[frame.T > 0] = number
+    except _DAMAGED as error:
+        raise DatasetError(
+            f"`label` must be a DICOM SEG whose segments make one label map, got {path}: {error}"
+        ) from error
+    return Grid(array, scan.affine)
+
+
+def _slice_of(groups: Any, shared: Any, scan: Grid, shape: tuple[int, ...]) -> int:
+    """Which slice of a scan a frame is."""
+    along, down = np.reshape(
+        _group(groups, shared, "PlaneOrientationSequence").ImageOrientationPatient, (2, 3)
+    )
+    rows_mm, columns_mm = _group(groups, shared, "PixelMeasuresSequence").PixelSpacing
+    place = _group(groups, shared, "PlanePositionSequence").ImagePositionPatient
+    columns = np.stack([along * columns_mm, down * rows_mm, place], axis=1).astype(np.float64)
+    voxels = np.linalg.inv(scan.affine)[:3] @ LPS_TO_RAS @ np.r_[columns, [[0.0, 0.0, 1.0]]]
+    index = round(float(voxels[2, 2]))
+    expected = [[1, 0, 0], [0, 1, 0], [0, 0, index]]
+    inside = shape == scan.array.shape[:2] and 0 <= index < scan.array.shape[2]
+    if not inside or not np.allclose(voxels, expected, atol=0.05):
+        raise ValueError("a frame lies on none of the scan's slices")
+    return index
+
+
+def _group(frame: Any, shared: Any, name: str) -> Any:
+    """What is said of a frame, by itself or for all."""
+    return getattr(frame if name in frame else shared, name)[0]
 
 
 def _rasterize(path: Path, scan: Grid, numbers: Collection[int]) -> Grid:

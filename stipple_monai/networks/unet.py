@@ -75,17 +75,26 @@ class SliceUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map slices ``(B, in_channels, W, H)`` to logits ``(B, out_channels, W, H)``."""
+        return self.decode(self.encode(x))
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Map slices ``(B, in_channels, W, H)`` to the features of each level, the bottom last."""
         if min(x.shape[-2], x.shape[-1]) < self.smallest_size:
             raise ValueError(
                 f"`x` must be at least {self.smallest_size} voxels wide and high, got "
                 f"{list(x.shape)}; pad the slices or use fewer levels"
             )
-        skips: list[Tensor] = []
+        features: list[Tensor] = []
         for block in self.encoder:
             x = block(x)
-            skips.append(x)
+            features.append(x)
             x = self.pool(x)
-        x = self.bottom(x)
+        features.append(self.bottom(x))
+        return features
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Map the features of `encode` to logits ``(B, out_channels, W, H)``."""
+        x, skips = features[-1], features[:-1]
         for block in self.decoder:
             x = block(x, skips.pop())
         return self.output(x)
@@ -117,13 +126,18 @@ class BFloat16SliceUNet(SliceUNet):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(in_channels, out_channels, channels, dropout)
-        self.to(memory_format=torch.channels_last)
+        # torch does not declare this overload
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map slices ``(B, in_channels, W, H)`` to logits ``(B, out_channels, W, H)``."""
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Map slices ``(B, in_channels, W, H)`` to bfloat16 features, the bottom's last."""
         with torch.autocast(x.device.type, torch.bfloat16):
-            logits = super().forward(x)
-        return logits.float()
+            return super().encode(x)
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Map the features of `encode` to float32 logits ``(B, out_channels, W, H)``."""
+        with torch.autocast(features[-1].device.type, torch.bfloat16):
+            return super().decode(features).float()
 
 
 class _UpBlock(nn.Module):

@@ -31,6 +31,7 @@ PAPER = {
     "max_epochs": Choice(25, "the paper's"),
     "batch_size": Choice(6, "the paper's"),
     "learning_rate": Choice(0.0001, "the paper's"),
+    "prior_spacing_mm": Choice(None, "the grid of the first label"),
 }
 _PARTS = {
     "organs": "what is segmented",
@@ -121,7 +122,7 @@ def make_plan(
     picked = _Picked(given)
     _choose_data(picked, found, paper=paper)
     if paper:
-        for name, choice in PAPER.items():
+        for name, choice in {**PAPER, **_recipe(configs)}.items():
             picked.take(name, choice)
     _choose_network(picked, found, flat, device)
     _choose_run(picked, found, device)
@@ -197,8 +198,18 @@ def _choose_network(picked: _Picked, found: Fingerprint, flat: Choice, device: s
     picked.take("channels", channels)
     batch = picked.take("batch_size", Choice(batch, why))
     picked.take("sw_batch_size", Choice(2 * batch, "in inference, which keeps no gradients"))
-    for name, choice in rules.choose_prior(found, spacing_mm).items():
+    organs = picked["organs"].value
+    for name, choice in rules.choose_prior(found, spacing_mm, organs).items():
         picked.take(name, choice)
+    seen = picked["prior_dropout"].value
+    for name, choice in rules.choose_leave_one_out(found, seen).items():
+        picked.take(name, choice)
+
+
+def _recipe(configs: Path) -> dict[str, Choice]:
+    """What the overlay paper sets."""
+    values = yaml.safe_load((configs / "paper.yaml").read_text(encoding="utf-8"))
+    return {name: Choice(value, "the paper's") for name, value in values.items()}
 
 
 def _fit(
@@ -260,9 +271,11 @@ def _ordered(picked: _Picked) -> dict[str, Choice]:
         *("percentiles", "window_hu", "mean_hu", "std_hu"),
         *("spacing_mm", "slice_size", "patch_size", "channels", "batch_size", "sw_batch_size"),
         *("max_epochs", "slices_per_scan", "val_interval", "learning_rate"),
-        *("prior_spacing_mm", "num_workers", "cache_rate"),
+        *("prior_spacing_mm", "bins", "smoothing_mm", "center", "prior_dropout", "leave_one_out"),
     ]
-    return {name: picked[name] for name in first if name in picked}
+    last = ("num_workers", "cache_rate")
+    others = [name for name in picked if name not in (*first, *last)]
+    return {name: picked[name] for name in [*first, *others, *last] if name in picked}
 
 
 def _patches(configs: Path, chosen: set[str]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stipple_monai.planning.fingerprint import IGNORED, Fingerprint
+from stipple_monai.priors import ONE_LABEL_MM
 
 THICKEST = 3
 """Slices that are so many times as thick as voxels are wide are segmented one by one."""
@@ -33,7 +34,13 @@ class Choice(NamedTuple):
 def choose_organs(found: Fingerprint) -> Choice:
     """Every value that a label has."""
     missing = "".join(f"; no label has {v} ({name})" for v, name in found.without.items())
-    return Choice(list(found.organs), f"every value in {found.labelled} labels{missing}")
+    together = ""
+    if len(found.organs) > 1:
+        together = (
+            "; one that is wanted alone is still found together with the others, which help to "
+            "place it: choose with `segment --organs`"
+        )
+    return Choice(list(found.organs), f"every value in {found.labelled} labels{missing}{together}")
 
 
 def choose_background(found: Fingerprint, organs: Sequence[int]) -> Choice:
@@ -151,14 +158,40 @@ def choose_cache(found: Fingerprint, spacing_mm: Sequence[float], memory: int) -
     return Choice(rate, told)
 
 
-def choose_prior(found: Fingerprint, spacing_mm: Sequence[float]) -> dict[str, Choice]:
-    """The prior lies on the network's grid; its width follows from the labels."""
-    z = round(found.spacing_mm["median"][2], 3)
+def choose_prior(
+    found: Fingerprint, spacing_mm: Sequence[float], organs: Sequence[int]
+) -> dict[str, Choice]:
+    """A density on the network's grid, whose width follows from the labels that are left out."""
+    own = [round(s, 3) for s in found.spacing_mm["median"]]
+    plane = [wanted if wanted > 0 else s for wanted, s in zip(spacing_mm[:2], own, strict=False)]
+    counts = [found.cases[organ] for organ in organs]
+    least, most = min(counts), max(counts)
+    cases = f"{least} labels" if least == most else f"{least} to {most} labels"
+    width = f"each organ's width by the likelihood of its {cases}, each left out in turn"
+    if most == 1:
+        width = f"an organ has one label, which cannot be left out: {ONE_LABEL_MM:g} mm"
+    elif least == 1:
+        width += f"; {ONE_LABEL_MM:g} mm for an organ of one label"
     return {
-        "prior_spacing_mm": Choice(
-            [*spacing_mm[:2], z], "the network's grid, and slices as they are"
+        "prior_spacing_mm": Choice([*plane, own[2]], "the network's grid, and slices as they are"),
+        "bins": Choice(None, "a density and no histogram, in whose bins few labels are rough"),
+        "smoothing_mm": Choice("auto", width),
+        "center": Choice("groupwise", "where the labels overlap best: a prediction has other tips"),
+        "prior_dropout": Choice(
+            1.0, "the network learns without prior, which is fused into its output"
         ),
     }
+
+
+def choose_leave_one_out(found: Fingerprint, prior_dropout: float) -> dict[str, Choice]:
+    """Whether a scan sees the prior of the others alone; nothing where it sees none.
+
+    Without the knob, a bundle that is handed on can be trained without the labels of its prior.
+    """
+    if prior_dropout >= 1:
+        return {}
+    why = f"a prior of {found.labelled} labels knows the scan's own, and would be leant on"
+    return {"leave_one_out": Choice(True, why)}
 
 
 def refuse_ignored(found: Fingerprint, organs: Sequence[int]) -> None:

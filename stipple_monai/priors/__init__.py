@@ -12,6 +12,7 @@ from stipple_monai.priors.folder import (
     load_priors,
     prior_path,
 )
+from stipple_monai.priors.likelihood import ONE_LABEL_MM
 from stipple_monai.priors.organ import (
     UNREADABLE,
     Center,
@@ -32,6 +33,7 @@ from stipple_monai.priors.prior import (
 from stipple_monai.priors.recognition import own_cases
 
 __all__ = [
+    "ONE_LABEL_MM",
     "UNREADABLE",
     "Center",
     "Label",

@@ -34,6 +34,8 @@ _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
     *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
 )
+# the cosine that a volume's axes may have
+_RIGHT_ANGLE = 1e-4
 # what these must look like; else they are left empty
 _VALID = {
     "PatientBirthDate": r"(\d{8})?",
@@ -48,16 +50,9 @@ def series_files(folder: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         DatasetError: there is no series, or more than one, or it is no grid, see
-            :func:`open_series`; or the gantry was tilted.
+            :func:`open_series`.
     """
-    series = open_series(folder)
-    if series.tilt_degrees:
-        raise DatasetError(
-            f"Slices of a DICOM series must lie straight above each other, got {folder}, where the "
-            f"gantry was tilted by {series.tilt_degrees:.3g}°: convert it to NIfTI, such as with "
-            "`python -m stipple_monai ingest`, which keeps the shear."
-        )
-    return list(series.files)
+    return list(open_series(folder).files)
 
 
 def write_dicom_seg(
@@ -134,17 +129,10 @@ def _segmentation(
     organs: Mapping[int, str],
     files: Sequence[str],
 ) -> Any:
-    # highdicom counts slices, rows, columns
     try:
-        volume = hd.Volume(
-            np.ascontiguousarray(values.transpose(2, 1, 0)),
-            to_world[:, [2, 1, 0, 3]],
-            coordinate_system="PATIENT",
-            frame_of_reference_uid=images[0].FrameOfReferenceUID,
-        )
         return hd.seg.Segmentation(
             images,
-            volume,
+            _frames(images, values, to_world),
             segmentation_type="BINARY",
             segment_descriptions=[
                 _description(number, organs[k]) for number, k in enumerate(sorted(organs), 1)
@@ -164,6 +152,21 @@ def _segmentation(
         raise DatasetError(
             f"A DICOM SEG needs a whole series, got {Path(files[0]).parent}: {error}"
         ) from error
+
+
+def _frames(images: Sequence[Any], values: NDArray[np.uint8], to_world: NDArray[np.float64]) -> Any:
+    """The segmentation as highdicom takes it, which counts slices, rows, columns."""
+    frames = np.ascontiguousarray(values.transpose(2, 1, 0))
+    axes = to_world[:3, :3] / np.linalg.norm(to_world[:3, :3], axis=0)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > _RIGHT_ANGLE:
+        # a volume has no shear: each frame lies where its slice of the tilted gantry does
+        return frames
+    return hd.Volume(
+        frames,
+        to_world[:, [2, 1, 0, 3]],
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=images[0].FrameOfReferenceUID,
+    )
 
 
 def rename_segments(path: str | os.PathLike[str], organs: Mapping[int, str]) -> None:

@@ -7,7 +7,6 @@ the training. None of these says that a result is wrong.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
 from stipple_monai.nifti import UNREADABLE
 from stipple_monai.priors import SpatialPrior, spacing_along_ras
-from stipple_monai.results.volumes import RECORD, read_records
+from stipple_monai.results.volumes import read_records, rewrite_record
 from stipple_monai.transforms import ScanReader
 
 LEAST_SHARED = 0.5
@@ -128,8 +126,7 @@ def add_remarks(
         record["remarks"] = scan_remarks(record["scan"], training)
         for row in record["organs"]:
             row["remarks"] = organ_remarks(row, volumes.get(row["organ"]))
-        with whole_file(Path(folder) / f"{name}{RECORD}") as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        rewrite_record(folder, name, record)
         said = [*record["remarks"]]
         said += [f"{r['name']}: {text}" for r in record["organs"] for text in r["remarks"]]
         if said:

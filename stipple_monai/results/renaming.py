@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from stipple_monai.files import whole_file
 from stipple_monai.results.dicom_seg import rename_segments
-from stipple_monai.results.volumes import RECORD, read_records
+from stipple_monai.results.volumes import read_records, rewrite_record
 
 
 def rename_organs(folder: str | Path, names: Mapping[int, str]) -> None:
@@ -28,5 +26,4 @@ def rename_organs(folder: str | Path, names: Mapping[int, str]) -> None:
         segmentation = Path(folder) / f"{scan}_seg.dcm"
         if segmentation.is_file():
             rename_segments(segmentation, wanted)
-        with whole_file(Path(folder) / f"{scan}{RECORD}") as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        rewrite_record(folder, scan, record)

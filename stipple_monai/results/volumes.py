@@ -2,7 +2,9 @@
 
 Words used here. A scan's *name* is what its results are called by, ``NAME_seg.nii.gz``. A *record*
 is ``NAME_volumes.json``, written when the scan's other files are there; so a scan with a record is
-done. Tables are made of the records, those of earlier runs in the same folder among them.
+done. A record is *outdated* while its scan is to be segmented anew: it stays with the older files
+until the new ones are whole. Tables are made of the records, those of earlier runs in the same
+folder among them.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ RECORD = "_volumes.json"
 
 TABLES = ("volumes.csv", "volumes.json")
 """Files with the records of all scans."""
+
+OUTDATED = "outdated"
+"""True in a record whose scan is to be segmented anew."""
 
 COLUMNS = ("scan", "organ", "name", "volume_ml", "r_mm", "a_mm", "s_mm", "confidence", "remarks")
 
@@ -89,6 +94,7 @@ class VolumeTable:
         organs: label values in the order of the network's channels.
         names: of the scans.
         datalist: whose ``labels`` name the organs.
+        wanted: of the organs, those that are told; all if None.
         pred_key: the label map on the scan's grid, in the engine's output; what
             :class:`~stipple_monai.PriorDrivenInferer` found is in its metadata.
         image_key: the scan in the engine's output.
@@ -101,10 +107,12 @@ class VolumeTable:
         *,
         names: ScanNames,
         datalist: str | Path,
+        wanted: Sequence[int] | None = None,
         pred_key: str = "pred",
         image_key: str = "image",
     ) -> None:
         self.folder, self.organs, self.names = Path(folder), list(organs), names
+        self.wanted = self.organs if wanted is None else list(wanted)
         self.labels = label_names(datalist)
         self.pred_key, self.image_key = pred_key, image_key
 
@@ -118,7 +126,8 @@ class VolumeTable:
             scan = item[self.image_key].meta["filename_or_obj"]
             files = self.names.files[os.path.abspath(scan)]
             organs = organ_records(item[self.pred_key], self.organs, self.labels)
-            write_record(self.folder, self.names[scan], scan, files, organs)
+            told = [row for row in organs if row["organ"] in self.wanted]
+            write_record(self.folder, self.names[scan], scan, files, told)
 
 
 def organ_records(
@@ -169,8 +178,7 @@ def write_record(
         "fingerprint": fingerprint(*files) if all(map(os.path.exists, files)) else None,
         "organs": list(organs),
     }
-    with whole_file(Path(folder) / f"{name}{RECORD}") as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    rewrite_record(folder, name, record)
 
 
 def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -192,6 +200,32 @@ def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
     return records
 
 
+def finished(folder: str | Path) -> set[str]:
+    """Names of the scans of a folder that are done: their records are not outdated.
+
+    Raises:
+        DatasetError: as :func:`read_records` does.
+    """
+    return {name for name, record in read_records(folder).items() if not record.get(OUTDATED)}
+
+
+def outdate(folder: str | Path, names: Iterable[str]) -> None:
+    """Mark records: their scans are to be segmented anew.
+
+    Raises:
+        DatasetError: as :func:`read_records` does.
+    """
+    records = read_records(folder)
+    for name in sorted(records.keys() & set(names)):
+        rewrite_record(folder, name, {**records[name], OUTDATED: True})
+
+
+def rewrite_record(folder: str | Path, name: str, record: Mapping[str, Any]) -> None:
+    """Write a scan's record, in the place of an older one."""
+    with whole_file(Path(folder) / f"{name}{RECORD}") as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
 def _row(row: Mapping[str, Any]) -> list[Any]:
     """What the table says of an organ."""
     point = row["position_mm"] or []
@@ -203,7 +237,9 @@ def _row(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _joined(*remarked: Mapping[str, Any]) -> str:
-    return "; ".join(str(text) for each in remarked for text in each.get("remarks", []))
+    texts = [str(text) for each in remarked for text in each.get("remarks", [])]
+    old = ["of an earlier run, not segmented anew yet"] if remarked[0].get(OUTDATED) else []
+    return "; ".join([*old, *texts])
 
 
 def write_tables(folder: str | Path) -> Path:
@@ -212,7 +248,8 @@ def write_tables(folder: str | Path) -> Path:
     A row of the CSV is a scan and organ: the volume in ml, the world point in RAS mm at which the
     prior was placed and its confidence in [0, 1]. The point is empty where the prior stayed
     neutral, and both are where there is no prior. Remarks are those of
-    `stipple_monai.results.remarks`. The JSON has the records by scan name.
+    `stipple_monai.results.remarks`, and that a record is outdated. The JSON has the records by scan
+    name.
 
     Returns:
         The path of ``volumes.csv``.

@@ -10,10 +10,11 @@ from typing import Any
 from stipple_monai.data import files_of_item
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint, whole_file
-from stipple_monai.ownership import adopt, claim, refuse_inputs
-from stipple_monai.results import RECORD, TABLES, first_file, read_records
+from stipple_monai.ownership import adopt, claim, owned, refuse_inputs
+from stipple_monai.results import RECORD, TABLES, finished, first_file, outdate, read_records
 
 SETTINGS = "settings.json"
+SEG, PROBABILITIES, DICOM = "_seg.nii.gz", "_prob.nii.gz", "_seg.dcm"
 
 
 def begin_results(
@@ -22,6 +23,7 @@ def begin_results(
     settings: dict[str, Any],
     *,
     overwrite: bool,
+    endings: Sequence[str] = (SEG,),
     others: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Claim the folder for the settings, and tell which scans are to do.
@@ -34,6 +36,7 @@ def begin_results(
         items: scans, with their names.
         settings: of JSON's types.
         overwrite: make results anew.
+        endings: of a scan's files besides its record, behind its name.
         others: names of further files that are to be written.
 
     Raises:
@@ -44,7 +47,7 @@ def begin_results(
     ours = path.is_file() and path.read_text(encoding="utf-8") == text
     names = {item["name"] for item in items}
     records = read_records(out)
-    results = _results(out, names)
+    results = _results(out, names, (*endings, RECORD))
     targets = [path, *(out / name for name in (*TABLES, *others)), *results]
     inputs = [file for item in items for file in files_of_item(item, ("image",))]
     refuse_inputs(targets, inputs)
@@ -55,17 +58,30 @@ def begin_results(
     claim(out, targets, inputs=inputs)
     if overwrite:
         # First of all, so that an interrupted run goes on without --overwrite.
-        for name in names & records.keys():
-            (out / f"{name}{RECORD}").unlink()
-        records = {}
+        outdate(out, names)
+    done = finished(out)
     for item in items:
-        record = records.get(item["name"])
-        if record is not None:
-            _refuse_other_scan(record, item)
+        if item["name"] in done:
+            _refuse_other_scan(records[item["name"]], item)
     if not ours:
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
-    return [item for item in items if item["name"] not in records]
+    return [item for item in items if item["name"] not in done]
+
+
+def remove_stale(out: Path, names: Iterable[str], endings: Iterable[str]) -> None:
+    """Remove what older settings left beside finished results, and these settings do not make.
+
+    Args:
+        out: the folder.
+        names: of scans.
+        endings: of the files that the settings make.
+    """
+    stale, ours = {SEG, PROBABILITIES, DICOM} - set(endings), owned(out)
+    for name in finished(out).intersection(names):
+        for ending in stale:
+            if f"{name}{ending}" in ours:
+                (out / f"{name}{ending}").unlink(missing_ok=True)
 
 
 def _refuse_others(
@@ -101,6 +117,5 @@ def _refuse_other_scan(record: Mapping[str, Any], item: Mapping[str, Any]) -> No
         )
 
 
-def _results(out: Path, names: Iterable[str]) -> list[Path]:
-    endings = ("_seg.nii.gz", "_prob.nii.gz", "_seg.dcm", RECORD)
+def _results(out: Path, names: Iterable[str], endings: Iterable[str]) -> list[Path]:
     return [out / f"{name}{ending}" for name in sorted(names) for ending in endings]

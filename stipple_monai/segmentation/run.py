@@ -38,13 +38,19 @@ from stipple_monai.files import sha256
 from stipple_monai.priors import SpatialPrior, prior_path
 from stipple_monai.results import (
     add_remarks,
+    finished,
     first_file,
     has_highdicom,
-    read_records,
     rename_organs,
     write_tables,
 )
-from stipple_monai.segmentation.folder import begin_results
+from stipple_monai.segmentation.folder import (
+    DICOM,
+    PROBABILITIES,
+    SEG,
+    begin_results,
+    remove_stale,
+)
 from stipple_monai.segmentation.scans import find_scans, sound_scans
 
 FREE = ("amp", "batch_size", "cache_rate", "device", "num_workers", "progress", "sw_batch_size")
@@ -61,6 +67,7 @@ def segment(
     overlays: Sequence[str | Path] = (),
     options: Mapping[str, Any] | None = None,
     labels: Mapping[int, str] | None = None,
+    organs: Sequence[int | str] = (),
     probabilities: bool = False,
     dicom_seg: bool = False,
     overwrite: bool = False,
@@ -79,6 +86,8 @@ def segment(
         options: knobs of the configs, unless they contradict the folder.
         labels: names of the label values; those that the folder knows where ``None``. Other names
             do not segment anew.
+        organs: label values or names of those that are wanted; the others are segmented with them,
+            since they help to place them, and left out of label maps and tables. All if empty.
         probabilities: also write those.
         dicom_seg: also write DICOM SEG; all inputs must be DICOM series.
         overwrite: segment the scans anew and replace what is there.
@@ -90,44 +99,51 @@ def segment(
         DatasetError: an input cannot be segmented; ``models`` has no weights, does not know its
             settings, or contradicts ``overlays`` or ``options``; or ``out`` has other results, or
             results made with other settings.
-        ValueError: no config has one of the ``options``.
+        ValueError: no config has one of the ``options``, or the network not one of the ``organs``.
         ImportError: ``dicom_seg`` without highdicom.
     """
-    configs, out, models = configs_of(bundle), Path(out).resolve(), Path(models).resolve()
+    configs, out = configs_of(bundle), Path(out).resolve()
+    model = _known_model(Path(models).resolve())
+    if dicom_seg and not has_highdicom:
+        raise ImportError("DICOM SEG needs highdicom: pip install 'stipple-monai[dicom]'.")
+    check_knobs(configs, ["inference", *overlays, *model.overlays, "volumes"], options or {})
+    model.agree(configs, overlays=overlays, options=options, free=FREE)
+    used: list[str | Path] = ["inference", *model.overlays, "volumes"]
+    items, faults = sound_scans(find_scans(inputs, section=section), out, dicom_seg=dicom_seg)
+    names = _names(model, inputs, labels or {})
+    flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
+    knobs = {**model.knobs, **(options or {}), **_wanted(model, organs, labels or {})}
+    endings = [SEG, *[PROBABILITIES] * probabilities, *[DICOM] * dicom_seg]
+    with only_process(out):
+        settings = {**_identity(model, configs, used), "knobs": knobs, **flags}
+        missing = begin_results(out, items, settings, overwrite=overwrite, endings=endings)
+        given = {**flags, **knobs, "models_dir": model.folder}
+        faults += _run_all(configs, out, missing, used, given, labels=names)
+        remove_stale(out, [item["name"] for item in items], endings)
+        rename_organs(out, names)
+        add_remarks(out, priors=_priors(model), training=model.training)
+        tables = write_tables(out)
+    if faults:
+        failed = f" {len(faults)} scans failed." if len(faults) > 1 else ""
+        raise DatasetError(f"{faults[0]}{failed} The others are in {tables}.")
+    return tables
+
+
+def _known_model(models: Path) -> Model:
     if not (models / "model.pt").is_file():
         raise DatasetError(
             f"`models` must be a folder with model.pt and the priors, got {models}: give the "
             "folder of the training."
         )
-    model = read_model(models)
-    if dicom_seg and not has_highdicom:
-        raise ImportError("DICOM SEG needs highdicom: pip install 'stipple-monai[dicom]'.")
-    check_knobs(configs, ["inference", *overlays, *model.overlays, "volumes"], options or {})
-    model.agree(configs, overlays=overlays, options=options, free=FREE)
-    options = {**model.knobs, **(options or {})}
-    used: list[str | Path] = ["inference", *model.overlays, "volumes"]
-    items, faults = sound_scans(find_scans(inputs, section=section), out, dicom_seg=dicom_seg)
-    names = _names(model, inputs, labels or {})
-    flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
-    settings = {
-        "models": {p.name: sha256(p) for p in _weights_and_priors(models)},
+    return read_model(models)
+
+
+def _identity(model: Model, configs: Path, used: Sequence[str | Path]) -> dict[str, Any]:
+    """Contents of the weights, priors and configs that results are made with."""
+    return {
+        "models": {p.name: sha256(p) for p in _weights_and_priors(model.folder)},
         "configs": {Path(name).name: sha256(config_path(configs, name)) for name in used},
-        "knobs": dict(options),
-        **flags,
     }
-    with only_process(out):
-        missing = begin_results(out, items, settings, overwrite=overwrite)
-        given = {**flags, **options, "models_dir": models}
-        faults += _run_all(configs, out, missing, used, given, labels=names)
-        rename_organs(out, names)
-        add_remarks(out, priors=_priors(model), training=model.training)
-        tables = write_tables(out)
-    if faults:
-        more = (
-            f" {len(faults)} of {len(items) + len(faults)} scans failed." if len(faults) > 1 else ""
-        )
-        raise DatasetError(f"{faults[0]}{more} The others are in {tables}.")
-    return tables
 
 
 def _run_all(
@@ -147,8 +163,8 @@ def _run_all(
             if len(missing) == 1:
                 raise
             faults.append(error)
-            records = read_records(out)
-            left = [i for i in left if i["name"] not in records and i["name"] != error.name]
+            done = {*finished(out), error.name}
+            left = [item for item in left if item["name"] not in done]
         else:
             left = []
     return faults
@@ -168,6 +184,22 @@ def _names(model: Model, inputs: Sequence[str | Path], labels: Mapping[int, str]
     listed = next(filter(None, map(label_names, datalists)), {})
     known = {k: name for k, name in model.organs.items() if name != f"organ {k}"}
     return {**model.organs, **listed, **known, **labels}
+
+
+def _wanted(
+    model: Model, organs: Sequence[int | str], labels: Mapping[int, str]
+) -> dict[str, list[int]]:
+    """The knob of the organs that are wanted, by value or name; none where all are."""
+    names = {**model.organs, **labels}
+    by_name = {name.casefold(): value for value, name in names.items()}
+    by_name |= {str(value): value for value in names}
+    asked = [str(organ) for organ in organs]
+    unknown = [organ for organ in asked if organ.casefold() not in by_name]
+    if unknown:
+        known = ", ".join(f"{value} ({name})" for value, name in names.items())
+        raise ValueError(f"`organs` must be among those of the network, {known}, got {unknown[0]}.")
+    wanted = {by_name[organ.casefold()] for organ in asked}
+    return {"wanted": sorted(wanted)} if wanted else {}
 
 
 def _by_text(labels: Mapping[int, str]) -> dict[str, str]:
@@ -195,8 +227,8 @@ def _run(
         try:
             run_bundle(configs, names, **{**places, **knobs})
         except (RuntimeError, ValueError, OSError) as error:
-            records, said = read_records(out), _chain(error)
-            waiting = [item for item in items if item["name"] not in records] or items[-1:]
+            done, said = finished(out), _chain(error)
+            waiting = [item for item in items if item["name"] not in done] or items[-1:]
             named = [item for item in waiting if first_file(item["image"]) in said]
             at = max(named or waiting[:1], key=lambda item: len(first_file(item["image"])))
             message = f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"

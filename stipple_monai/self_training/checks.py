@@ -13,8 +13,13 @@ from tqdm import tqdm
 from stipple_monai.bundle import load_weights
 from stipple_monai.data import files_of_item, read_sections, stem_of
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_json, whole_file
-from stipple_monai.ownership import refuse_foreign
+from stipple_monai.ownership import (
+    begun_with,
+    contradictions,
+    keep_settings,
+    refuse_contradictions,
+    refuse_foreign,
+)
 from stipple_monai.pseudo_labels import select_certain, select_top_k
 from stipple_monai.transforms import CheckScand, LoadScand
 
@@ -108,31 +113,22 @@ def check_unlabelled(items: Sequence[Mapping[str, Any]], channels: int) -> None:
         check(load({"image": item["image"]}))
 
 
-def remember(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse settings that contradict the rounds that are there; further rounds do not."""
-    asked = json.loads(json.dumps(settings))
-    if path.exists():
-        try:
-            before = read_json(path)
-        except ValueError as error:
-            raise DatasetError(f"{path} must be JSON that this command wrote: {error}.") from error
-        other = [n for n in asked if n != "gammas" and before.get(n, asked[n]) != asked[n]]
-        fewer, more = sorted((before["gammas"], asked["gammas"]), key=len)
-        if more[: len(fewer)] != fewer:
-            other.append("shares or counts")
-        if other:
-            raise DatasetError(
-                f"`out` must be a new folder, or started with what it was begun with; "
-                f"{path.parent} was begun with other {', '.join(other)}, see {path.name} there."
-            )
-        asked["gammas"] = more
-    else:
-        refuse_foreign(
-            path.parent,
-            [
-                *sorted(path.parent.glob("round_*")),
-                *(path.parent / name for name in ("rounds.csv", "comparison.csv")),
-            ],
-        )
-    with whole_file(path) as part:
-        part.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+def remember_rounds(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse settings that contradict the rounds that are there; further rounds do not.
+
+    Raises:
+        DatasetError: they do, or the folder was not begun and has rounds.
+    """
+    before, asked = begun_with(path), json.loads(json.dumps(settings))
+    if before is None:
+        rounds = sorted(path.parent.glob("round_*"))
+        tables = [path.parent / name for name in ("rounds.csv", "comparison.csv")]
+        refuse_foreign(path.parent, [*rounds, *tables])
+        return keep_settings(path, asked)
+    gammas = asked.pop("gammas")
+    other = contradictions(before, asked)
+    fewer, more = sorted((before["gammas"], gammas), key=len)
+    if more[: len(fewer)] != fewer:
+        other.append("shares or counts")
+    refuse_contradictions(path, other)
+    return keep_settings(path, {**before, **asked, "gammas": more})

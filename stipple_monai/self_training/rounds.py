@@ -43,6 +43,7 @@ from stipple_monai.bundle import (
     BUNDLE,
     as_written,
     check_knobs,
+    config_digests,
     config_path,
     configs_of,
     only_process,
@@ -56,11 +57,12 @@ from stipple_monai.data import (
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256, whole_file
 from stipple_monai.handlers import data_fingerprint
+from stipple_monai.ownership import CONTENTS
 from stipple_monai.self_training.checks import (
     check_knobs_of_rounds,
     check_unlabelled,
     locator_weights,
-    remember,
+    remember_rounds,
     round_sections,
 )
 from stipple_monai.self_training.comparison import RoundComparison
@@ -166,6 +168,7 @@ def self_train(
             for name, items in sections.items()
         },
         "overlays": [list(map(str, x)) for x in (overlays, train_overlays, infer_overlays)],
+        CONTENTS: config_digests(configs, [*CONFIGS, *overlays, *train_overlays, *infer_overlays]),
         **selection,
         "fine_tune": fine_tune,
         "position_with": position_with,
@@ -175,7 +178,7 @@ def self_train(
         "gammas": gammas,
     }
     with only_process(out, unfinished=UNFINISHED):
-        remember(out / "settings.json", settings)
+        remember_rounds(out / "settings.json", settings)
         if not (out / "round_0" / "datalist.json").exists():
             write_datalist(out / "round_0" / "datalist.json", sections)
         _run_rounds(rounds, settings)

@@ -29,12 +29,26 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from stipple_monai.bundle import BUNDLE, configs_of, progress_only, run_bundle, whole_folder
+from stipple_monai.bundle import (
+    BUNDLE,
+    config_digests,
+    configs_of,
+    progress_only,
+    run_bundle,
+    whole_folder,
+)
 from stipple_monai.data import read_datalist, write_datalist
-from stipple_monai.errors import DatasetError, StudyError
-from stipple_monai.files import read_csv, read_json, remove_unfinished, whole_file, write_csv
+from stipple_monai.errors import StudyError
+from stipple_monai.files import read_csv, remove_unfinished, whole_file, write_csv
 from stipple_monai.handlers import data_fingerprint
-from stipple_monai.ownership import refuse_foreign
+from stipple_monai.ownership import (
+    CONTENTS,
+    begun_with,
+    contradictions,
+    keep_settings,
+    refuse_contradictions,
+    refuse_foreign,
+)
 from stipple_monai.priors import SpatialPrior, prior_path
 from stipple_monai.report import Picture
 from stipple_monai.results import SCORE_COLUMNS
@@ -47,6 +61,8 @@ from stipple_monai.visualize import draw_comparisons
 
 OUTPUTS = ("results.csv", "curves.csv", "rounds.csv", "report.md", "report.html", "figures")
 """What a study writes into its folder, beside its cells."""
+
+CONFIGS = ("prior", "train", "inference", "pseudo_label", "evaluate")
 
 CELL = ("method", "proportion", "fold", "seed")
 
@@ -84,7 +100,7 @@ def run_study(
     if datalist is not None:
         study = dataclasses.replace(study, datalist=str(Path(datalist).resolve()), phantom=None)
     methods = read_methods(configs.parent / "studies" / "methods.yaml", study)
-    _remember(out, study, methods)
+    _remember(out, study, methods, configs)
     source = _datalist(study, out)
     jobs = [job for job in plan_jobs(study, methods) if _left(out, job)]
     print(f"{len(jobs)} of {len(plan_jobs(study, methods))} jobs to do in {out}", flush=True)
@@ -184,7 +200,7 @@ def _one_by_one(arguments: Sequence[tuple[Study, Job, Path, Path, Path]]) -> lis
     return [error for error in failed if error]
 
 
-def _remember(out: Path, study: Study, methods: Sequence[Method]) -> None:
+def _remember(out: Path, study: Study, methods: Sequence[Method], configs: Path) -> None:
     """Refuse a study that contradicts the cells that are there; it may ask for more of them."""
     path = out / "study.json"
     asked = json.loads(json.dumps(dataclasses.asdict(study)))
@@ -195,25 +211,17 @@ def _remember(out: Path, study: Study, methods: Sequence[Method]) -> None:
     if study.datalist is not None:
         asked["data"] = _digest(read_datalist(study.datalist, "training"))
     defined = {m.name: json.loads(json.dumps(dataclasses.asdict(m))) for m in methods}
-    if path.exists():
-        try:
-            before = read_json(path)
-        except ValueError as error:
-            raise DatasetError(f"{path} must be JSON that this command wrote: {error}.") from error
-        other = [n for n in asked if before["study"].get(n, asked[n]) != asked[n]]
-        known = before["methods"]
-        other += [n for n in defined if n in known and known[n] != defined[n]]
-        if other:
-            raise DatasetError(
-                f"`out` must be a new folder, or the study in {out} must be as it was; now other: "
-                f"{', '.join(other)}."
-            )
-        defined = {**known, **defined}
-    else:
+    overlays = [name for m in methods for name in (*m.overlays, *m.train, *m.evaluate)]
+    contents = config_digests(configs, [*CONFIGS, *study.overlays, *overlays])
+    begun = begun_with(path)
+    if begun is None:
         refuse_foreign(out, [out / name for name in OUTPUTS])
-    with whole_file(path) as part:
-        text = json.dumps({"study": asked, "methods": defined}, indent=2)
-        part.write_text(f"{text}\n", encoding="utf-8")
+        begun = {"study": asked, "methods": {}}
+    other = contradictions(begun["study"], asked) + contradictions(begun["methods"], defined)
+    refuse_contradictions(path, other + contradictions(begun, {CONTENTS: contents}))
+    more = {"methods": defined, CONTENTS: contents}
+    grown = {name: {**begun.get(name, {}), **added} for name, added in more.items()}
+    keep_settings(path, {"study": asked, **grown})
 
 
 def _digest(items: Sequence[Mapping[str, Any]]) -> str:

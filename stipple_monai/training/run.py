@@ -16,7 +16,6 @@ Killed at any moment, the same command goes on.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from stipple_monai.bundle import (
     MODEL,
     WEIGHTS,
     Model,
+    config_digests,
     config_path,
     configs_of,
     only_process,
@@ -36,7 +36,9 @@ from stipple_monai.bundle import (
 )
 from stipple_monai.data import label_names, read_datalist, read_sections
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_csv, sha256, whole_file
+from stipple_monai.files import read_csv
+from stipple_monai.handlers import data_fingerprint
+from stipple_monai.ownership import CONTENTS, remember
 from stipple_monai.planning import (
     Fingerprint,
     contradictions,
@@ -51,6 +53,7 @@ PLAN = "plan.yaml"
 SETTINGS = "settings.json"
 CURVE = "curve.csv"
 LOGS = "logs"
+CONFIGS = ("prior", "train")
 
 
 def train(
@@ -96,12 +99,13 @@ def train(
     files = [config_path(configs, name) for name in [*overlays, *([plan] if plan else [])]]
     settings = {
         **_data(sections, datalist),
-        "overlays": [sha256(path) for path in files],
+        "overlays": [str(name) for name in [*overlays, *([plan] if plan else [])]],
         "train_overlays": [str(name) for name in train_overlays],
+        CONTENTS: config_digests(configs, [*CONFIGS, *files, *train_overlays]),
         **{"options": knobs, "baseline": baseline, "paper": paper, "seed": seed},
     }
     with only_process(out, unfinished=("tmp*",)):
-        _remember(out / SETTINGS, settings)
+        remember(out / SETTINGS, settings, targets=_targets(out))
         found: Fingerprint | None = None
         if not files:
             files = [out / PLAN]
@@ -129,7 +133,14 @@ def _data(
             "`ingest` on a folder of scans and labels first."
         )
     scans = {name: [str(i["image"]) for i in items] for name, items in sections.items()}
-    return {"scans": scans, "labels": labels}
+    used = [item for name in ("training", "validation") for item in sections.get(name, [])]
+    return {"scans": scans, "labels": labels, "data": data_fingerprint(used)["sha256"]}
+
+
+def _targets(out: Path) -> list[str]:
+    """What is written into a run's folder; a plan that is there already is taken."""
+    priors = sorted(path.name for path in out.glob("prior_*"))
+    return [MODEL, WEIGHTS, "last.pt", CURVE, "progress.png", "provenance.json", *priors]
 
 
 def _begin(out: Path, datalist: str | Path, found: Fingerprint | None, **told: Any) -> None:
@@ -217,19 +228,3 @@ def _is_trained(out: Path, *, validated: bool) -> bool:
     final = out / ("last.pt" if validated else WEIGHTS)
     rows = read_csv(out / CURVE) if (out / CURVE).is_file() else []
     return bool(rows) and final.is_file() and not any(out.glob("checkpoint_*.pt"))
-
-
-def _remember(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse settings other than those that a run was begun with."""
-    asked = json.loads(json.dumps(settings))
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in asked if before.get(name) != asked[name]]
-        if other:
-            raise DatasetError(
-                f"`out` must be a new folder, or started with what it was begun with; "
-                f"{path.parent} was begun with other {', '.join(other)}, see {path.name} there."
-            )
-        return
-    with whole_file(path) as part:
-        part.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")

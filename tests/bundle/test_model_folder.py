@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 from helpers.bundle_runs import CONFIGS
+from monai.bundle import ConfigParser
 
 from stipple_monai import DatasetError
 from stipple_monai.bundle import MODEL, model_facts, read_model, trained_knobs, write_model
@@ -72,3 +73,15 @@ def test_an_old_or_broken_folder_is_refused_with_the_remedy(tmp_path):
         read_model(tmp_path / "a")
     with pytest.raises(ValueError, match="Knobs must be in the configs, got flour"):
         made(tmp_path / "b", knobs={"flour": 1})
+
+
+def test_inference_by_itself_counts_and_locates_as_the_folder_says(tmp_path):
+    knobs = {"calibration": "equation_2", "minimum_confidence": 0.7, "spread_mm": 30}
+    write_model(tmp_path / "a", CONFIGS, organs={1: "liver"}, knobs=knobs)
+    (tmp_path / "b").mkdir()
+    beside = {"calibration": f"{tmp_path / 'b'}/calibration.json", "minimum_confidence": None}
+    for folder, expected in (("a", knobs), ("b", {**beside, "spread_mm": 40})):
+        parser = ConfigParser()
+        parser.read_config(str(CONFIGS / "inference.yaml"))
+        parser["models_dir"] = str(tmp_path / folder)
+        assert {name: parser.get_parsed_content(name) for name in knobs} == expected

@@ -8,8 +8,9 @@ import pytest
 import torch
 from helpers.bright_scans import KNOBS, bright_scan
 
-from stipple_monai.bundle import BUNDLE, run_bundle
-from stipple_monai.cross_fitting import calibrate, read_samples
+from stipple_monai.__main__ import main
+from stipple_monai.bundle import BUNDLE, run_bundle, write_model
+from stipple_monai.cross_fitting import calibrate, calibrate_run, read_samples
 from stipple_monai.cross_fitting.stage import GIVEN
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import DatasetError
@@ -158,8 +159,44 @@ def test_errors(done, datalist, tmp_path):
         again(datalist, tmp_path, options={"max_epoch": 1})
     with pytest.raises(DatasetError, match="was begun with other seed, see settings"):
         again(datalist, done, seed=1)
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("learning_rate: 0.01\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="was begun with other overlays, see settings"):
+        again(datalist, done, overlays=[overlay])
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "datalist.json").write_text("mine")
+    with pytest.raises(DatasetError, match=r"not written by this package, got .*datalist\.json"):
+        again(datalist, tmp_path)
     path = tmp_path / "none.json"
     image = read_datalist(datalist, "training")[0]["image"]
     path.write_text(json.dumps({"training": [{"image": image}]}))
     with pytest.raises(DatasetError, match="must have labelled scans in training"):
         again(path, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_is_calibrated_with_its_own_settings(datalist, tmp_path, capsys):
+    options = {name: value for name, value in KNOBS.items() if name != "calibration"}
+    settings = [f"{name}={value}" for name, value in (options | {"max_epochs": 1}).items()]
+    out = tmp_path / "a"
+    command = ["train", str(datalist), "--out", str(out), "--set", *settings]
+    assert main([*command, "--calibrate"]) == 0
+    assert f"{out / 'calibration.json'}\n{out / 'model.pt'}\nnext: " in capsys.readouterr().out
+    calibration = Calibration.load(out / "calibration.json")
+    assert calibration.record["fitted"]
+    assert torch.equal(weights(out / "model.pt")["calibration"], calibration.tensor())
+    assert len(list((out / "calibration").glob("fold_*/samples_*.npz"))) == 3
+    # repeated, nothing is trained anew
+    assert main([*command, "--calibrate"]) == 0
+    assert "epoch" not in capsys.readouterr().out
+
+
+def test_what_has_no_share_to_fit_is_not_calibrated(datalist, tmp_path, capsys):
+    for flag in ("--baseline", "--paper"):
+        command = ["train", str(datalist), "--out", str(tmp_path / "a"), "--calibrate", flag]
+        assert main(command) == 1
+        assert "`calibrate` must be given without baseline" in capsys.readouterr().err
+    for knobs, has in (({"priors": []}, "no prior"), ({"calibration": "equation_2"}, "equation_2")):
+        write_model(tmp_path / has, BUNDLE / "configs", organs={1: "a"}, knobs=knobs)
+        with pytest.raises(DatasetError, match=f"must have a prior whose share.*{has}"):
+            calibrate_run(tmp_path / has, datalist)

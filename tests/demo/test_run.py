@@ -21,19 +21,20 @@ pytestmark = pytest.mark.training
 
 STAGES = [
     "estimate the prior",
-    "train the baseline",
-    "train STIPPLE",
+    "train the network",
     "pseudo-label the unlabelled scans",
     "train on labels and pseudo-labels",
-    "test: U-Net without prior",
-    "test: STIPPLE, prior located",
-    "test: STIPPLE, prior at the true position",
+    "test: network alone",
+    "test: prior alone, located",
+    "test: network and prior as they are (equation 2)",
+    "test: STIPPLE",
     "test: STIPPLE, one round of pseudo-labels",
+    "test: STIPPLE, prior at the true position",
 ]
 OPTIONS = {
     "channels": [4, 8],
     "slice_size": [32, 32],
-    "slices_per_scan": 8,
+    "slices_per_epoch": 16,
     "batch_size": 4,
     "max_epochs": 1,
     "device": "$torch.device('cpu')",
@@ -98,8 +99,7 @@ def finished(tiny, tmp_path_factory):
 
 
 def scores(out):
-    names = ("baseline", "stipple", "true_position", "relabelled")
-    return {name: demo.read_dice(out / "eval" / name) for name in names}
+    return {name: demo.read_dice(out / "eval" / name) for name in demo._METHODS}
 
 
 def times(out):
@@ -109,8 +109,8 @@ def times(out):
 
 def test_interrupted_demo_goes_on(finished):
     out, printed = finished
-    assert stages(printed, skipped=True) == STAGES[:3]
-    assert stages(printed, skipped=False) == STAGES[3:]
+    assert stages(printed, skipped=True) == STAGES[:2]
+    assert stages(printed, skipped=False) == STAGES[2:]
     assert len(read_datalist(out / "eval" / "pseudo_labels" / "datalist.json", "training")) == 4
 
 
@@ -143,12 +143,12 @@ def test_finished_demo_does_nothing_again(finished):
 def test_only_what_was_removed_is_made_again(finished):
     out, _ = finished
     before = scores(out)
-    model = out / "models" / "baseline" / "model.pt"
+    model = out / "models" / "model.pt"
     weights = torch.load(model, weights_only=True)
     model.unlink()
     (out / "eval" / "stipple" / "val_mean_dice_raw.csv").unlink()
     printed = run(out)
-    assert stages(printed, skipped=False) == [STAGES[1], STAGES[6]]
+    assert stages(printed, skipped=False) == [STAGES[1], STAGES[7]]
     again = torch.load(model, weights_only=True)
     assert all(torch.equal(again[key], weights[key]) for key in weights)
     assert scores(out) == before
@@ -160,7 +160,7 @@ def test_pictures_of_what_the_prior_changed(finished):
         truth = nib.load(item["label"])
         organ = np.asarray(truth.dataobj)
         seg = Path(item["image"]).name.replace(".nii", "_seg.nii")
-        for folder, voxels in (("baseline", np.roll(organ, 5, axis=0)), ("stipple", organ)):
+        for folder, voxels in (("network_alone", np.roll(organ, 5, axis=0)), ("stipple", organ)):
             nib.save(nib.Nifti1Image(voxels, truth.affine), out / "eval" / folder / seg)
     pictures = [out / "recovered_miss.png", out / "removed_false_positive.png"]
     for path in pictures:
@@ -170,7 +170,7 @@ def test_pictures_of_what_the_prior_changed(finished):
     for item in read_datalist(out / "phantom" / "split.json", "test"):
         seg = Path(item["image"]).name.replace(".nii", "_seg.nii")
         shown = nib.load(out / "eval" / "stipple" / seg)
-        nib.save(shown, out / "eval" / "baseline" / seg)
+        nib.save(shown, out / "eval" / "network_alone" / seg)
     printed = run(out)
     assert "no picture recovered_miss.png" in printed
     assert "no picture removed_false_positive.png" in printed
@@ -178,8 +178,23 @@ def test_pictures_of_what_the_prior_changed(finished):
 
 def test_another_seed_needs_another_folder(finished):
     out, _ = finished
-    with pytest.raises(DatasetError, match="`folder` must be empty or hold this same phantom"):
+    before = times(out)
+    with pytest.raises(DatasetError, match=r"begun with other seed, see demo\.json there"):
         demo.run_demo(out, seed=1, options=OPTIONS)
+    with pytest.raises(DatasetError, match=r"begun with other options, see demo\.json there"):
+        demo.run_demo(out, options={**OPTIONS, "max_epochs": 2})
+    assert times(out) == before
+
+
+@pytest.mark.parametrize("name", ["models", "eval/stipple", "phantom", "results.md", "prior.png"])
+def test_a_folder_with_files_of_somebody_else_is_refused(tmp_path, name):
+    mine = tmp_path / name / "model.pt" if "." not in name else tmp_path / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(DatasetError, match=f"was not written by this package, got .*{name[:4]}"):
+        demo.run_demo(tmp_path, options=OPTIONS)
+    assert mine.read_text() == "mine"
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == {mine, tmp_path / "logs" / "lock"}
 
 
 def test_wrong_bundle(tmp_path):

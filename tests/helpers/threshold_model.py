@@ -21,7 +21,11 @@ device: $torch.device('cpu')
 
 
 def write_model(folder):
-    """Make a folder of weights and prior that knows its overlay."""
+    """Make a folder of weights and prior that knows its overlay.
+
+    Returns:
+        Arguments of `segment`: the folder, and the overlay that it knows, which may be repeated.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # far beyond what a prior can outvote
     weight = torch.tensor([-200.0, 200.0])[:, None, None, None]
@@ -34,7 +38,7 @@ def write_model(folder):
     overlay = folder / "threshold.yaml"
     overlay.write_text(OVERLAY, encoding="utf-8")
     write_model_file(folder, [overlay])
-    return {"models": folder}
+    return {"models": folder, "overlays": [overlay]}
 
 
 def write_model_file(folder, overlays=(), **knobs):

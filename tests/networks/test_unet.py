@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stipple_monai.networks.unet import SliceUNet
+from stipple_monai.networks.unet import BFloat16SliceUNet, SliceUNet
 
 SMALL = (4, 6, 8)
 
@@ -153,3 +153,26 @@ def test_bad_dropout(dropout):
 def test_slice_too_small(size):
     with pytest.raises(ValueError, match="`x` must be at least 4 voxels wide and high, got"):
         SliceUNet(channels=SMALL)(torch.zeros(1, 1, *size))
+
+
+def test_encoder_and_decoder_make_the_network():
+    torch.manual_seed(0)
+    network, x = SliceUNet(1, 3, (4, 8, 16)).eval(), torch.rand(2, 1, 12, 16)
+    features = network.encode(x)
+    assert [f.shape[1:] for f in features] == [(4, 12, 16), (8, 6, 8), (16, 3, 4)]
+    logits = network.decode(features)
+    assert torch.equal(logits, network(x))
+    # the features are left as they were
+    assert torch.equal(logits, network.decode(features))
+
+
+def test_bfloat16_between_encoder_and_decoder():
+    torch.manual_seed(0)
+    network = BFloat16SliceUNet(1, 3, (4, 8)).eval()
+    x = torch.rand(2, 1, 12, 16)
+    features = network.encode(x)
+    assert {f.dtype for f in features} == {torch.bfloat16}
+    assert network.decode(features).dtype == torch.float32
+    plain = SliceUNet(1, 3, (4, 8)).eval()
+    plain.load_state_dict(network.state_dict())
+    torch.testing.assert_close(network(x), plain(x), atol=0.02, rtol=0.05)

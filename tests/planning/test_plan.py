@@ -59,6 +59,11 @@ def test_what_is_given_wins_and_others_follow(phantom):
     assert values["background_values"] == list(plan.fingerprint.organs)[1:]
     assert values["slice_size"] == [64, 64]
     assert values["sw_batch_size"] == 4
+    assert plan.choices["prior_dropout"].value == 1.0
+    assert "leave_one_out" not in plan.choices
+    assert "choose with `segment --organs`" in plan.choices["organs"].why
+    seen = make_plan(phantom, options={"prior_dropout": 0}, device="cpu", progress=False)
+    assert seen.choices["leave_one_out"].value is True
     assert plan.choices["batch_size"].why.startswith("given; else 12, a step takes")
     with pytest.raises(ValueError, match="Knobs must be in the configs, got slice_sise"):
         make_plan(phantom, options={"slice_sise": 1}, progress=False)
@@ -79,6 +84,9 @@ def test_three_dimensions_and_the_paper(phantom, tmp_path):
     paper = make_plan(phantom, paper=True, device="cpu", progress=False)
     assert paper.choices["channels"].value == [64, 128, 256, 512, 1024]
     assert paper.choices["window_hu"].value == [-160, 300]
+    recipe = yaml.safe_load((CONFIGS / "paper.yaml").read_text(encoding="utf-8"))
+    assert {name: paper.choices[name].value for name in recipe} == recipe
+    assert paper.choices["prior_spacing_mm"].value is None
 
 
 def test_a_network_that_does_not_fit_is_made_smaller(phantom, monkeypatch):

@@ -97,10 +97,11 @@ def test_as_many_scans_in_memory_as_half_of_it_holds():
 
 def test_organs_and_background():
     found = example_fingerprint(organs={63: "liver", 126: "spleen"}, without={9: "heart"})
-    assert rules.choose_organs(found) == (
-        [63, 126],
-        "every value in 4 labels; no label has 9 (heart)",
-    )
+    organs = rules.choose_organs(found)
+    assert organs.value == [63, 126]
+    assert organs.why.startswith("every value in 4 labels; no label has 9 (heart); one that is")
+    assert "choose with `segment --organs`" in organs.why
+    assert rules.choose_organs(example_fingerprint()).why == "every value in 4 labels"
     assert rules.choose_background(found, [126]).value == [63]
     assert rules.told_organs(found.organs, [126]).value == ["spleen"]
     for wrong in ([7], [], [255]):
@@ -108,3 +109,30 @@ def test_organs_and_background():
             ValueError, match=r"`organs` must be values that labels have, \[63, 126\]"
         ):
             rules.refuse_ignored(found, wrong)
+
+
+@pytest.mark.parametrize(
+    ("cases", "why"),
+    [
+        ({1: 4, 2: 4}, "by the likelihood of its 4 labels, each left out in turn"),
+        ({1: 2, 2: 4}, "by the likelihood of its 2 to 4 labels, each left out in turn"),
+        ({1: 1, 2: 4}, "of its 1 to 4 labels, each left out in turn; 10 mm for an organ of one"),
+        ({1: 1, 2: 1}, "an organ has one label, which cannot be left out: 10 mm"),
+    ],
+)
+def test_the_prior_is_a_density_as_wide_as_the_labels_say(cases, why):
+    found = grid([1.5, 1.5, 3], [256, 256, 100], organs={1: "a", 2: "b"}, cases=cases)
+    chosen = rules.choose_prior(found, [2.0, 2.0, -1], [1, 2])
+    assert chosen["prior_spacing_mm"].value == [2.0, 2.0, 3]
+    assert (chosen["bins"].value, chosen["smoothing_mm"].value) == (None, "auto")
+    assert why in chosen["smoothing_mm"].why
+    # scans as they are: the grid of the median
+    assert rules.choose_prior(found, [-1, -1, -1], [1])["prior_spacing_mm"].value == [1.5, 1.5, 3]
+
+
+def test_own_labels_are_left_out_where_a_network_sees_the_prior():
+    found = example_fingerprint()
+    assert rules.choose_leave_one_out(found, 1.0) == {}
+    choice = rules.choose_leave_one_out(found, 0.5)["leave_one_out"]
+    assert choice.value is True
+    assert "a prior of 4 labels" in choice.why

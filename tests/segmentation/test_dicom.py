@@ -5,7 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers.series import write_series
+from helpers.series import voxels_of_seg, write_series
 from helpers.threshold_model import write_model
 
 from stipple_monai import DatasetError
@@ -78,6 +78,29 @@ def test_a_single_slice_may_have_a_spacing_instead(tmp_path):
 
     write_series(tmp_path / "ct", body()[:, :, 3:4], edit=spaced)
     assert open_series(tmp_path / "ct").affine[2, 2] == 5
+
+
+@pytest.mark.parametrize(("tilt", "turned"), [(0.2, False), (-0.3, True)])
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")
+def test_a_tilted_gantry_is_read_as_ingest_reads_it(tmp_path, model, tilt, turned):
+    """Label map, volume, DICOM SEG, and the SEG taken as a label again: all on the sheared grid."""
+    write_series(tmp_path / "ct", body(), tilt=tilt, turned=turned)
+    segment([tmp_path / "ct"], tmp_path / "out", dicom_seg=True, **model)
+    found = nib.load(tmp_path / "out" / "ct_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(found.dataobj), body() > 0)
+    datalist = ingest(tmp_path / "ct", tmp_path / "data", progress=False)
+    scan = nib.load(datalist.parent / "imagesTs" / "ct.nii.gz")
+    np.testing.assert_allclose(found.affine, scan.affine, atol=1e-4)
+    record = json.loads((tmp_path / "out" / "ct_volumes.json").read_text())
+    # the shear does not change a voxel's volume
+    ml = (body() > 0).sum() * 2 * 3 * 4 / 1000
+    assert record["organs"][0]["volume_ml"] == pytest.approx(ml, rel=1e-4)
+    seg = tmp_path / "out" / "ct_seg.dcm"
+    np.testing.assert_array_equal(voxels_of_seg(seg, scan.affine, SHAPE), body() > 0)
+    pairs = ingest(tmp_path / "ct", tmp_path / "pairs", labels=seg, progress=False).parent
+    label = nib.load(pairs / "labelsTr" / "ct.nii.gz")
+    np.testing.assert_array_equal(np.asarray(label.dataobj), body() > 0)
+    np.testing.assert_allclose(label.affine, scan.affine, atol=1e-4)
 
 
 @pytest.mark.parametrize(

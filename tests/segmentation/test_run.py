@@ -21,7 +21,7 @@ from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.bundle.stages import run_bundle
 from stipple_monai.data import write_datalist
-from stipple_monai.results import series_files
+from stipple_monai.results import finished, read_records, series_files, write_tables
 from stipple_monai.segmentation import run as module
 from stipple_monai.segmentation.run import find_scans, segment
 
@@ -425,7 +425,7 @@ def test_a_replacement_that_was_stopped_goes_on(tmp_path, model, monkeypatch):
     made = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
     out = tmp_path / "out"
     segment(made, out, **model)
-    first = state(out)
+    first, older = state(out), read_records(out)
     save, calls = nib.save, []
 
     def stop(image, path):
@@ -440,9 +440,41 @@ def test_a_replacement_that_was_stopped_goes_on(tmp_path, model, monkeypatch):
             segment(made, out, overwrite=True, **model)
     second = state(out)
     assert second["a_seg.nii.gz"] > first["a_seg.nii.gz"]
+    # the older result is whole, and known as such
+    assert second["b_seg.nii.gz"] == first["b_seg.nii.gz"]
+    records = read_records(out)
+    assert records.keys() == {"a", "b"}
+    assert "outdated" not in records["a"]
+    assert records["b"].pop("outdated")
+    assert records["b"] == older["b"]
+    write_tables(out)
+    assert [r["remarks"].partition(";")[0] for r in rows(out)][1].startswith("of an earlier run")
     segment(made, out, **model)
     assert state(out)["a_seg.nii.gz"] == second["a_seg.nii.gz"]
     assert state(out)["b_seg.nii.gz"] > first["b_seg.nii.gz"]
+    assert read_records(out) == older
+
+
+def test_a_scan_that_cannot_replace_its_result_leaves_it(tmp_path, model):
+    made = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
+    out = tmp_path / "out"
+    segment(made, out, **model)
+    before = (out / "b_seg.nii.gz").read_bytes()
+    nib.save(nib.Nifti1Image(np.full(SHAPE, np.nan, np.float32), AFFINE), made[1])
+    with pytest.raises(DatasetError, match="must be finite"):
+        segment(made, out, overwrite=True, **model)
+    assert (out / "b_seg.nii.gz").read_bytes() == before
+    assert finished(out) == {"a"}
+    assert [row["remarks"].count("of an earlier run") for row in rows(out)] == [0, 1]
+
+
+def test_what_older_settings_wrote_goes_when_the_new_result_is_there(tmp_path, model):
+    scan = scans(tmp_path / "in", "a.nii.gz")
+    out = tmp_path / "out"
+    segment([scan], out, probabilities=True, **model)
+    (out / "a_seg.dcm").write_text("converted by somebody")
+    segment([scan], out, overwrite=True, **model)
+    assert names_in(out) == results("a", more=["_seg.dcm"])
 
 
 def test_another_or_a_changed_scan_of_a_name_is_refused(tmp_path, model):
@@ -532,15 +564,18 @@ def test_the_command_hands_on_its_options(monkeypatch, capsys):
                 *command,
                 *("--overlays", "phantom", "--set", "strength=0.5", "--labels", "1=liver"),
                 *("--probabilities", "--dicom-seg", "--overwrite", "--section", "training"),
+                *("--organs", "1"),
             ]
         )
         == 0
     )
     assert capsys.readouterr().out == "v.csv\nv.csv\n"
     plain = {"models": Path("m"), "bundle": module.BUNDLE, "section": "test", "overlays": []}
+    plain["organs"] = []
     off = {"probabilities": False, "dicom_seg": False, "overwrite": False}
     given = ([Path("a"), Path("b")], Path("o"))
     assert calls[0] == (given, {**plain, **off, "options": {}, "labels": {}})
     on = dict.fromkeys(off, True)
     more = {"overlays": ["phantom"], "section": "training", "labels": {1: "liver"}}
+    more["organs"] = ["1"]
     assert calls[1] == (given, {**plain, **on, **more, "options": {"strength": 0.5}})

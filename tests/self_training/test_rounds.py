@@ -200,6 +200,20 @@ def test_more_rounds_go_on_and_other_settings_are_refused(two_rounds, datalist, 
     assert {row["round"] for row in read_csv(out / "rounds.csv")} == {"1"}
 
 
+def test_an_overlay_that_changed_its_content_is_another(two_rounds, datalist, tmp_path):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("learning_rate: 0.01\n", encoding="utf-8")
+    given = {"shares": [], "overlays": [overlay]}
+    again(datalist, tmp_path / "out", **given)
+    overlay.write_text("learning_rate: 0.01  # the same\n", encoding="utf-8")
+    again(datalist, tmp_path / "out", **given)
+    overlay.write_text("learning_rate: 0.02\n", encoding="utf-8")
+    before = (tmp_path / "out" / "settings.json").read_text()
+    with pytest.raises(DatasetError, match=f"begun with other configs: {overlay}, see settings"):
+        again(datalist, tmp_path / "out", **given)
+    assert (tmp_path / "out" / "settings.json").read_text() == before
+
+
 def test_gamma_as_a_number_of_voxels(two_rounds, datalist, tmp_path):
     for name, counts in (("all", [7]), ("each", [[5]])):
         out = tmp_path / name

@@ -215,11 +215,44 @@ def test_studies_that_contradict_what_is_there(done, tmp_path):
     shutil.copytree(done / "out", tmp_path / "out")
     (tmp_path / "data").symlink_to(done / "data")
     same = {"datalist": str(done / "data" / "dataset.json")}
-    with pytest.raises(DatasetError, match=r"now other: options, folds\.$"):
+    with pytest.raises(DatasetError, match=r"begun with other options, folds, see"):
         run_study(written(tmp_path, options={}, folds=2, run_folds=[0], **same), tmp_path / "out")
     other = {"definitions": {"stipple": {"shares": [0.1]}}}
-    with pytest.raises(DatasetError, match=r"now other: stipple\.$"):
+    with pytest.raises(DatasetError, match=r"was begun with other stipple, see"):
         run_study(written(tmp_path, **other, **same), tmp_path / "out")
+
+
+def test_overlays_and_configs_that_changed_their_content(done, tmp_path):
+    """An overlay counts by what it holds; a study of before that counted is taken up."""
+    shutil.copytree(done / "out", tmp_path / "out")
+    shutil.copytree(BUNDLE, tmp_path / "bundle")
+    record = tmp_path / "out" / "study.json"
+    overlay = tmp_path / "more.yaml"
+    overlay.write_text("strength: 0.5\n", encoding="utf-8")
+    same = {"datalist": str(done / "data" / "dataset.json"), "methods": METHODS[:1]}
+    more = {"half": {"overlays": ["baseline"], "evaluate": [str(overlay)]}}
+    also = {**same, "methods": [METHODS[0], "half"], "definitions": more}
+
+    def rerun(**entries):
+        return run_study(written(tmp_path, **entries), tmp_path / "out", bundle=tmp_path / "bundle")
+
+    rerun(**also)
+    assert json.loads(record.read_text())["configs"].keys() >= {"train", "baseline", str(overlay)}
+    overlay.write_text("strength: 0.5  # as before\n", encoding="utf-8")
+    rerun(**also)
+    overlay.write_text("strength: 0.25\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=f"begun with other configs: {overlay}, see study.json"):
+        rerun(**also)
+    rerun(**same)
+    train = tmp_path / "bundle" / "configs" / "train.yaml"
+    train.write_text(train.read_text(encoding="utf-8") + "new: 1\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"begun with other configs: train, see study\.json"):
+        rerun(**same)
+    content = json.loads(record.read_text())
+    del content["configs"]
+    record.write_text(json.dumps(content), encoding="utf-8")
+    rerun(**same)
+    assert "train" in json.loads(record.read_text())["configs"]
 
 
 @pytest.mark.slow

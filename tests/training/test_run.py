@@ -21,11 +21,12 @@ from helpers.bundle_runs import files
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.bundle import read_model
-from stipple_monai.data import write_datalist
+from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.files import read_csv
 from stipple_monai.report import report
 from stipple_monai.segmentation import segment
 from stipple_monai.training import adopt, evaluate, next_command, train
+from stipple_monai.training import run as module
 
 VALUE = 63
 SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -115,6 +116,38 @@ def test_a_trained_folder_is_left_as_it_is(trained, datalist):
     assert (out / "model.pt").stat().st_mtime_ns == before
     with pytest.raises(DatasetError, match="was begun with other options, seed, see"):
         train(datalist, out, seed=1)
+
+
+def test_contents_count(datalist, tmp_path, monkeypatch):
+    """Overlays, scans and labels are told by what they hold."""
+    monkeypatch.setattr(module, "run_bundle", lambda *a, **k: None)
+    shutil.copytree(datalist.parent, tmp_path / "data")
+    mine, out = tmp_path / "mine.yaml", tmp_path / "out"
+    mine.write_text(f"organs: [{VALUE}]\n", encoding="utf-8")
+    copy = tmp_path / "data" / datalist.name
+    copy.write_text(datalist.read_text().replace(str(datalist.parent), str(copy.parent)))
+
+    def again(**more):
+        return train(copy, out, overlays=[mine], options=KNOBS, **more)
+
+    again()
+    mine.write_text(f"organs: [{VALUE}]  # spleen\n", encoding="utf-8")
+    again()
+    mine.write_text(f"organs: [{VALUE}]\nvalidation_organ: 1\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=f"begun with other configs: {mine}, see settings.json"):
+        again()
+    mine.write_text(f"organs: [{VALUE}]\n", encoding="utf-8")
+    label = Path(read_datalist(copy, "training")[0]["label"])
+    label.write_bytes(Path(read_datalist(copy, "training")[1]["label"]).read_bytes())
+    with pytest.raises(DatasetError, match=r"begun with other data, see settings\.json"):
+        again()
+
+
+def test_a_folder_with_weights_of_somebody_else_is_refused(datalist, tmp_path):
+    (tmp_path / "model.pt").write_text("mine")
+    with pytest.raises(DatasetError, match=r"not written by this package, got .*model\.pt"):
+        train(datalist, tmp_path, options=KNOBS)
+    assert (tmp_path / "model.pt").read_text() == "mine"
 
 
 def test_segmenting_needs_nothing_else(trained, datalist, tmp_path):
