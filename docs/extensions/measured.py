@@ -217,6 +217,8 @@ KINDS: dict[str, Callable[[str, Place], str]] = {
     "fusion": trial_table(trials.fusion),
     "likelihood": trial_table(trials.likelihood),
     "gpu": trial_table(trials.gpu),
+    "transfer": trial_table(trials.transfer),
+    "mirrors": trial_table(trials.mirrors),
 }
 
 

@@ -40,7 +40,9 @@ def calibration_blocks(
     lines = {"perfect": {0.0: 0.0, 1.0: 1.0}}
     lines |= {title: _points(told[name]) for name, title in _TOLD.items() if name in told}
     target = folder / "reliability.png"
-    if len(lines) > 1 and (alt := curves(lines, target, x="probability", measure="share that is the organ")):
+    if len(lines) > 1 and (
+        alt := curves(lines, target, x="probability", measure="share that is the organ")
+    ):
         caption = (
             "Scans that the networks were not trained on, all organs together, voxels above 0.01. "
             "Below the diagonal the network is too sure of itself."
