@@ -234,6 +234,7 @@ class _Rounds:
         parser.read_config([config_path(configs, "train"), *self.always])
         parser.update({key: as_written(value) for key, value in knobs.items()})
         self.organs: list[int] = parser.get_parsed_content("organs")
+        self.background: list[int] = parser.get_parsed_content("background_values")
         self.channels: int = parser.get_parsed_content("image_channels")
 
     def check_locator(self, path: Path) -> None:
@@ -304,7 +305,7 @@ class _Rounds:
             self._run(["inference", "pseudo_label", *overlays], {**places, **knobs})
             items = read_datalist(part / "datalist.json", "training")
             made = [item for item in items if "pseudo_label" in item]
-            rows = write_quality(part / QUALITY, made, self.organs)
+            rows = write_quality(part / QUALITY, made, self.organs, self.background)
         for organ in self.organs:
             self.say(summarize_quality(rows, organ=organ))
 

@@ -102,7 +102,5 @@ def test_what_cannot_be_compared(tmp_path, priors):
     known = [SpatialPrior.load(priors / "prior_1.nii.gz")]
     with pytest.raises(DatasetError, match=r"labels with the organs of the priors \(1\)"):
         check_labels(path, known, progress=False)
-    with pytest.raises(
-        PriorError, match=r"a folder with prior_ORGAN\.nii\.gz, got none in"
-    ):
+    with pytest.raises(PriorError, match=r"a folder with prior_ORGAN\.nii\.gz, got none in"):
         prior_organs(tmp_path)

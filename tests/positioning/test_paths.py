@@ -70,9 +70,7 @@ def test_probabilities_of_a_file(label, tmp_path):
 
 
 def test_what_is_no_volume(tmp_path):
-    with pytest.raises(
-        DatasetError, match=r"or a NIfTI file, got .*none\.nii: no file"
-    ):
+    with pytest.raises(DatasetError, match=r"or a NIfTI file, got .*none\.nii: no file"):
         open_volume(tmp_path / "none.nii")
     (tmp_path / "a.nii.gz").write_bytes(b"nothing")
     with pytest.raises(DatasetError, match=r"a\.nii\.gz cannot be read as NIfTI"):
