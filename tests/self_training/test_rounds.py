@@ -392,7 +392,7 @@ def test_unlabelled_scans_of_the_decathlon(datalist, two_rounds, tmp_path):
     bare = [content["unlabelled"][0]["image"]]
     other = datalist.parent / "decathlon.json"
     other.write_text(json.dumps({"training": content["training"][:2], "test": bare}))
-    with pytest.raises(DatasetError, match="`datalist` must have unlabelled scans for 1 rounds"):
+    with pytest.raises(DatasetError, match="`datalist` must have unlabelled scans for the rounds"):
         again(other, tmp_path / "none")
     sections = {"unlabelled_sections": ["test"]}
     again(other, tmp_path / "out", **sections, options={**KNOBS, "max_epochs": 1})
