@@ -8,9 +8,10 @@ from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read
 from stipple_monai.data import files_of_item, read_sections
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import write_csv
-from stipple_monai.ingest import DATASET_COLUMNS, check_dataset, table_text
+from stipple_monai.ingest import DATASET_COLUMNS, check_dataset, check_labels, table_text
 from stipple_monai.ownership import claim
 from stipple_monai.planning import contradictions, read_settings, take_fingerprint
+from stipple_monai.priors import load_priors, prior_organs
 
 
 def add_parser(commands: Commands) -> None:
@@ -22,6 +23,12 @@ def add_parser(commands: Commands) -> None:
     add_bundle(parser)
     parser.add_argument("--overlays", nargs="*", default=[], help="settings to hold against it")
     add_knobs(parser, "likewise")
+    parser.add_argument(
+        "--priors",
+        type=Path,
+        metavar="DIR",
+        help="folder of priors: find labels that are mirrored, and organs in another's place",
+    )
     parser.add_argument("--csv", type=Path, help="write the table there, too")
     parser.set_defaults(run=run)
 
@@ -38,20 +45,24 @@ def run(options: argparse.Namespace) -> None:
         claim(options.csv.parent, [options.csv], inputs=[options.datalist, *files])
     with progress_only():
         found = check_dataset(options.datalist)
-        notes = list(found.notes)
+        notes, problems = list(found.notes), list(found.problems)
         if options.overlays or options.set:
             knobs, configs = read_knobs(options.set), configs_of(options.bundle)
             settings = read_settings(configs, options.overlays, knobs)
             notes += contradictions(take_fingerprint(options.datalist), settings)
+        if options.priors is not None:
+            priors = load_priors(options.priors, prior_organs(options.priors))
+            labels = check_labels(options.datalist, priors)
+            notes, problems = notes + labels.notes, problems + labels.problems
     print(table_text(DATASET_COLUMNS, found.rows))
     for text in notes:
         print(f"note: {text}")
     if options.csv is not None:
         write_csv(options.csv, DATASET_COLUMNS, found.rows)
-    if found.problems:
-        for text in found.problems:
+    if problems:
+        for text in problems:
             print(f"problem: {text}")
         raise DatasetError(
-            f"`datalist` must be sound, got {len(found.problems)} problems in {options.datalist}, "
-            f"the first: {found.problems[0]}"
+            f"`datalist` must be sound, got {len(problems)} problems in {options.datalist}, "
+            f"the first: {problems[0]}"
         )

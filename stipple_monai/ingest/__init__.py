@@ -30,6 +30,10 @@ from stipple_monai.ingest.label_files import (
 from stipple_monai.ingest.pairs import (
     Options,
 )
+from stipple_monai.ingest.prior_check import (
+    LabelCheck,
+    check_labels,
+)
 from stipple_monai.ingest.run import (
     ingest,
 )
@@ -47,12 +51,14 @@ __all__ = [
     "Checked",
     "FlipScore",
     "Intensities",
+    "LabelCheck",
     "LabelMap",
     "Options",
     "Series",
     "Slice",
     "check_alignment",
     "check_dataset",
+    "check_labels",
     "ingest",
     "open_series",
     "read_label",

@@ -32,13 +32,13 @@ from stipple_monai.positioning.single import (
     DEFAULT_EPSILON,
     around_center,
     cells_of,
-    check_probability,
     check_search,
     evidence_for,
     locate_organ,
+    open_probability,
     to_world,
 )
-from stipple_monai.priors import SpatialPrior
+from stipple_monai.priors import SpatialPrior, Volume
 from stipple_monai.spatial import (
     Box,
     CommonCenter,
@@ -72,7 +72,7 @@ class Located(NamedTuple):
 
 
 def locate_organs(
-    probability: MetaTensor,
+    probability: Volume,
     references: Sequence[SpatialPrior],
     *,
     spread_mm: float = DEFAULT_SPREAD_MM,
@@ -87,7 +87,9 @@ def locate_organs(
     ``max_shift_mm``. Together, an organ that is predicted nowhere gets its place from the others.
 
     Args:
-        probability: ``(K, W, H, D)``, the network's probability of each organ in [0, 1].
+        probability: ``(K, W, H, D)``, the network's probability of each organ in [0, 1]; or a
+            NIfTI file of it, with channels along the fourth axis. Of a file with ``K + 1`` the
+            first is the background.
         references: one per organ, see :func:`~stipple_monai.positioning.locate_organ`.
         spread_mm: ``σ``, how far organs stray from their mean offsets.
         max_shift_mm: see :func:`~stipple_monai.positioning.locate_organ`; so are the next two.
@@ -119,7 +121,7 @@ def locate_organs(
     check_search(**search)
     if not 0 < spread_mm < math.inf:
         raise PositionError(f"`spread_mm` must be a positive length, got {spread_mm}.")
-    check_probability(probability, organs=len(references))
+    probability = open_probability(probability, organs=len(references))
     affine = probability.affine.to(dtype=torch.float64, device="cpu")
     maps = probability.as_tensor().detach()
     position = torch.full((len(references), 3), torch.nan, dtype=torch.float64)

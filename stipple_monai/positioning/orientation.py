@@ -26,7 +26,7 @@ from stipple_monai.positioning.joint import (
     supported_shares,
 )
 from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, check_probability
-from stipple_monai.priors import SpatialPrior
+from stipple_monai.priors import SpatialPrior, Volume, open_volume
 
 DEFAULT_MARGIN = 0.1
 
@@ -54,7 +54,7 @@ class Orientation(NamedTuple):
 
 
 def check_orientation(
-    volume: MetaTensor,
+    volume: Volume,
     priors: Sequence[SpatialPrior],
     *,
     predict: Callable[[MetaTensor], MetaTensor] | None = None,
@@ -65,7 +65,8 @@ def check_orientation(
 
     Args:
         volume: a label map ``(1, W, H, D)`` of integers, a prediction ``(K, W, H, D)`` of
-            probabilities in [0, 1], or with ``predict`` a scan ``(C, W, H, D)``.
+            probabilities in [0, 1], or with ``predict`` a scan ``(C, W, H, D)``; or a NIfTI file
+            of such.
         priors: one per organ, the more the surer: a single organ is nearly symmetric along some
             axes.
         predict: gives the prediction ``(K, W, H, D)`` for a scan; it is called with the scan's
@@ -79,6 +80,7 @@ def check_orientation(
 
     Raises:
         PositionError: ``volume`` is not what it must be, or ``margin`` is negative.
+        DatasetError: the file cannot be read.
 
     Example:
         >>> organs = torch.zeros(1, 30, 20, 20)
@@ -94,6 +96,7 @@ def check_orientation(
     """
     if not margin >= 0:
         raise PositionError(f"`margin` must be at least 0, got {margin}.")
+    volume = open_volume(volume)
     if not isinstance(volume, MetaTensor) or volume.ndim != 4:
         raise PositionError(
             "`volume` must be a MetaTensor C W H D, whose affine says where it lies, got "

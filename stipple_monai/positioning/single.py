@@ -24,7 +24,15 @@ import torch
 from monai.data import MetaTensor
 
 from stipple_monai.errors import PositionError
-from stipple_monai.priors import Label, SpatialPrior, is_invertible, organ_crop, organ_position
+from stipple_monai.priors import (
+    Label,
+    SpatialPrior,
+    Volume,
+    is_invertible,
+    open_volume,
+    organ_crop,
+    organ_position,
+)
 from stipple_monai.spatial import Box, promising, scores_in, seen_box
 
 DEFAULT_EPSILON = 1e-3
@@ -35,7 +43,7 @@ _LARGE_BOX = 1_000_000
 
 
 def locate_organ(
-    probability: MetaTensor,
+    probability: Volume,
     reference: SpatialPrior,
     *,
     max_shift_mm: float | None = None,
@@ -45,7 +53,9 @@ def locate_organ(
     """Find the position that a coarse prediction of one organ supports best.
 
     Args:
-        probability: ``(1, W, H, D)``, the network's probability of the organ in [0, 1].
+        probability: ``(1, W, H, D)``, the network's probability of the organ in [0, 1]; or a
+            NIfTI file of it. Of a file with two channels, which are along the fourth axis, the
+            first is the background.
         reference: the organ around its centre: the mean over all labelled volumes (the prior
             itself, or one of every slice, ``smoothing_mm=None``), or as in the paper one volume,
             ``SpatialPrior.estimate([label], smoothing_mm=None)``.
@@ -73,7 +83,7 @@ def locate_organ(
         tensor([ 6., 10., 12.], dtype=torch.float64)
     """
     check_search(minimum=minimum, epsilon=epsilon, max_shift_mm=max_shift_mm)
-    check_probability(probability, organs=1)
+    probability = open_probability(probability, organs=1)
     q = probability.as_tensor().detach()[0]
     mean = predicted_mean(q, minimum=minimum, epsilon=epsilon)
     if mean is None:
@@ -138,6 +148,15 @@ def check_search(*, minimum: float, epsilon: float, max_shift_mm: float | None) 
         raise PositionError(f"`max_shift_mm` must be positive or None, got {max_shift_mm}.")
     if not 0 <= minimum <= 1:
         raise PositionError(f"`minimum` must be a probability in [0, 1], got {minimum}.")
+
+
+def open_probability(probability: Volume, *, organs: int) -> MetaTensor:
+    """A map of so many organs, of a file without its background; or :class:`PositionError`."""
+    opened = open_volume(probability)
+    if opened is not probability and len(opened) == organs + 1:
+        opened = MetaTensor(opened.as_tensor()[1:], affine=opened.affine)
+    check_probability(opened, organs=organs)
+    return opened
 
 
 def check_probability(probability: MetaTensor, *, organs: int) -> None:

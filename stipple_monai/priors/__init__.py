@@ -10,6 +10,7 @@ from stipple_monai.priors.case_file import cases_path
 from stipple_monai.priors.folder import (
     estimate_priors,
     load_priors,
+    prior_organs,
     prior_path,
 )
 from stipple_monai.priors.likelihood import ONE_LABEL_MM
@@ -31,6 +32,7 @@ from stipple_monai.priors.prior import (
     SpatialPrior,
 )
 from stipple_monai.priors.recognition import own_cases
+from stipple_monai.priors.volume import Volume, open_volume
 
 __all__ = [
     "ONE_LABEL_MM",
@@ -40,6 +42,7 @@ __all__ = [
     "LabelMap",
     "Mode",
     "SpatialPrior",
+    "Volume",
     "atlas",
     "atlas_folder",
     "atlas_has",
@@ -48,10 +51,12 @@ __all__ = [
     "is_invertible",
     "load_priors",
     "open_label",
+    "open_volume",
     "organ_crop",
     "organ_masks",
     "organ_position",
     "own_cases",
+    "prior_organs",
     "prior_path",
     "spacing_along_ras",
     "world_point",

@@ -50,6 +50,22 @@ def estimate_priors(
     return priors
 
 
+def prior_organs(folder: str | os.PathLike[str]) -> list[int]:
+    """Organs whose priors are in a folder, ascending.
+
+    Raises:
+        PriorError: there is none.
+    """
+    names = [path.name.removesuffix(".nii.gz") for path in Path(folder).glob("prior_*.nii.gz")]
+    organs = sorted(int(n) for name in names if (n := name.removeprefix("prior_")).isdecimal())
+    if not organs:
+        raise PriorError(
+            f"`priors` must be a folder with prior_ORGAN.nii.gz, got none in {folder}: estimate "
+            "them with `stipple prior`."
+        )
+    return organs
+
+
 def load_priors(folder: str | os.PathLike[str], organs: Sequence[int]) -> list[SpatialPrior]:
     """Load the priors of ``organs`` in their order.
 

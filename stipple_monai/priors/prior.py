@@ -37,6 +37,7 @@ from stipple_monai.priors.organ import (
 )
 from stipple_monai.priors.prior_file import read_prior, write_prior
 from stipple_monai.priors.values import frequencies, known_offset
+from stipple_monai.priors.volume import Volume, open_volume
 from stipple_monai.spatial import grid_affine, sample_on_grid, touched
 
 Mode: TypeAlias = Literal["auto", "nearest", "linear"]
@@ -235,7 +236,7 @@ class SpatialPrior:
     def place(
         self,
         position_mm: Sequence[float] | torch.Tensor,
-        like: MetaTensor,
+        like: Volume,
         *,
         mode: Mode = "auto",
         without: Sequence[int] = (),
@@ -245,7 +246,7 @@ class SpatialPrior:
         Args:
             position_mm: world point of the organ's centre, RAS mm.
             like: the image that gives the grid, ``(C, W, H, D)`` with any invertible affine; a
-                slice keeps its third axis (``D`` = 1).
+                slice keeps its third axis (``D`` = 1). Or a NIfTI file.
             mode: along z, ``"nearest"`` is the histogram of the paper, ``"linear"`` interpolates
                 between the centres of voxels, ``"auto"`` does so for a density. In the plane it is
                 always linear.
@@ -261,6 +262,7 @@ class SpatialPrior:
         """
         if mode not in ("auto", "nearest", "linear"):
             raise PriorError(f"`mode` must be 'auto', 'nearest' or 'linear', got {mode!r}.")
+        like = open_volume(like)
         affine = grid_affine(like)
         center, values = world_point(position_mm), self.probability
         if len(without):

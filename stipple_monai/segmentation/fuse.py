@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from stipple_monai.bundle import only_process
 from stipple_monai.calibration import Samples, draw_samples, fit_samples
-from stipple_monai.errors import DatasetError, PriorError
+from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint, sha256, whole_file, write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META, Fused, fuse_logits
 from stipple_monai.networks import Calibration
-from stipple_monai.priors import SpatialPrior, load_priors, own_cases, prior_path
+from stipple_monai.priors import SpatialPrior, load_priors, own_cases, prior_organs, prior_path
 from stipple_monai.results import (
     add_remarks,
     on_grid_of,
@@ -93,7 +93,7 @@ def fuse(
         DatasetError: a map, scan or label cannot be used, or ``out`` has other results.
         PriorError: there is no prior, or it leaves nothing without a scan's own label.
     """
-    out, organs = Path(out).resolve(), _organs(Path(priors), channels)
+    out, organs = Path(out).resolve(), sorted(channels) if channels else prior_organs(priors)
     decide, maps = DecideLabel(decision), find_maps(inputs, like=like)
     known = load_priors(priors, organs)
     run = _Run(
@@ -187,19 +187,6 @@ def mean_gain(folder: str | Path) -> list[tuple[str, int, float, float]]:
         alone, fused = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
         means.append((name, len(pairs), alone, fused))
     return means
-
-
-def _organs(folder: Path, channels: Mapping[int, int] | None) -> list[int]:
-    if channels:
-        return sorted(channels)
-    found = [p.name.removeprefix("prior_") for p in folder.glob("prior_*.nii.gz")]
-    organs = sorted(int(n[:-7]) for n in found if n[:-7].isdecimal())
-    if not organs:
-        raise PriorError(
-            f"`priors` must be a folder with prior_ORGAN.nii.gz, got none in {folder}: estimate "
-            "them with `stipple prior`."
-        )
-    return organs
 
 
 def _truths(given: Sequence[str | Path], maps: Sequence[MapFile]) -> dict[str, Path]:
