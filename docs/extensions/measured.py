@@ -84,6 +84,22 @@ def rows_of(name: str) -> list[dict[str, str]]:
     return list(rows.values())
 
 
+def without_half_cells(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows without those of a network that has not been tested in all of its ways yet.
+
+    Means over other scans could not be set side by side.
+    """
+    cells = {m: {cell_of(r) for r in rows if r["method"] == m} for m in SAME_NETWORK}
+    there = [found for found in cells.values() if found]
+    together = set.intersection(*there) if there else set()
+    return [row for row in rows if row["method"] not in SAME_NETWORK or cell_of(row) in together]
+
+
+def cell_of(row: Mapping[str, str]) -> tuple[str, str]:
+    """Fold and seed."""
+    return row["fold"], row["seed"]
+
+
 def markdown(table: Table | None) -> str:
     """A table, numbers right-aligned, and its note."""
     if table is None or not table.rows:
@@ -117,7 +133,7 @@ def study_table(make: Callable[[Results], Table | None]) -> Callable[[str, Place
     """A kind that is a table of one study, whose column of proportions says nothing."""
 
     def written(names: str, place: Place) -> str:
-        results = Results(rows_of(names.strip()))
+        results = Results(without_half_cells(rows_of(names.strip())))
         single = ["labels"] if len(results.proportions) == 1 else []
         return markdown(without(renamed(make(results)), "paper’s p", *single))
 
@@ -156,10 +172,10 @@ def side_by_side(
     Those are of the cells that all methods of one network have been tested in. A method that has
     not, such as one whose training is not over, is left out.
     """
-    rows = [row for row in rows_of(asked.study) if row["method"] in methods]
-    cells = {m: {(r["fold"], r["seed"]) for r in rows if r["method"] == m} for m in methods}
-    together = set.intersection(*(cells[m] for m in SAME_NETWORK if cells[m]))
-    kept = [row for row in rows if (row["fold"], row["seed"]) in together]
+    rows = without_half_cells(rows_of(asked.study))
+    cells = {m: {cell_of(r) for r in rows if r["method"] == m} for m in methods}
+    together = cells["baseline"]
+    kept = [r for r in rows if r["method"] in methods and cell_of(r) in together]
     results = Results(kept)
     (proportion,) = results.proportions
     done = [method for method in methods if together <= cells[method]]
