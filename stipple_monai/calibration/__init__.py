@@ -7,6 +7,7 @@ the background. Imports from `networks` and below.
 from stipple_monai.calibration.decision import (
     best_thresholds,
     decide,
+    CAUTION,
     dice_threshold,
 )
 from stipple_monai.calibration.fit import (
@@ -24,6 +25,7 @@ from stipple_monai.calibration.samples import (
 )
 
 __all__ = [
+    "CAUTION",
     "Reliability",
     "Samples",
     "best_thresholds",
