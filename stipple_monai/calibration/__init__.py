@@ -5,9 +5,9 @@ the background. Imports from `networks` and below.
 """
 
 from stipple_monai.calibration.decision import (
+    CAUTION,
     best_thresholds,
     decide,
-    CAUTION,
     dice_threshold,
 )
 from stipple_monai.calibration.fit import (
