@@ -52,7 +52,7 @@ docs: $(VENV)/installed ## the documentation, in docs/_build/html; stops at a br
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
 
 # --full on a script gives the practice sizes, see benchmarks/README.md
-BENCHMARKS := fusion inference positioning_speed prior_estimation training_step throughput pool imports
+BENCHMARKS := fusion inference positioning_speed prior_estimation training_step throughput pool imports bfloat16
 
 bench: $(VENV)/installed ## the benchmarks: ratios to the obvious alternatives, seven minutes
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done

@@ -26,6 +26,7 @@ from stipple_monai.positioning import (
 )
 from stipple_monai.priors import (
     SpatialPrior,
+    atlas,
     estimate_priors,
     load_priors,
     organ_position,
@@ -49,6 +50,7 @@ __all__ = [
     "Reliability",
     "SliceUNet",
     "SpatialPrior",
+    "atlas",
     "check_orientation",
     "decide",
     "estimate_priors",

@@ -9,29 +9,7 @@ from pathlib import Path
 from monai.utils import optional_import
 from tqdm import tqdm
 
-from stipple_monai.commands import (
-    OneLineParser,
-    UsageError,
-    adopt,
-    calibrate,
-    check,
-    demo,
-    evaluate,
-    fuse,
-    ingest,
-    phantom,
-    place,
-    plan,
-    prior,
-    publish,
-    report,
-    segment,
-    self_train,
-    simulate,
-    split,
-    study,
-    train,
-)
+from stipple_monai.commands import COMMANDS, GROUPS, OneLineParser, UsageError
 from stipple_monai.errors import (
     DatasetError,
     PositionError,
@@ -41,15 +19,6 @@ from stipple_monai.errors import (
 )
 
 shtab, has_shtab = optional_import("shtab")
-
-GROUPS = {
-    "data": (ingest, check, split, plan),
-    "train": (prior, train, calibrate, self_train, evaluate, study, adopt),
-    "use": (segment, fuse, place, report, publish),
-    "try": (demo, phantom, simulate),
-}
-"""The commands by what a person does, in the order of ``--help``."""
-COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

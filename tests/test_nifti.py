@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.boxes import blob, body
 from helpers.threshold_model import write_model
 
 from stipple_monai import OrganPosition, SpatialPrior, organ_position
@@ -19,18 +20,6 @@ from stipple_monai.transforms import LoadScand
 SPACING = (0.8, 0.8, 5.0)
 TRUE = np.diag([*SPACING, 1.0])
 TRUE[:3, 3] = [-10, -20, -30]
-SHAPE = (24, 20, 8)
-
-
-def blob():
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[6:15, 4:12, 2:6] = 1
-    return mask
-
-
-def body(seed=0):
-    noise = np.random.default_rng(seed).integers(-8, 8, SHAPE)
-    return (np.where(blob(), 100, -100) + noise).astype(np.int16)
 
 
 def save(path, array, *, sform=None, qform=TRUE, codes=(1, 1), units="mm"):

@@ -10,7 +10,8 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
-from stipple_monai.__main__ import GROUPS, make_parser
+from stipple_monai.__main__ import make_parser
+from stipple_monai.commands import GROUPS
 
 COLUMNS = "88"
 

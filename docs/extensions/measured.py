@@ -46,6 +46,16 @@ SHORT = {
     "stipple": "STIPPLE with pseudo-labels",
 }
 """Methods of the table and the figure that README shows."""
+RIVALS = {
+    "mean_teacher": "mean teacher",
+    "cps": "cross pseudo supervision",
+    "cps_prior": "cross pseudo + STIPPLE's prior",
+    "bcp": "bidirectional copy-paste",
+    "bcp_prior": "copy-paste + STIPPLE's prior",
+    "unimatch": "UniMatch",
+    "unimatch_prior": "UniMatch + STIPPLE's prior",
+}
+"""Further ones in the figure, where a study has them."""
 SAME_NETWORK = ("baseline", "prior_alone", "equation_2", "stipple_single")
 
 
@@ -72,6 +82,22 @@ def rows_of(name: str) -> list[dict[str, str]]:
             key = tuple(row[k] for k in ("method", "proportion", "fold", "seed", "scan", "organ"))
             rows.setdefault(key, row)
     return list(rows.values())
+
+
+def without_half_cells(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows without those of a network that has not been tested in all of its ways yet.
+
+    Means over other scans could not be set side by side.
+    """
+    cells = {m: {cell_of(r) for r in rows if r["method"] == m} for m in SAME_NETWORK}
+    there = [found for found in cells.values() if found]
+    together = set.intersection(*there) if there else set()
+    return [row for row in rows if row["method"] not in SAME_NETWORK or cell_of(row) in together]
+
+
+def cell_of(row: Mapping[str, str]) -> tuple[str, str]:
+    """Fold and seed."""
+    return row["fold"], row["seed"]
 
 
 def markdown(table: Table | None) -> str:
@@ -107,7 +133,7 @@ def study_table(make: Callable[[Results], Table | None]) -> Callable[[str, Place
     """A kind that is a table of one study, whose column of proportions says nothing."""
 
     def written(names: str, place: Place) -> str:
-        results = Results(rows_of(names.strip()))
+        results = Results(without_half_cells(rows_of(names.strip())))
         single = ["labels"] if len(results.proportions) == 1 else []
         return markdown(without(renamed(make(results)), "paper’s p", *single))
 
@@ -138,19 +164,21 @@ def shown(names: str) -> list[Shown]:
     return found
 
 
-def side_by_side(asked: Shown) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
-    """Rows of a study, and Dice in % by method of `SHORT` and scan, the same scans for each.
+def side_by_side(
+    asked: Shown, methods: Sequence[str]
+) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
+    """Rows of a study, and Dice in % by method and scan, the same scans for each.
 
     Those are of the cells that all methods of one network have been tested in. A method that has
     not, such as one whose training is not over, is left out.
     """
-    rows = [row for row in rows_of(asked.study) if row["method"] in SHORT]
-    cells = {m: {(r["fold"], r["seed"]) for r in rows if r["method"] == m} for m in SHORT}
-    together = set.intersection(*(cells[m] for m in SAME_NETWORK if cells[m]))
-    kept = [row for row in rows if (row["fold"], row["seed"]) in together]
+    rows = without_half_cells(rows_of(asked.study))
+    cells = {m: {cell_of(r) for r in rows if r["method"] == m} for m in methods}
+    together = cells["baseline"]
+    kept = [r for r in rows if r["method"] in methods and cell_of(r) in together]
     results = Results(kept)
     (proportion,) = results.proportions
-    done = [method for method in SHORT if together <= cells[method]]
+    done = [method for method in methods if together <= cells[method]]
     return kept, {m: results.by_scan(m, proportion, asked.organ) for m in done}
 
 
@@ -158,7 +186,7 @@ def main_table(names: str, place: Place) -> str:
     """Data sets × the methods of `SHORT`: Dice, the mean over organs."""
     body = []
     for asked in shown(names):
-        rows, dice = side_by_side(asked)
+        rows, dice = side_by_side(asked, list(SHORT))
         results = Results(rows)
         (proportion,) = results.proportions
         means = {m: results.spread(m, proportion, asked.organ).mean for m in dice}
@@ -170,13 +198,15 @@ def main_table(names: str, place: Place) -> str:
 
 
 def figure(names: str, place: Place) -> str:
-    """The picture of `main_table`: a dot a patient."""
+    """The picture of `main_table`, and of rivals: a dot a patient."""
     panels, wanted = {}, shown(names)
+    called = {**{m: SHORT[m] for m in SAME_NETWORK[:-1]}, **RIVALS, **SHORT}
     for asked in wanted:
-        rows, dice = side_by_side(asked)
-        found = {SHORT[m]: list(scans.values()) for m, scans in dice.items()}
+        rows, dice = side_by_side(asked, list(called))
+        found = {called[m]: list(scans.values()) for m, scans in dice.items()}
         panels[f"{asked.title}, {labelled(rows)} labelled scans"] = found
-    path = place.figures / f"dice_{'_'.join(asked.study for asked in wanted)}.png"
+    studies = "_".join(asked.study.replace("+", "_") for asked in wanted)
+    path = place.figures / f"dice_{studies}.png"
     description = dice_by_method(panels, path)
     return f"![{description}]({os.path.relpath(path, place.page.parent)})\n"
 
@@ -217,6 +247,8 @@ KINDS: dict[str, Callable[[str, Place], str]] = {
     "fusion": trial_table(trials.fusion),
     "likelihood": trial_table(trials.likelihood),
     "gpu": trial_table(trials.gpu),
+    "transfer": trial_table(trials.transfer),
+    "mirrors": trial_table(trials.mirrors),
 }
 
 

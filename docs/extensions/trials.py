@@ -100,3 +100,45 @@ def gpu(path: Path) -> list[Table]:
         body = [[name, *(cells.get(k, "–") for k in columns)] for name, cells in rows.items()]
         made.append(Table("", [f"{title}, run {run}", *columns], body))
     return made
+
+
+def transfer(path: Path) -> list[Table]:
+    """Priors of an atlas, of own labels and of both, asked about labels of other scans."""
+    found: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in read_csv(path):
+        key = (row["labels"], row["organ"], row["candidate"])
+        found[key].append((float(row["nats"]), float(row["dice"])))
+    organs = list(dict.fromkeys(organ for _, organ, _ in found))
+    kinds = list(dict.fromkeys(kind for _, _, kind in found))
+    tables = []
+    for column, unit, scale in ((0, "nats", 1.0), (1, "Dice in %", 100.0)):
+        body = []
+        for labels in dict.fromkeys(key[0] for key in found):
+            means = {
+                kind: [
+                    scale * np.mean([pair[column] for pair in found[labels, organ, kind]])
+                    for organ in organs
+                ]
+                for kind in kinds
+            }
+            whole = {kind: float(np.mean(values)) for kind, values in means.items()}
+            for kind, values in means.items():
+                mean = f"{whole[kind]:.1f}"
+                best = whole[kind] == max(whole.values())
+                cells = [*(f"{x:.1f}" for x in values), f"**{mean}**" if best else mean]
+                body.append([labels, kind, *cells])
+        tables.append(Table("", [f"own labels, {unit}", "prior", *organs, "mean"], body))
+    return tables
+
+
+def mirrors(path: Path) -> list[Table]:
+    """Labels that are said to be mirrored, by how they were mirrored."""
+    counts: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for row in read_csv(path):
+        counts[row["data"], row["mirrored"] or "as it is"].append(row["said_to_be"] == "1")
+    kinds = list(dict.fromkeys(kind for _, kind in counts))
+    body = [
+        [data, *(f"{sum(counts[data, kind])} of {len(counts[data, kind])}" for kind in kinds)]
+        for data in dict.fromkeys(data for data, _ in counts)
+    ]
+    return [Table("", ["said to be wrong", *kinds], body)]

@@ -10,15 +10,18 @@ halved until it does not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from stipple_monai.calibration.decision import best_thresholds
 from stipple_monai.calibration.likelihood import Likelihood, most_likely
+from stipple_monai.calibration.reliability import weighted_reliability
 from stipple_monai.calibration.samples import Samples, draw_samples, join_samples
 from stipple_monai.errors import DatasetError
 from stipple_monai.networks import DEFAULT_FLOOR, Calibration
@@ -64,8 +67,10 @@ def fit_calibration(
 
     Returns:
         Numbers and thresholds. Its record has the mean negative log-likelihood, in nats for each
-        labelled organ voxel, of equation 2, network alone, prior alone and the fit. An organ that
-        no scan has gets the shared numbers and the threshold 0.5.
+        labelled organ voxel, of equation 2, network alone, prior alone and the fit, and how
+        reliable probabilities of the network alone and of the fit are, see `reliability`: all
+        organs together in ten bins, and each organ's expected calibration error. An organ that no
+        scan has gets the shared numbers and the threshold 0.5.
 
     Raises:
         PriorError, DatasetError, ValueError: as `draw_samples` and `fit_samples`.
@@ -125,7 +130,14 @@ def fit_samples(
     theta_alone = _everywhere(alone, shared_alone, present, len(volume))
     thresholds = np.full(len(volume), 0.5)
     thresholds[present] = best_thresholds(kept, fused, activation=activation)
-    record = _record(joined, volume, values)
+    told = {"network_alone": np.array(_PLAIN) * (1, 0, 1), "fused": theta}
+    record = {
+        **_record(joined, volume, values),
+        "reliability": {
+            name: _reliability(joined, np.broadcast_to(numbers, theta.shape), activation)
+            for name, numbers in told.items()
+        },
+    }
     return Calibration(
         scale=theta[:, 0].tolist(),
         strength=theta[:, 1].tolist(),
@@ -145,6 +157,31 @@ def _record(samples: Samples, volume: Array, values: dict[str, float]) -> dict[s
         "voxels": len(samples.label),
         "organ_voxels": volume.tolist(),
         "nats_per_organ_voxel": {n: float(v / volume.sum()) for n, v in values.items()},
+    }
+
+
+def _reliability(samples: Samples, theta: Array, activation: str) -> dict[str, Any]:
+    """What organs' probabilities are worth, all organs together, and each organ's error."""
+    likelihood = Likelihood(samples, activation=activation)
+    z = torch.from_numpy(likelihood.log_odds(theta))
+    if activation == "softmax":
+        p = torch.cat([torch.zeros(len(z), 1, dtype=z.dtype), z], dim=1).softmax(1)[:, 1:]
+    else:
+        p = z.sigmoid()
+    classes = torch.from_numpy(samples.label[likelihood.rows].astype(np.int64))
+    weight = torch.from_numpy(likelihood.weight)
+    each = weighted_reliability(p.T, classes, weight)
+    voxels = each.voxels.double()
+    count = voxels.sum(0)
+    confidence, frequency = (
+        ((table.nan_to_num() * voxels).sum(0) / count).nan_to_num().tolist()
+        for table in (each.confidence, each.frequency)
+    )
+    return {
+        "confidence": confidence,
+        "frequency": frequency,
+        "voxels": count.long().tolist(),
+        "error": [None if math.isnan(error) else error for error in each.error.tolist()],
     }
 
 

@@ -72,13 +72,31 @@ def reliability(
     p = probability.detach().as_subclass(Tensor)
     p = (p if len(p) == 1 else p[1:]).double().flatten(1)
     classes = label.as_subclass(Tensor).flatten().to(p.device)
-    counts, sums, hits = torch.zeros(3, len(p), bins, dtype=torch.float64, device=p.device)
-    for k, organ in enumerate(p):
-        counted = (classes != ignore) & (organ >= minimum)
-        values, true = organ[counted], (classes[counted] == k + 1).double()
+    weight = (classes != ignore).double()
+    return weighted_reliability(p, classes, weight, bins=bins, minimum=minimum)
+
+
+def weighted_reliability(
+    probability: Tensor, classes: Tensor, weight: Tensor, *, bins: int = 10, minimum: float = 0.01
+) -> Reliability:
+    """Compare probabilities with what came true where each voxel stands for several.
+
+    Args:
+        probability: ``(K, N)`` float64, the organs alone.
+        classes: ``(N,)``, 0 to K.
+        weight: ``(N,)`` float64, how many voxels each stands for; 0 does not count.
+        bins: see `reliability`.
+        minimum: likewise.
+    """
+    counts, sums, hits = torch.zeros(
+        3, len(probability), bins, dtype=torch.float64, device=probability.device
+    )
+    for k, organ in enumerate(probability):
+        counted = (weight > 0) & (organ >= minimum)
+        values, voxels = organ[counted], weight[counted]
         place = (values * bins).long().clamp(0, bins - 1)
-        counts[k].index_add_(0, place, torch.ones_like(values))
-        sums[k].index_add_(0, place, values)
-        hits[k].index_add_(0, place, true)
+        counts[k].index_add_(0, place, voxels)
+        sums[k].index_add_(0, place, voxels * values)
+        hits[k].index_add_(0, place, voxels * (classes[counted] == k + 1))
     error = (sums - hits).abs().sum(1) / counts.sum(1)
-    return Reliability(sums / counts, hits / counts, counts.long(), error)
+    return Reliability(sums / counts, hits / counts, counts.round().long(), error)

@@ -1,52 +1,15 @@
 """The commands of the command line, a module each: arguments in, one call, one line out.
 
 Words: a *command* is a module with `add_parser`, which adds its parser to that of `__main__`, and
-`run`, which receives the parsed options. Imports from all packages below it.
+`run`, which receives the parsed options; `groups` lists them. Imports from all packages below it.
 """
 
-from stipple_monai.commands import (
-    adopt,
-    calibrate,
-    check,
-    demo,
-    evaluate,
-    fuse,
-    ingest,
-    phantom,
-    place,
-    plan,
-    prior,
-    publish,
-    report,
-    segment,
-    self_train,
-    simulate,
-    split,
-    study,
-    train,
-)
+from stipple_monai.commands.groups import COMMANDS, GROUPS
 from stipple_monai.commands.options import OneLineParser, UsageError
 
 __all__ = [
+    "COMMANDS",
+    "GROUPS",
     "OneLineParser",
     "UsageError",
-    "adopt",
-    "calibrate",
-    "check",
-    "demo",
-    "evaluate",
-    "fuse",
-    "ingest",
-    "phantom",
-    "place",
-    "plan",
-    "prior",
-    "publish",
-    "report",
-    "segment",
-    "self_train",
-    "simulate",
-    "split",
-    "study",
-    "train",
 ]

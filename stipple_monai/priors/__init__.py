@@ -5,6 +5,7 @@ point in RAS mm; a *bin* is a voxel of the prior along z; *placing* is resamplin
 Imports from `spatial` and the ground.
 """
 
+from stipple_monai.priors.atlases import atlas, atlas_folder, atlas_has
 from stipple_monai.priors.case_file import cases_path
 from stipple_monai.priors.folder import (
     estimate_priors,
@@ -42,6 +43,9 @@ __all__ = [
     "Mode",
     "SpatialPrior",
     "Volume",
+    "atlas",
+    "atlas_folder",
+    "atlas_has",
     "cases_path",
     "estimate_priors",
     "is_invertible",

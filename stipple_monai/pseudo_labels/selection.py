@@ -78,25 +78,31 @@ def select_top_k(
         components=components,
         ignore=ignore,
     )
-    shares, counts = _amounts(share, count, organs)
-
+    amounts = _amounts(share, count, organs)
     label = _predicted_class(probability)
     background = probability[0] if len(probability) > 1 else 1 - probability[0]
     label[(label == 0) & (background < background_minimum)] = ignore
-    for organ in range(1, organs + 1):
+    for organ, amount in enumerate(amounts, 1):
         predicted = label == organ
         if components is not None:
             largest = largest_components(predicted, components)
             label[predicted & ~largest] = ignore
             predicted = largest
         confidence = probability[organ % probability.shape[0]][predicted]
-        size = confidence.numel()
-        k = counts[organ - 1] if counts else math.ceil(shares[organ - 1] * size)
-        ranked, order = confidence.sort(descending=True, stable=True)
-        kept = torch.full((size,), ignore, dtype=torch.uint8, device=label.device)
-        kept[order[:k][ranked[:k] >= minimum]] = organ
-        label[predicted] = kept
+        kept = _most_confident(confidence, amount, minimum)
+        label[predicted] = torch.where(kept, organ, ignore).to(torch.uint8)
     return label[None]
+
+
+def _most_confident(
+    confidence: torch.Tensor, amount: Fraction | int, minimum: float
+) -> torch.Tensor:
+    """Which voxels are kept: a share or a number of those with the highest confidence, ``(N,)``."""
+    k = amount if isinstance(amount, int) else math.ceil(amount * confidence.numel())
+    ranked, order = confidence.sort(descending=True, stable=True)
+    kept = torch.zeros_like(confidence, dtype=torch.bool)
+    kept[order[:k][ranked[:k] >= minimum]] = True
+    return kept
 
 
 def _predicted_class(probability: torch.Tensor) -> torch.Tensor:
@@ -121,8 +127,8 @@ def largest_components(mask: torch.Tensor, number: int) -> torch.Tensor:
 
 def _amounts(
     share: float | Sequence[float] | None, count: int | Sequence[int] | None, organs: int
-) -> tuple[list[Fraction], list[int]]:
-    """Check `share` and `count`; one list holds a value per organ, the other is empty."""
+) -> Sequence[Fraction | int]:
+    """Check `share` and `count`; a share or a number of voxels per organ."""
     if (share is None) == (count is None):
         raise ValueError(
             f"exactly one of `share` and `count` must be given, got share={share}, count={count}."
@@ -132,7 +138,7 @@ def _amounts(
         if not all(0 < value <= 1 for value in listed):
             raise ValueError(f"`share` must lie in (0, 1], got {share}.")
         # As a decimal fraction, since 0.1 * 30 in floating point rounds up to 4 voxels.
-        return [Fraction(str(float(value))) for value in listed], []
+        return [Fraction(str(float(value))) for value in listed]
     listed = _per_organ(count, "count", organs)
     try:
         whole = [operator.index(value) for value in listed]
@@ -140,7 +146,7 @@ def _amounts(
         whole = [-1]
     if min(whole) < 0:
         raise ValueError(f"`count` must be whole numbers of at least 0, got {count}.")
-    return [], whole
+    return whole
 
 
 def _per_organ(value: object, name: str, organs: int) -> list:

@@ -9,8 +9,10 @@ from pickle import UnpicklingError
 import torch
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+from stipple_monai.bundle import trained_knobs
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
+from stipple_monai.report.calibration import calibration_blocks
 from stipple_monai.report.cases import Case
 from stipple_monai.report.page import Block, Page, Picture, Section, Table, Text
 from stipple_monai.report.plots import curves
@@ -47,6 +49,7 @@ def training_page(
         priors, files = read_prior_files(prior_files)
         blocks += prior_blocks(priors, files, folder, organs=organs, references=references)
     else:
+        priors = {}
         blocks.append(Text("The folder has no priors: a network without, or moved away.", "lead"))
     lead = [f"Folder {models}.", f"{CONVENTION} Positions and sizes are in mm, RAS."]
     kept = [parent / "settings.json" for parent in (models, models.parent, models.parent.parent)]
@@ -56,6 +59,15 @@ def training_page(
         Section("TensorBoard", _events(models, logs, folder)),
         Section("Weights", _weights(weights)),
         Section("Priors", blocks),
+        Section(
+            "Calibration",
+            calibration_blocks(
+                models,
+                folder,
+                values=trained_knobs(models).get("organs", list(priors)),
+                organs=organs,
+            ),
+        ),
         Section("Settings and versions", [*settings, versions_table()]),
     ]
     return Page(f"Training {models.parent.name}/{models.name}", lead, content)

@@ -91,12 +91,19 @@ def locator_weights(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def check_unlabelled(items: Sequence[Mapping[str, Any]], channels: int) -> None:
+def check_unlabelled(
+    items: Sequence[Mapping[str, Any]], channels: int, datalist: str | Path
+) -> None:
     """Find before the first training what would stop the labelling of a scan after it.
 
     Raises:
-        DatasetError: a scan cannot be read, or two have one name.
+        DatasetError: there is no scan, one cannot be read, or two have one name.
     """
+    if not items:
+        raise DatasetError(
+            f"`datalist` must have unlabelled scans for the rounds, {datalist} has none in its "
+            "unlabelled sections or without label in training."
+        )
     load, check = (
         LoadScand("image", ensure_channel_first=True),
         CheckScand("image", channels=channels),

@@ -29,7 +29,7 @@ from ignite.engine import Engine, Events
 from monai.data import FolderLayout
 from torch.utils.data import Sampler
 
-from stipple_monai.data import read_sections, write_datalist
+from stipple_monai.data import files_of_item, read_sections, write_datalist
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint, read_json, whole_file
 from stipple_monai.inferers import POSITION_META
@@ -109,22 +109,26 @@ class PseudoLabelPool(Sampler[int]):
         self.networks = [network for network in networks if network is not None]
         self.priors = list(priors)
         self.pred_key, self.image_key = pred_key, image_key
-        # named as SaveImaged names the label
-        layout = FolderLayout(str(folder), postfix="pseudo", extension=".json")
         self._records: dict[str, Path] = {}
         self._stamps: dict[str, str] = {}
-        for item in self.sections[section]:
-            files = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        self._list_scans()
+        self._claims: dict[str, FileLock] = {}
+        self._made_with: dict[str, Any] = {}
+
+    def _list_scans(self) -> None:
+        """Give each scan its record and fingerprint."""
+        # named as SaveImaged names the label
+        layout = FolderLayout(str(self.folder), postfix="pseudo", extension=".json")
+        for item in self.sections[self.section]:
+            files = files_of_item(item, ("image",))
             scan, record = os.path.abspath(files[0]), Path(layout.filename(subject=files[0]))
             if record in self._records.values():
                 raise DatasetError(
-                    f"`datalist` must give its {section} scans different file names, got "
+                    f"`datalist` must give its {self.section} scans different file names, got "
                     f"{record.name} for two of them, one of which is {scan}. Rename one."
                 )
             self._records[scan] = record
             self._stamps[scan] = fingerprint(*files)
-        self._claims: dict[str, FileLock] = {}
-        self._made_with: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[int]:
         """Claim scans one by one and give their index in the section, until none is left.

@@ -46,7 +46,10 @@ def measure_quality(label: MetaTensor, truth: MetaTensor, *, organ: int) -> list
 
 
 def write_quality(
-    path: str | Path, labelled: Sequence[dict[str, Any]], organs: Sequence[int]
+    path: str | Path,
+    labelled: Sequence[dict[str, Any]],
+    organs: Sequence[int],
+    background: Sequence[int] = (),
 ) -> list[list[Any]]:
     """Write the quality of all pseudo-labels as CSV with one row a scan and organ.
 
@@ -56,9 +59,13 @@ def write_quality(
         labelled: the items with pseudo-labels, with the keys ``image``, ``label`` and, where it
             is known, ``truth``.
         organs: label values.
+        background: further values that a truth may have.
 
     Returns:
         The rows.
+
+    Raises:
+        DatasetError: a truth is not on its scan's grid or has another value.
     """
     rows: list[list[Any]] = []
     for item in labelled:
@@ -66,7 +73,8 @@ def write_quality(
         label = read_label_map(item["label"])
         truth = read_label_map(item["truth"]) if "truth" in item else None
         if truth is not None:
-            check_pair(label, truth, classes=max(organs) + 1, ignore=None)
+            values = [*range(1, max(organs) + 1), *background]
+            check_pair(label, truth, classes=len(values) + 1, values=values, ignore=None)
         for organ in organs:
             if truth is None:
                 numbers: list[Any] = [int((label == organ).sum()), "", "", ""]

@@ -140,53 +140,63 @@ def self_train(
             in use or was begun with other settings. More or fewer rounds are no other settings.
         ValueError: a knob is out of its range.
     """
-    gammas: list[dict[str, Any]] = [{"share": share, "count": None} for share in shares]
-    if counts is not None:
-        gammas = [{"share": None, "count": count} for count in counts]
+    gammas, selection = _gammas(shares, counts), {"minimum": minimum, "components": components}
     out, configs = Path(out).resolve(), configs_of(bundle)
-    knobs = dict(options or {})
-    rounds = _Rounds(out, configs, [overlays, train_overlays, infer_overlays], knobs, datalist)
+    files, knobs = (overlays, train_overlays, infer_overlays), dict(options or {})
+    rounds = _Rounds(out, configs, files, knobs, datalist)
     if position_with not in ("newest", "first"):
         position_with = str(Path(position_with).resolve())
-    selection = {"minimum": minimum, "components": components}
     check_knobs_of_rounds(gammas, selection, len(rounds.organs), str(position_with), knobs)
     sections = round_sections(datalist, unlabelled_sections)
-    if gammas and not sections["unlabelled"]:
-        raise DatasetError(
-            f"`datalist` must have unlabelled scans for {len(gammas)} rounds, {datalist} has none "
-            f"in {', '.join(unlabelled_sections)} or without label in training."
-        )
     if gammas:
-        check_unlabelled(sections["unlabelled"], rounds.channels)
-    if position_with not in ("newest", "first"):
-        rounds.check_locator(Path(position_with))
+        check_unlabelled(sections["unlabelled"], rounds.channels, datalist)
+    rounds.check_locator(position_with)
     settings = {
-        "scans": {name: [str(i["image"]) for i in items] for name, items in sections.items()},
-        "labels": [str(item["label"]) for item in sections["training"]],
-        "data": {
-            name: data_fingerprint(items, keys=("image", "label", "truth"))["sha256"]
-            for name, items in sections.items()
-        },
-        "overlays": [list(map(str, x)) for x in (overlays, train_overlays, infer_overlays)],
-        CONTENTS: config_digests(configs, [*CONFIGS, *overlays, *train_overlays, *infer_overlays]),
-        **selection,
-        "fine_tune": fine_tune,
+        **_identity(sections, configs, files),
+        **{"fine_tune": fine_tune, "reestimate_prior": reestimate_prior},
+        **{**selection, "options": knobs, "seed": seed, "gammas": gammas},
         "position_with": position_with,
-        "reestimate_prior": reestimate_prior,
-        "seed": seed,
-        "options": knobs,
-        "gammas": gammas,
     }
     with only_process(out, unfinished=UNFINISHED):
         remember_rounds(out / "settings.json", settings)
-        if not (out / "round_0" / "datalist.json").exists():
-            write_datalist(out / "round_0" / "datalist.json", sections)
-        _run_rounds(rounds, settings)
+        _run_rounds(rounds, settings, sections)
     return out / f"round_{len(gammas)}"
 
 
-def _run_rounds(rounds: _Rounds, settings: Mapping[str, Any]) -> None:
+def _gammas(
+    shares: Sequence[float | Sequence[float] | None],
+    counts: Sequence[int | Sequence[int]] | None,
+) -> list[dict[str, Any]]:
+    """How many voxels are selected in each round."""
+    if counts is not None:
+        return [{"share": None, "count": count} for count in counts]
+    return [{"share": share, "count": None} for share in shares]
+
+
+def _identity(
+    sections: Mapping[str, Sequence[Mapping[str, Any]]],
+    configs: Path,
+    overlays: Sequence[Sequence[str | Path]],
+) -> dict[str, Any]:
+    """What the data and the configs of all rounds are, by name and by content."""
+    keys = ("image", "label", "truth")
+    return {
+        "scans": {name: [str(i["image"]) for i in items] for name, items in sections.items()},
+        "labels": [str(item["label"]) for item in sections["training"]],
+        "data": {
+            name: data_fingerprint(items, keys=keys)["sha256"] for name, items in sections.items()
+        },
+        "overlays": [list(map(str, names)) for names in overlays],
+        CONTENTS: config_digests(configs, [*CONFIGS, *chain.from_iterable(overlays)]),
+    }
+
+
+def _run_rounds(
+    rounds: _Rounds, settings: Mapping[str, Any], sections: Mapping[str, Sequence[Any]]
+) -> None:
     out, first = rounds.out, rounds.out / "round_0"
+    if not (first / "datalist.json").exists():
+        write_datalist(first / "datalist.json", sections)
     training = {"seed": settings["seed"], "resume": True}
     rounds.train(0, first / "datalist.json", training)
     for number, gamma in enumerate(settings["gammas"], 1):
@@ -234,14 +244,18 @@ class _Rounds:
         parser.read_config([config_path(configs, "train"), *self.always])
         parser.update({key: as_written(value) for key, value in knobs.items()})
         self.organs: list[int] = parser.get_parsed_content("organs")
+        self.background: list[int] = parser.get_parsed_content("background_values")
         self.channels: int = parser.get_parsed_content("image_channels")
 
-    def check_locator(self, path: Path) -> None:
-        """Raise unless the weights of a locator fit its network.
+    def check_locator(self, position_with: str | Path) -> None:
+        """Raise unless the weights of a locator fit its network, where a file is given.
 
         Raises:
             DatasetError: they do not, or cannot be loaded safely.
         """
+        if position_with in ("newest", "first"):
+            return
+        path = Path(position_with)
         parser = ConfigParser()
         parser.read_config([config_path(self.configs, "inference"), *self.always, *self.labelling])
         parser.update({key: as_written(value) for key, value in self.knobs.items()})
@@ -304,7 +318,7 @@ class _Rounds:
             self._run(["inference", "pseudo_label", *overlays], {**places, **knobs})
             items = read_datalist(part / "datalist.json", "training")
             made = [item for item in items if "pseudo_label" in item]
-            rows = write_quality(part / QUALITY, made, self.organs)
+            rows = write_quality(part / QUALITY, made, self.organs, self.background)
         for organ in self.organs:
             self.say(summarize_quality(rows, organ=organ))
 

@@ -30,7 +30,17 @@ from stipple_monai.study.tables import (
 )
 
 DOI = "https://doi.org/10.1007/s11548-021-02494-y"
-ABLATION = ("baseline", "stipple_single", "relabelling", "stipple", "stipple_certain")
+ABLATION = (
+    "baseline",
+    "prior_alone",
+    "equation_2",
+    "stipple_single",
+    "relabelling",
+    "stipple",
+    "paper_baseline",
+    "paper_single",
+    "paper",
+)
 RIVALS = (
     "baseline",
     "relabelling",
@@ -126,7 +136,7 @@ def _lead(rows: Sequence[Row], results: Results, dataset: str) -> str:
 
 def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Picture]:
     made = []
-    shown = ("baseline", "stipple_single", "stipple", "stipple_certain")
+    shown = ("baseline", "stipple_single", "stipple")
     names = [method for method in shown if method in results.methods]
     if len(results.proportions) > 1 and names:
         dice_by_proportion(

@@ -96,12 +96,12 @@ def train(
         raise ValueError("`paper` must be given without plan or overlays: they say it all.")
     out, configs, knobs = Path(out).resolve(), configs_of(bundle), dict(options or {})
     sections = read_sections(datalist)
-    files = [config_path(configs, name) for name in [*overlays, *([plan] if plan else [])]]
+    names = [*overlays, *([plan] if plan else [])]
+    files = [config_path(configs, name) for name in names]
     settings = {
         **_data(sections, datalist),
-        "overlays": [str(name) for name in [*overlays, *([plan] if plan else [])]],
-        "train_overlays": [str(name) for name in train_overlays],
-        CONTENTS: config_digests(configs, [*CONFIGS, *files, *train_overlays]),
+        **{"overlays": list(map(str, names)), "train_overlays": list(map(str, train_overlays))},
+        CONTENTS: config_digests(configs, [*CONFIGS, *names, *train_overlays]),
         **{"options": knobs, "baseline": baseline, "paper": paper, "seed": seed},
     }
     with only_process(out, unfinished=("tmp*",)):
@@ -113,10 +113,9 @@ def train(
         if not (out / MODEL).is_file():
             used: list[str | Path] = [*(["baseline"] if baseline else []), *files]
             _begin(out, datalist, found, configs=configs, overlays=used, knobs=knobs)
-        places = {"bundle_root": out, "datalist": Path(datalist).resolve()}
         if not _is_trained(out, validated=bool(sections.get("validation"))):
-            model = read_model(out)
-            _run(model, configs, train_overlays, {**places, "seed": seed}, prior=not baseline)
+            places = {"bundle_root": out, "datalist": Path(datalist).resolve(), "seed": seed}
+            _run(read_model(out), configs, train_overlays, places, prior=not baseline)
         for checkpoint in out.glob("checkpoint_*.pt"):
             checkpoint.unlink()
     return out / WEIGHTS

@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 
-from stipple_monai.calibration import Samples, draw_samples, fit_calibration, fit_samples
+from stipple_monai.calibration import (
+    Samples,
+    draw_samples,
+    fit_calibration,
+    fit_samples,
+    reliability,
+)
 from stipple_monai.calibration.likelihood import BOUNDS, Likelihood, most_likely
 from stipple_monai.errors import DatasetError, PriorError
 from stipple_monai.networks import sigmoid_logits, softmax_logits
@@ -299,3 +305,16 @@ def test_errors():
     empty = draw_samples(logits, prior, torch.zeros_like(label))
     with pytest.raises(DatasetError, match="must have a labelled organ whose prior is placed"):
         fit_samples([empty])
+
+
+def test_the_record_tells_what_probabilities_are_worth():
+    """Equal to counting on all voxels: fused probabilities come true, those of the network not."""
+    samples = simulated(TRUE, voxels=30_000, scans=1)
+    told = fit_samples(samples, shrinkage=0).record["reliability"]
+    assert max(told["fused"]["error"]) < 0.02
+    assert min(told["network_alone"]["error"]) > 0.1
+    d, label = torch.from_numpy(samples[0].evidence), torch.from_numpy(samples[0].label)
+    p = torch.cat([torch.zeros(len(d), 1), d], dim=1).T.softmax(0)
+    counted = reliability(p, label[None].long())
+    assert told["network_alone"]["error"] == pytest.approx(counted.error.tolist())
+    assert told["network_alone"]["voxels"] == counted.voxels.sum(0).tolist()

@@ -5,9 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
+from helpers.boxes import SHAPE, blob, body, save
 from helpers.threshold_model import write_model
 
 from stipple_monai import DatasetError
@@ -19,26 +19,6 @@ from stipple_monai.report import run as report_module
 from stipple_monai.segmentation import segment
 from stipple_monai.simulation import write_phantom, write_simulated
 from stipple_monai.study import run_study
-
-AFFINE = np.diag([2.0, 2.0, 4.0, 1.0])
-SHAPE = (24, 20, 8)
-
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, AFFINE), path)
-    return path
-
-
-def blob():
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[6:15, 4:12, 2:6] = 1
-    return mask
-
-
-def body(seed=0):
-    noise = np.random.default_rng(seed).integers(-8, 8, SHAPE)
-    return (np.where(blob(), 100, -100) + noise).astype(np.int16)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from helpers.boxes import blob, body, save
 from helpers.series import write_series
 from monai.data import MetaTensor
 from pydicom.uid import generate_uid
@@ -18,26 +19,6 @@ from stipple_monai.ingest.matching import match_labels
 from stipple_monai.ingest.pairs import Options
 from stipple_monai.ingest.sources import find_cases
 from stipple_monai.results.dicom_seg import series_files, write_dicom_seg
-
-SHAPE = (24, 20, 8)
-AFFINE = np.diag([2.0, 2.0, 4.0, 1.0])
-
-
-def blob():
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[6:15, 4:12, 2:6] = 1
-    return mask
-
-
-def body(seed=0):
-    noise = np.random.default_rng(seed).integers(-8, 8, SHAPE)
-    return (np.where(blob(), 100, -100) + noise).astype(np.int16)
-
-
-def save(path, array, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, affine), path)
-    return path
 
 
 def quiet(source, out, **knobs):

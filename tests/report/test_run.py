@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stipple_monai import DatasetError, PriorError, SpatialPrior
 from stipple_monai.__main__ import main
+from stipple_monai.calibration import fit_calibration
 from stipple_monai.data import write_datalist
 from stipple_monai.files import read_csv, write_csv
 from stipple_monai.report.cases import choose
@@ -251,6 +252,25 @@ def test_a_training(made, tmp_path):
     assert "Reference: s2, at the organ&#39;s true position" in text
     assert "<h3>s2 (reference)</h3>" in text
     assert 'class="layer layer-prior"' in text
+
+
+def test_a_calibration(made, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(made["models"], models)
+    assert "nothing was fitted, and inference takes constants" in text_of(report(models))
+    label = (torch.arange(4000)[None] % 4 == 0).long()
+    noise = torch.linspace(-9, 9, 4000).roll(1333)
+    logits = torch.stack([torch.zeros(4000), 8 * label[0] + noise])
+    fit = fit_calibration([logits], [0.1 + 0.5 * label], [label])
+    fit.save(models / "calibration.json")
+    page = report(models, overwrite=True)
+    (row,) = table(page, "Calibration")
+    assert (row["organ"], row["network (a)"]) == ("organ 1", f"{fit.scale[0]:.3f}")
+    before, after = (
+        float(row[f"calibration error, {name}"]) for name in ("network alone", "calibrated fusion")
+    )
+    assert after < before
+    assert "Scans that the networks were not trained on" in text_of(page)
 
 
 def test_an_empty_training_says_what_is_not_there(tmp_path):

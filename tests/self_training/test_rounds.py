@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import monai.bundle
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -168,6 +169,20 @@ def test_quality_without_anything_to_divide_by():
     assert measure_quality(nothing, nothing, organ=1) == [0, "", "", ""]
     assert measure_quality(ignored, organ, organ=1) == [0, "", 0.0, 0.0]
     assert measure_quality(organ, nothing, organ=1) == [8, 0.0, "", 0.0]
+
+
+def test_a_truth_may_have_values_that_count_as_background(datalist, tmp_path):
+    (known,) = read_datalist(datalist, "unlabelled")
+    truth = nib.load(known["truth"])
+    voxels = np.asarray(truth.dataobj).copy()
+    voxels[0, 0] = 13
+    nib.save(nib.Nifti1Image(voxels, truth.affine), tmp_path / "truth.nii.gz")
+    item = {"image": known["image"], "label": known["truth"], "truth": tmp_path / "truth.nii.gz"}
+    write_quality(tmp_path / "quality.csv", [item], [1], [13])
+    (row,) = read_csv(tmp_path / "quality.csv")
+    assert float(row["dice"]) == pytest.approx(1, abs=0.02)
+    with pytest.raises(DatasetError, match=r"got 13 in .*truth\.nii\.gz"):
+        write_quality(tmp_path / "quality.csv", [item], [1])
 
 
 def test_a_scan_of_several_files_is_named_by_the_first(datalist, tmp_path):
@@ -377,7 +392,7 @@ def test_unlabelled_scans_of_the_decathlon(datalist, two_rounds, tmp_path):
     bare = [content["unlabelled"][0]["image"]]
     other = datalist.parent / "decathlon.json"
     other.write_text(json.dumps({"training": content["training"][:2], "test": bare}))
-    with pytest.raises(DatasetError, match="`datalist` must have unlabelled scans for 1 rounds"):
+    with pytest.raises(DatasetError, match="`datalist` must have unlabelled scans for the rounds"):
         again(other, tmp_path / "none")
     sections = {"unlabelled_sections": ["test"]}
     again(other, tmp_path / "out", **sections, options={**KNOBS, "max_epochs": 1})
@@ -484,7 +499,7 @@ def test_the_truth_is_only_read_to_score(datalist, tmp_path, monkeypatch):
     scored = []
     monkeypatch.setattr(
         "stipple_monai.self_training.rounds.write_quality",
-        lambda path, items, organs: scored.extend(items) or [["", 1, 0, "", "", ""]],
+        lambda path, items, organs, background: scored.extend(items) or [["", 1, 0, "", "", ""]],
     )
     again(other, tmp_path / "out", options={**KNOBS, "max_epochs": 1})
     assert str(garbage) in [item.get("truth") for item in scored]

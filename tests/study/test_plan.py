@@ -48,10 +48,10 @@ def test_the_studies_of_the_bundle_can_be_read(path):
 
 def test_methods_share_a_network_where_only_evaluation_or_rounds_differ():
     names = ["stipple", "stipple_true_position", "stipple_single", "relabelling", "baseline"]
-    jobs = planned(methods=names, folds=2, run_folds=[0])
+    jobs = planned(methods=[*names, "paper_baseline"], folds=2, run_folds=[0])
     assert [[m.name for m in job.methods] for job in jobs] == [
-        ["stipple_true_position", "stipple_single", "stipple"],
-        ["baseline", "relabelling"],
+        ["stipple_true_position", "stipple_single", "baseline", "stipple"],
+        ["paper_baseline", "relabelling"],
     ]
     assert len({job.network for job in jobs}) == 2
     bins = planned(methods=["stipple_single", "stipple_bins_1", "stipple_bins_all"], folds=2)
@@ -72,10 +72,10 @@ def test_every_cell_is_planned_once():
 
 
 def test_shares_depend_on_the_proportion():
-    it = study(methods=["stipple", "relabelling", "baseline"])
-    stipple, relabelling, baseline = read_methods(METHODS, it)
+    it = study(methods=["paper", "relabelling", "baseline", "stipple"])
+    paper, relabelling, baseline, stipple = read_methods(METHODS, it)
     # "one step of relabeling for the low proportions from 50% to 10% and two steps at 70%"
-    assert [len(stipple.shares_at(p)) for p in (0.1, 0.5, 0.69, 0.7, 0.99, 1.0)] == [
+    assert [len(paper.shares_at(p)) for p in (0.1, 0.5, 0.69, 0.7, 0.99, 1.0)] == [
         1,
         1,
         1,
@@ -83,6 +83,7 @@ def test_shares_depend_on_the_proportion():
         2,
         0,
     ]
+    assert stipple.shares_at(0.1) == stipple.shares_at(0.9) == (None,)
     assert relabelling.shares_at(0.3) == (1.0,)
     assert relabelling.shares_at(1.0) == baseline.shares_at(0.3) == ()
 

@@ -161,7 +161,7 @@ def test_no_test_scan_or_withheld_label_reaches_the_training(done, tmp_path, mon
     # what comes after training and may read them: scoring pseudo-labels and the test itself
     monkeypatch.setattr(
         "stipple_monai.self_training.rounds.write_quality",
-        lambda path, items, organs: [["", 1, 0, "", "", ""]],
+        lambda path, items, organs, background: [["", 1, 0, "", "", ""]],
     )
     monkeypatch.setattr(
         "stipple_monai.self_training.rounds.gather_quality", lambda path, tables: None
