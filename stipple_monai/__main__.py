@@ -31,8 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 after an error, which is one line on standard error, or 130 after an
         interrupt.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    # completion is of a word, and python has its own
+    completed = any(text.startswith("--print-completion") for text in given)
     try:
-        options = make_parser().parse_args(arguments)
+        parser = make_parser("stipple" if completed else None, listed=completed)
+        options = parser.parse_args(given)
     except UsageError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1
@@ -50,12 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def make_parser(prog: str | None = None, *, listed: bool = False) -> argparse.ArgumentParser:
     """Parser of the whole command line; what it parses has ``run``, the command's function.
 
     Args:
         prog: what the program is called; ``stipple`` or ``python -m stipple_monai`` if None, as it
             was started.
+        listed: keep argparse's own list of the commands, from which a completion is made.
     """
     if prog is None:
         started = Path(sys.argv[0]).stem
@@ -76,8 +81,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     for command in COMMANDS:
         command.add_parser(commands)
     parser.epilog = _grouped({action.dest: action.help for action in commands._choices_actions})
-    # they are told in groups instead
-    commands._choices_actions.clear()
+    if not listed:
+        # they are told in groups instead
+        commands._choices_actions.clear()
     return parser
 
 

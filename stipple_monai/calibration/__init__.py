@@ -5,6 +5,7 @@ the background. Imports from `networks` and below.
 """
 
 from stipple_monai.calibration.decision import (
+    CAUTION,
     best_thresholds,
     decide,
     dice_threshold,
@@ -24,6 +25,7 @@ from stipple_monai.calibration.samples import (
 )
 
 __all__ = [
+    "CAUTION",
     "Reliability",
     "Samples",
     "best_thresholds",

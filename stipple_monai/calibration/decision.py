@@ -11,6 +11,7 @@ ECML 2014.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,12 @@ from torch import Tensor
 from stipple_monai.calibration.likelihood import Likelihood
 from stipple_monai.calibration.samples import Samples
 
-__all__ = ["best_thresholds", "decide", "dice_threshold"]
+__all__ = ["CAUTION", "best_thresholds", "decide", "dice_threshold"]
+
+CAUTION = 1.25
+"""Factor of the thresholds where nothing says that probabilities are calibrated: those that are
+spread too far promise a low Dice, and a threshold of half of it makes organs too large. Chosen on
+scans for development, see `docs/decisions.md`."""
 
 GRID = np.linspace(0.02, 0.98, 97)
 """Thresholds that are tried."""
@@ -65,7 +71,9 @@ def dice_threshold(probability: Tensor) -> float:
         best = dice
 
 
-def decide(probability: Tensor, thresholds: Sequence[float] | None = None) -> Tensor:
+def decide(
+    probability: Tensor, thresholds: Sequence[float] | None = None, *, caution: float = 1.0
+) -> Tensor:
     """Label map of calibrated probabilities.
 
     A voxel belongs to the organ with the highest ``p_k / threshold_k`` above 1, to the background
@@ -75,13 +83,14 @@ def decide(probability: Tensor, thresholds: Sequence[float] | None = None) -> Te
     Args:
         probability: ``(K + 1, *spatial)``, background first, or ``(1, *spatial)`` of one organ.
         thresholds: one for each organ, in (0, 1); ``None`` takes `dice_threshold` of each.
+        caution: factor of `dice_threshold`, at least 1, but for thresholds above ½; see `CAUTION`.
 
     Returns:
         Plain uint8 ``(1, *spatial)``, 0 to K.
 
     Raises:
-        ValueError: ``thresholds`` are not one for each organ or out of range, or there are more
-            than 255 organs.
+        ValueError: ``thresholds`` are not one for each organ or out of range, ``caution`` is below
+            1, or there are more than 255 organs.
 
     Example:
         >>> organ = torch.tensor([[0.1, 0.3, 0.45, 0.9]])
@@ -90,8 +99,10 @@ def decide(probability: Tensor, thresholds: Sequence[float] | None = None) -> Te
     """
     p = probability.detach().as_subclass(Tensor)
     p = p if len(p) == 1 else p[1:]
+    if not 1 <= caution < math.inf:
+        raise ValueError(f"`caution` must be at least 1, got {caution}: 1 is the expected Dice.")
     if thresholds is None:
-        thresholds = [dice_threshold(organ) for organ in p]
+        thresholds = [min(0.5, caution * dice_threshold(organ)) for organ in p]
     elif not all(0 < t < 1 for t in thresholds):
         raise ValueError(f"`thresholds` must lie in (0, 1), got {list(thresholds)}.")
     if len(thresholds) != len(p) or len(p) > 255:

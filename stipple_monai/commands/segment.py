@@ -21,7 +21,10 @@ def add_parser(commands: Commands) -> None:
         "segment", help="segment scans: label maps on their grids, volumes, DICOM SEG"
     )
     parser.add_argument(
-        "inputs", type=Path, nargs="+", help="NIfTI files, folders, DICOM series, datalists"
+        "inputs",
+        type=Path,
+        nargs="+",
+        help="NIfTI files, folders, DICOM series or trees of them, datalists",
     )
     parser.add_argument("--models", type=Path, required=True, help="folder of model.pt and priors")
     parser.add_argument("--out", type=Path, required=True, help="its folder; a begun one goes on")
@@ -35,6 +38,9 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--probabilities", action="store_true", help="also write those")
     parser.add_argument("--dicom-seg", action="store_true", help="also write DICOM SEG")
+    parser.add_argument(
+        "--nnunet-names", action="store_true", help="also write label maps as nnunet/CASE.nii.gz"
+    )
     parser.add_argument("--overwrite", action="store_true")
     parser.set_defaults(run=run)
 
@@ -54,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
             organs=options.organs,
             probabilities=options.probabilities,
             dicom_seg=options.dicom_seg,
+            nnunet_names=options.nnunet_names,
             overwrite=options.overwrite,
         )
         print(table)

@@ -42,6 +42,11 @@ from stipple_monai.ingest.series import (
     open_series,
     read_series,
 )
+from stipple_monai.ingest.tree import (
+    Listed,
+    is_tree,
+    list_series,
+)
 
 __all__ = [
     "DATASET_COLUMNS",
@@ -53,6 +58,7 @@ __all__ = [
     "Intensities",
     "LabelCheck",
     "LabelMap",
+    "Listed",
     "Options",
     "Series",
     "Slice",
@@ -60,6 +66,8 @@ __all__ = [
     "check_dataset",
     "check_labels",
     "ingest",
+    "is_tree",
+    "list_series",
     "open_series",
     "read_label",
     "read_series",

@@ -43,7 +43,7 @@ def estimate_priors(
         PriorError: no label map contains one of the organs.
         DatasetError: a label map cannot be read.
     """
-    progress = tqdm(labels, desc="priors", unit="scan")
+    progress = tqdm(labels, desc="priors", unit="scan", disable=None)
     priors = SpatialPrior.estimate_several(progress, organs=organs, **options)
     for prior in priors:
         prior.save(prior_path(folder, prior.organ))

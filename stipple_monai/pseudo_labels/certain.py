@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from stipple_monai.calibration import decide, dice_threshold
+from stipple_monai.calibration import CAUTION, decide, dice_threshold
 from stipple_monai.pseudo_labels.checks import check_options, check_probability
 from stipple_monai.pseudo_labels.selection import largest_components
 
@@ -32,6 +32,7 @@ def select_certain(
     minimum: float = 0.0,
     background_minimum: float = BACKGROUND_MINIMUM,
     components: int | None = None,
+    caution: float = CAUTION,
     ignore: int = 255,
 ) -> torch.Tensor:
     """Turn a prediction into the label map of the best Dice, without uncertain background.
@@ -45,6 +46,8 @@ def select_certain(
             background is `ignore`.
         components: of each organ, only the so many largest connected components (voxels that share
             a face) are kept; the voxels of the others are `ignore`. None: all.
+        caution: factor of thresholds, at least 1, see :func:`~stipple_monai.calibration.decide`; 1
+            where the probabilities are calibrated.
         ignore: value of voxels that are left out, in [K+1, 255].
 
     Returns:
@@ -70,8 +73,10 @@ def select_certain(
         components=components,
         ignore=ignore,
     )
-    thresholds = [max(dice_threshold(organ), LEAST_THRESHOLD) for organ in organs]
-    label = decide(probability, thresholds)[0]
+    if not caution >= 1:
+        raise ValueError(f"`caution` must be at least 1, got {caution}: 1 is the expected Dice.")
+    best = [min(0.5, caution * dice_threshold(organ)) for organ in organs]
+    label = decide(probability, [max(threshold, LEAST_THRESHOLD) for threshold in best])[0]
     background = probability[0] if len(probability) > 1 else 1 - probability[0]
     label[(label == 0) & (background < background_minimum)] = ignore
     for number, organ in enumerate(organs, 1):

@@ -29,14 +29,15 @@ from stipple_monai.report.results import Predictions, collect, measure_cases
 from stipple_monai.visualize import CONVENTION
 
 HEADER = [
-    *("case", "organ", "Dice (%)", "Jaccard (%)", "HD95 (mm)", "ASD (mm)"),
-    *("predicted volume (ml)", "true volume (ml)"),
+    *("case", "organ", "predicted volume (ml)", "true volume (ml)", "remarks"),
+    *("Dice (%)", "Jaccard (%)", "HD95 (mm)", "ASD (mm)"),
     *("position R (mm)", "position A (mm)", "position S (mm)", "position error (mm)"),
     *("confidence (0–1)", "time (s)"),
 ]
 NOTE = (
     "HD95: 95th percentile of the Hausdorff distance; ASD: average symmetric surface distance. "
-    "An empty cell: not measured, or undefined, as distances are where nothing is predicted. "
+    "An empty cell: not measured, or undefined, as distances are where nothing is predicted; "
+    "columns without any number are left out. "
     "Position: where the prior was put, RAS; its error: the distance from where the truth has it. "
     "Time: network, positioning and fusion."
 )
@@ -99,14 +100,17 @@ def predictions_page(
     shown = [replace(c, about=_about(c, known, organs)) for c in ordered]
     pictures = case_viewers(shown, chosen, folder, organs=organs, priors=priors, most=most)
     lead = [
-        f"{len(known.cases)} scans, {sum(c.truth is not None for c in shown)} with truth. "
-        f"Organs: {', '.join(organs.values()) or 'none'}. {_summary(known, organs)}",
+        f"{_scans(len(known.cases))}, {sum(c.truth is not None for c in shown)} with truth. "
+        f"Organs: {', '.join(organs.values()) or 'none'}. {_summary(known, organs)} "
+        f"{_volumes(known, organs)}",
         f"{CONVENTION} Positions and sizes are in mm, RAS. For research, not for diagnosis.",
     ]
     kept = [run / name for name in ("settings.json", "provenance.json")]
+    remarks = _remarks(known, organs)
     content = [
+        *([Section("What to look at", [Lines(remarks)])] if remarks else []),
         *([Section("What is missing", [Lines(missing)])] if missing else []),
-        Section("Every case", [Table("", HEADER, _rows(known, ordered, organs), NOTE)]),
+        Section("Every case", [Table("", *_filled(_rows(known, ordered, organs)), NOTE)]),
         Section("Cases", [Text(rule, "lead"), *pictures]),
         Section("Distributions", _histograms(known, organs, folder)),
         Section("Settings and versions", [*settings_blocks(kept), versions_table()]),
@@ -192,6 +196,39 @@ def _summary(known: Predictions, organs: Mapping[int, str]) -> str:
     return f"Dice, mean ± standard deviation over scans: {'; '.join(said)}." if said else ""
 
 
+def _scans(count: int) -> str:
+    return f"{count} scan{'s' * (count != 1)}"
+
+
+def _volumes(known: Predictions, organs: Mapping[int, str]) -> str:
+    said = []
+    for k, name in organs.items():
+        values = [known.found[case, k].predicted_ml for case in known.cases]
+        finite = [v for v in values if not math.isnan(v)]
+        if finite:
+            median = f"{np.median(finite):.0f}"
+            spread = f" ({min(finite):.0f} to {max(finite):.0f})" if len(finite) > 1 else ""
+            said.append(f"{name} {median}{spread}")
+    return f"Predicted volume in ml, median (range): {'; '.join(said)}." if said else ""
+
+
+def _remarks(known: Predictions, organs: Mapping[int, str]) -> list[str]:
+    """What a person should look at, a line for each scan that has something."""
+    lines = []
+    for name in known.cases:
+        said = list(known.remarks.get(name, []))
+        said += [f"{organs[k]}: {text}" for k in organs for text in known.found[name, k].remarks]
+        if said:
+            lines.append(f"{name}: {'; '.join(said)}.")
+    return lines
+
+
+def _filled(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows without the columns that are empty throughout."""
+    kept = [i for i in range(len(HEADER)) if i < 3 or any(row[i] for row in rows)]
+    return [HEADER[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
 def _rows(known: Predictions, cases: Sequence[Case], organs: Mapping[int, str]) -> list[list[str]]:
     def text(value: float, digits: int = 1, factor: float = 1) -> str:
         return "" if math.isnan(value) else f"{factor * value:.{digits}f}"
@@ -203,8 +240,10 @@ def _rows(known: Predictions, cases: Sequence[Case], organs: Mapping[int, str]) 
             point = [math.nan] * 3 if f.position_mm is None else f.position_mm
             rows.append(
                 [
-                    *(name, organ, text(f.dice, factor=100), text(f.jaccard, factor=100)),
-                    *(text(f.hd95_mm), text(f.asd_mm), text(f.predicted_ml), text(f.true_ml)),
+                    *(name, organ, text(f.predicted_ml), text(f.true_ml)),
+                    "; ".join([*known.remarks.get(name, []), *f.remarks]),
+                    *(text(f.dice, factor=100), text(f.jaccard, factor=100)),
+                    *(text(f.hd95_mm), text(f.asd_mm)),
                     *(text(v) for v in point),
                     *(text(f.position_error_mm), text(f.confidence, 2), text(f.seconds, 2)),
                 ]

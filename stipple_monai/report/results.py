@@ -35,6 +35,7 @@ class Found:
     position_error_mm: float = math.nan
     confidence: float = math.nan
     seconds: float = math.nan
+    remarks: Sequence[str] = ()
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Predictions:
     found: dict[tuple[str, int], Found] = field(default_factory=lambda: defaultdict(Found))
     amiss: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
+    remarks: dict[str, Sequence[str]] = field(default_factory=dict)
 
 
 def is_prediction_set(folder: Path) -> bool:
@@ -111,8 +113,10 @@ def _listed(cases: Sequence[Case], name: str, scan: str | None) -> Case | None:
 
 
 def _add_record(known: Predictions, name: str, record: Mapping[str, Any]) -> None:
+    known.remarks[name] = [str(text) for text in record.get("remarks", [])]
     for row in record["organs"]:
         found = known.found[name, int(row["organ"])]
+        found.remarks = [str(text) for text in row.get("remarks", [])]
         found.predicted_ml = float(row["volume_ml"])
         found.position_mm = row["position_mm"]
         found.confidence = math.nan if row["confidence"] is None else float(row["confidence"])

@@ -94,7 +94,8 @@ def fuse(
         PriorError: there is no prior, or it leaves nothing without a scan's own label.
     """
     out, organs = Path(out).resolve(), sorted(channels) if channels else prior_organs(priors)
-    decide, maps = DecideLabel(decision), find_maps(inputs, like=like)
+    DecideLabel(decision)  # refuses an unknown one before anything is read
+    maps = find_maps(inputs, like=like)
     known = load_priors(priors, organs)
     run = _Run(
         organs, [(channels or {}).get(organ, organ) for organ in organs], known, labels or {}
@@ -111,7 +112,7 @@ def fuse(
         todo = begin_results(out, items, settings, overwrite=overwrite, others=(CALIBRATION, GAIN))
         left = {item["name"] for item in todo}
         if left:
-            _fuse_all(run, maps, truths, out, left=left, decide=decide, progress=progress)
+            _fuse_all(run, maps, truths, out, left=left, decision=decision, progress=progress)
         add_remarks(out, priors=known)
         if truths:
             write_csv(out / GAIN, GAIN_COLUMNS, _gain(out))
@@ -125,7 +126,7 @@ def _fuse_all(
     out: Path,
     *,
     left: set[str],
-    decide: DecideLabel,
+    decision: Literal["dice", "argmax"],
     progress: bool,
 ) -> None:
     """Calibrate, and write the scans whose names are ``left``."""
@@ -134,7 +135,7 @@ def _fuse_all(
     waiting = [each for each in maps if each.name in left]
     for each in tqdm(waiting, desc="fuse", unit="scan", disable=None if progress else True):
         calibration = numbers.get(each.name, numbers[""])
-        _write(run, each, out, calibration, decide, truths.get(each.name))
+        _write(run, each, out, calibration, decision, truths.get(each.name))
 
 
 class _Run(NamedTuple):
@@ -249,12 +250,13 @@ def _write(
     each: MapFile,
     out: Path,
     calibration: Calibration,
-    decide: DecideLabel,
+    decision: Literal["dice", "argmax"],
     truth: Path | None,
 ) -> None:
     """Write a scan's label map, and at last its record."""
     probability, affine, label = run.read(each, truth)
     _, fused = run.fused(each, probability, affine, calibration, truth)
+    decide = DecideLabel(decision, thresholds=calibration)
     found = torch.as_tensor(decide(fused.logits[0].softmax(0))).as_subclass(Tensor)
     values = torch.tensor([0, *run.organs], dtype=torch.uint8)[found.long()]
     image = on_grid_of(each.grid, values[0].numpy(), {"original_affine": affine})

@@ -8,6 +8,7 @@ The folder of the results holds::
     NAME_seg.dcm            on request: the label map as DICOM SEG
     NAME_volumes.json       the scan's record, written last: the scan is done
     volumes.csv, volumes.json
+    nnunet/CASE.nii.gz      on request: the label maps again, called as nnU-Net calls its own
     logs/                   a lock while a process works here
 
 Files are whole or absent. The same command goes on with the scans that have no record.
@@ -16,6 +17,7 @@ Files are whole or absent. The same command goes on with the scans that have no 
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,7 @@ from stipple_monai.bundle import (
 )
 from stipple_monai.data import label_names, write_datalist
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import sha256
+from stipple_monai.files import sha256, whole_file
 from stipple_monai.priors import SpatialPrior, prior_path
 from stipple_monai.results import (
     add_remarks,
@@ -53,6 +55,7 @@ from stipple_monai.segmentation.folder import (
 )
 from stipple_monai.segmentation.scans import find_scans, sound_scans
 
+NNUNET = "nnunet"
 FREE = ("amp", "batch_size", "cache_rate", "device", "num_workers", "progress", "sw_batch_size")
 """Knobs that change how much is computed at once, not what."""
 
@@ -70,13 +73,15 @@ def segment(
     organs: Sequence[int | str] = (),
     probabilities: bool = False,
     dicom_seg: bool = False,
+    nnunet_names: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Segment scans with a trained bundle.
 
     Args:
-        inputs: NIfTI files, folders of such, folders that each hold one DICOM series, and
-            datalists (``.json``). Scans with the same file name are told apart by their folders.
+        inputs: NIfTI files, folders of such, folders that each hold one DICOM series or a tree of
+            them, and datalists (``.json``), see `stipple_monai.segmentation.scans`. Scans with the
+            same file name are told apart by their folders.
         out: folder of the results; a begun one goes on.
         models: folder with ``model.pt``, the priors and ``model.json``, which has the settings.
         bundle: folder of the bundle.
@@ -90,6 +95,8 @@ def segment(
             since they help to place them, and left out of label maps and tables. All if empty.
         probabilities: also write those.
         dicom_seg: also write DICOM SEG; all inputs must be DICOM series.
+        nnunet_names: also write the label maps as ``nnunet/CASE.nii.gz``, where scans are called
+            ``CASE_0000.nii.gz``, for tools that compare nnU-Net's results.
         overwrite: segment the scans anew and replace what is there.
 
     Returns:
@@ -109,20 +116,29 @@ def segment(
     check_knobs(configs, ["inference", *overlays, *model.overlays, "volumes"], options or {})
     model.agree(configs, overlays=overlays, options=options, free=FREE)
     used: list[str | Path] = ["inference", *model.overlays, "volumes"]
-    items, faults = sound_scans(find_scans(inputs, section=section), out, dicom_seg=dicom_seg)
+    found = find_scans(
+        inputs,
+        section=section,
+        channels=int(model.values().get("image_channels", 1)),
+        modality=str(model.training.get("modality")),
+    )
+    items, faults = sound_scans(found, out, dicom_seg=dicom_seg)
     names = _names(model, inputs, labels or {})
     flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
     knobs = {**model.knobs, **(options or {}), **_wanted(model, organs, labels or {})}
+    copies = _nnunet_names(items) if nnunet_names else {}
     endings = [SEG, *[PROBABILITIES] * probabilities, *[DICOM] * dicom_seg]
     with only_process(out):
         settings = {**_identity(model, configs, used), "knobs": knobs, **flags}
-        missing = begin_results(out, items, settings, overwrite=overwrite, endings=endings)
+        kinds: dict[str, Any] = {"endings": endings, "others": list(copies)}
+        missing = begin_results(out, items, settings, overwrite=overwrite, **kinds)
         given = {**flags, **knobs, "models_dir": model.folder}
         faults += _run_all(configs, out, missing, used, given, labels=names)
         remove_stale(out, [item["name"] for item in items], endings)
         rename_organs(out, names)
         add_remarks(out, priors=_priors(model), training=model.training)
         tables = write_tables(out)
+        _copy(out, copies)
     if faults:
         failed = f" {len(faults)} scans failed." if len(faults) > 1 else ""
         raise DatasetError(f"{faults[0]}{failed} The others are in {tables}.")
@@ -200,6 +216,27 @@ def _wanted(
         raise ValueError(f"`organs` must be among those of the network, {known}, got {unknown[0]}.")
     wanted = {by_name[organ.casefold()] for organ in asked}
     return {"wanted": sorted(wanted)} if wanted else {}
+
+
+def _nnunet_names(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Files that nnU-Net would write, and the names of their scans."""
+    files = {
+        f"{NNUNET}/{re.sub('_[0-9]{4}$', '', item['name'])}.nii.gz": item["name"] for item in items
+    }
+    if len(files) < len(items):
+        raise DatasetError(
+            "Scans must have names of their own where nnU-Net's are asked for, got two that differ "
+            "in the number at the end: leave --nnunet-names out."
+        )
+    return files
+
+
+def _copy(out: Path, copies: Mapping[str, str]) -> None:
+    """Label maps under other names, of the scans that have one."""
+    for copy, name in copies.items():
+        if (segmented := out / f"{name}{SEG}").is_file():
+            with whole_file(out / copy) as part:
+                shutil.copyfile(segmented, part)
 
 
 def _by_text(labels: Mapping[int, str]) -> dict[str, str]:

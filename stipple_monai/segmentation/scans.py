@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,35 @@ import nibabel as nib
 
 from stipple_monai.data import files_of_item, read_datalist, unique_names
 from stipple_monai.errors import DatasetError
+from stipple_monai.ingest import is_tree, list_series
 from stipple_monai.nifti import UNREADABLE, with_one_geometry
 from stipple_monai.results import check_dicom_seg, first_file, series_files
 
 _NIFTI = (".nii", ".nii.gz")
 
 
-def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[dict[str, Any]]:
+def find_scans(
+    inputs: Iterable[str | Path],
+    *,
+    section: str = "test",
+    channels: int = 1,
+    modality: str = "unknown",
+) -> list[dict[str, Any]]:
     """List the scans of files, folders and datalists as a datalist's items with a ``name``.
 
     A folder is searched for NIfTI files, hidden ones left out; without any it must hold a DICOM
-    series. A scan that is given twice counts once.
+    series, or folders that do, at any depth: then a line is printed for each, with what it is or
+    why it is left out. A scan that is given twice counts once.
+
+    Args:
+        inputs: files, folders and datalists.
+        section: of the datalists.
+        channels: of the network; of several, files ``NAME_0000``, ``NAME_0001`` … are one scan.
+        modality: of the training, see `stipple_monai.ingest.list_series`.
 
     Raises:
-        DatasetError: an input is none of these, or two scans cannot have names of their own.
+        DatasetError: an input is none of these, a tree has no scan, or two scans cannot have names
+            of their own.
     """
     images: dict[str, Any] = {}
     for given in inputs:
@@ -32,7 +48,9 @@ def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[d
         found: list[Any] = [str(path)]
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.name.lower().endswith(_NIFTI))
-            found = [str(p) for p in files if not p.name.startswith(".")] or found
+            found = _by_channel([str(p) for p in files if not p.name.startswith(".")], channels)
+            if not found:
+                found = _tree(path, modality) if is_tree(path) else [str(path)]
         elif path.suffix == ".json":
             found = [item["image"] for item in read_datalist(path, section)]
         elif not path.name.lower().endswith(_NIFTI) or not path.exists():
@@ -47,6 +65,30 @@ def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[d
     return [
         {"image": image, "name": name} for image, name in zip(images.values(), names, strict=True)
     ]
+
+
+def _by_channel(files: list[str], channels: int) -> list[Any]:
+    """Scans of one file, or of as many as the network has channels, as nnU-Net names them."""
+    if channels == 1:
+        return files
+    scans: dict[str, list[str]] = {}
+    for file in files:
+        scans.setdefault(re.sub(r"_\d{4}(?=\.nii)", "", file), []).append(file)
+    return [each if len(each) > 1 else each[0] for each in scans.values()]
+
+
+def _tree(root: Path, modality: str) -> list[Any]:
+    """The series of a tree, with a line for each folder."""
+    found = list_series(root, modality=modality)
+    for each in found:
+        print(f"{'taken' if each.taken else 'left out'}: {each.path}: {each.why}", flush=True)
+    taken = [str(each.path) for each in found if each.taken]
+    if not taken:
+        raise DatasetError(
+            f"Inputs must have a scan, got the folder {root} without a NIfTI file or DICOM series "
+            f"that can be segmented: {found[0].why if found else 'it is empty'}."
+        )
+    return taken
 
 
 def _check_scan(item: Mapping[str, Any], out: Path, *, dicom_seg: bool) -> None:

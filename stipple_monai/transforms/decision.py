@@ -10,7 +10,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type
 
-from stipple_monai.calibration import decide
+from stipple_monai.calibration import CAUTION, decide
 from stipple_monai.networks import Calibration
 
 _TORCH = [TransformBackends.TORCH]
@@ -23,7 +23,10 @@ class DecideLabel(Transform):
         rule: ``"argmax"``, the class of the highest probability; ``"dice"``, the map of the highest
             expected Dice; or ``"fitted"``, with the thresholds of the calibration, see
             :func:`~stipple_monai.calibration.decide`.
-        thresholds: for ``"fitted"``, one for each organ, or the calibration that has them.
+        thresholds: for ``"fitted"``, one for each organ, or the calibration that has them. For
+            ``"dice"``, a calibration that was fitted says that the probabilities are calibrated;
+            else the thresholds are those of the expected Dice times
+            :data:`~stipple_monai.calibration.CAUTION`, at most ½.
 
     Raises:
         ValueError: ``rule`` is unknown, or ``"fitted"`` has no thresholds.
@@ -47,6 +50,8 @@ class DecideLabel(Transform):
                 "choose another rule."
             )
         self.thresholds = found if rule == "fitted" else None
+        fitted = isinstance(thresholds, Calibration) and thresholds.record.get("fitted", True)
+        self.caution = 1.0 if fitted else CAUTION
 
     def __call__(self, probability: NdarrayOrTensor) -> NdarrayOrTensor:
         """Decide ``(C, *spatial)``, background first, or ``(1, *spatial)`` of one organ.
@@ -55,7 +60,7 @@ class DecideLabel(Transform):
         """
         p = torch.as_tensor(probability)
         if self.rule != "argmax":
-            label = decide(p, self.thresholds)
+            label = decide(p, self.thresholds, caution=self.caution)
         elif len(p) == 1:
             label = p > 0.5
         else:

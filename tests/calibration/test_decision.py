@@ -108,3 +108,13 @@ def test_errors():
         ValueError, match=r"`thresholds` must be one for each of 1 organs, .* got 2"
     ):
         decide(torch.zeros(2, 4), [0.5, 0.5])
+
+
+def test_caution_raises_thresholds_up_to_a_half():
+    p = torch.rand(1, 400, generator=torch.Generator().manual_seed(3)) ** 2
+    threshold = dice_threshold(p[0])
+    for caution in (1.0, 1.2, 9.0):
+        expected = p > min(0.5, caution * threshold)
+        assert torch.equal(decide(p, caution=caution).bool(), expected)
+    with pytest.raises(ValueError, match=r"`caution` must be at least 1, got 0\.9"):
+        decide(p, caution=0.9)

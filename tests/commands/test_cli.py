@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -197,3 +198,26 @@ def test_an_error_is_a_line_and_on_request_a_traceback(tmp_path, monkeypatch, ca
     assert one_line(capsys) == said
     with pytest.raises(RuntimeError, match="applying transform"):
         main(["--traceback", *arguments])
+
+
+def test_bash_completes_commands_and_their_options(capsys, tmp_path):
+    pytest.importorskip("shtab", reason="needs shtab: pip install 'stipple-monai[completion]'")
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("needs bash")
+    with pytest.raises(SystemExit):
+        main(["--print-completion", "bash"])
+    script = tmp_path / "completion.bash"
+    script.write_text(
+        capsys.readouterr().out
+        + 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()\n'
+        + '_shtab_stipple "$1" "${@: -1}"; echo "${COMPREPLY[*]}"\n',
+        encoding="utf-8",
+    )
+    for words, expected in (
+        (["stipple", "seg"], "segment"),
+        (["stipple", "segment", "--mod"], "--models"),
+        (["stipple", "check", "list.json", "--pri"], "--priors"),
+    ):
+        done = subprocess.run([bash, str(script), *words], capture_output=True, text=True)
+        assert done.stdout.split() == [expected], done.stderr

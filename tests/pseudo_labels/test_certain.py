@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from stipple_monai.calibration import CAUTION
 from stipple_monai.pseudo_labels import select_certain
 from stipple_monai.pseudo_labels.certain import LEAST_THRESHOLD
 
@@ -18,12 +19,12 @@ def softmax(channels, spatial, seed, *, sharpness=2.0):
 
 
 def best_threshold(p):
-    """Half the highest expected Dice over all sets of voxels."""
+    """Half the highest expected Dice over all sets of voxels, with caution."""
     best = 0.0
     for size in range(1, len(p) + 1):
         for chosen in itertools.combinations(p.tolist(), size):
             best = max(best, 2 * sum(chosen) / (size + float(p.sum())))
-    return max(best / 2, LEAST_THRESHOLD)
+    return max(min(0.5, CAUTION * best / 2), LEAST_THRESHOLD)
 
 
 def oracle(probability, *, minimum=0.0, background_minimum=0.7, ignore=255):

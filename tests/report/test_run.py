@@ -17,7 +17,7 @@ from stipple_monai import DatasetError, PriorError, SpatialPrior
 from stipple_monai.__main__ import main
 from stipple_monai.calibration import fit_calibration
 from stipple_monai.data import write_datalist
-from stipple_monai.files import write_csv
+from stipple_monai.files import read_csv, write_csv
 from stipple_monai.report.cases import choose
 from stipple_monai.report.run import detect, report
 from stipple_monai.segmentation.run import segment
@@ -392,3 +392,23 @@ def test_errors_are_a_line_and_leave_nothing(tmp_path, monkeypatch, capsys, give
 def test_a_missing_prior_folder_is_a_prior_error(made, tmp_path):
     with pytest.raises(PriorError, match="`models` must hold"):
         report(made["out"], tmp_path / "p.html", models=tmp_path)
+
+
+def test_remarks_come_first_and_empty_columns_are_left_out(made, tmp_path):
+    page = report(made["out"], tmp_path / "p.html")
+    rows = table(page, "Every case")
+    columns = list(rows[0])
+    assert columns[:4] == ["case", "organ", "predicted volume (ml)", "remarks"]
+    # there is no truth
+    assert not {"Dice (%)", "true volume (ml)", "position error (mm)"} & set(columns)
+    told = {
+        Path(row["scan"]).name[:2]: row["remarks"] for row in read_csv(made["out"] / "volumes.csv")
+    }
+    assert any(told.values())
+    assert {row["case"]: row["remarks"] for row in rows} == told
+    text = text_of(page)
+    assert text.index("What to look at") < text.index("Every case")
+    for name, remarks in told.items():
+        assert (f"{name}: liver: {remarks}." in text) == bool(remarks)
+    assert "5 scans, 0 with truth" in text
+    assert "Predicted volume in ml, median (range): liver " in text

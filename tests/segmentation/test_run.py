@@ -564,7 +564,7 @@ def test_the_command_hands_on_its_options(monkeypatch, capsys):
                 *command,
                 *("--overlays", "phantom", "--set", "strength=0.5", "--labels", "1=liver"),
                 *("--probabilities", "--dicom-seg", "--overwrite", "--section", "training"),
-                *("--organs", "1"),
+                *("--organs", "1", "--nnunet-names"),
             ]
         )
         == 0
@@ -572,7 +572,7 @@ def test_the_command_hands_on_its_options(monkeypatch, capsys):
     assert capsys.readouterr().out == "v.csv\nv.csv\n"
     plain = {"models": Path("m"), "bundle": module.BUNDLE, "section": "test", "overlays": []}
     plain["organs"] = []
-    off = {"probabilities": False, "dicom_seg": False, "overwrite": False}
+    off = {"probabilities": False, "dicom_seg": False, "overwrite": False, "nnunet_names": False}
     given = ([Path("a"), Path("b")], Path("o"))
     assert calls[0] == (given, {**plain, **off, "options": {}, "labels": {}})
     on = dict.fromkeys(off, True)

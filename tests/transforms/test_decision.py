@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from stipple_monai.calibration import decide
+from stipple_monai.calibration import CAUTION, decide
 from stipple_monai.networks import Calibration
 from stipple_monai.transforms import DecideLabel, DecideLabeld
 
@@ -17,7 +17,11 @@ def test_rules():
     argmax = P.argmax(0, keepdim=True).byte()
     assert torch.equal(DecideLabel()(P), argmax)
     assert torch.equal(DecideLabel(thresholds=FITTED)(P), argmax)
-    assert torch.equal(DecideLabel("dice")(P), decide(P))
+    assert torch.equal(DecideLabel("dice", thresholds=FITTED)(P), decide(P))
+    for unfitted in (None, Calibration.unfitted(2)):
+        cautious = DecideLabel("dice", thresholds=unfitted)(P)
+        assert torch.equal(cautious, decide(P, caution=CAUTION))
+    assert not torch.equal(cautious, decide(P))
     for thresholds in (FITTED, FITTED.thresholds):
         label = DecideLabel("fitted", thresholds=thresholds)(P)
         assert torch.equal(label, decide(P, [0.3, 0.4]))
