@@ -5,13 +5,13 @@ from pathlib import Path
 
 from stipple_monai.bundle import configs_of, progress_only
 from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
-from stipple_monai.data import files_of_item, read_sections
+from stipple_monai.data import files_of_item, label_names, read_sections
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import write_csv
 from stipple_monai.ingest import DATASET_COLUMNS, check_dataset, check_labels, table_text
 from stipple_monai.ownership import claim
 from stipple_monai.planning import contradictions, read_settings, take_fingerprint
-from stipple_monai.priors import load_priors, prior_organs
+from stipple_monai.priors import SpatialPrior, atlas, atlas_has, load_priors, prior_organs
 
 
 def add_parser(commands: Commands) -> None:
@@ -27,7 +27,8 @@ def add_parser(commands: Commands) -> None:
         "--priors",
         type=Path,
         metavar="DIR",
-        help="folder of priors: find labels that are mirrored, and organs in another's place",
+        help="folder of priors, or `atlas`: the package's own, by the datalist's names of organs; "
+        "find labels that are mirrored, and organs in another's place",
     )
     parser.add_argument("--csv", type=Path, help="write the table there, too")
     parser.set_defaults(run=run)
@@ -51,8 +52,7 @@ def run(options: argparse.Namespace) -> None:
             settings = read_settings(configs, options.overlays, knobs)
             notes += contradictions(take_fingerprint(options.datalist), settings)
         if options.priors is not None:
-            priors = load_priors(options.priors, prior_organs(options.priors))
-            labels = check_labels(options.datalist, priors)
+            labels = check_labels(options.datalist, _priors(options.priors, options.datalist))
             notes, problems = notes + labels.notes, problems + labels.problems
     print(table_text(DATASET_COLUMNS, found.rows))
     for text in notes:
@@ -66,3 +66,21 @@ def run(options: argparse.Namespace) -> None:
             f"`datalist` must be sound, got {len(problems)} problems in {options.datalist}, "
             f"the first: {problems[0]}"
         )
+
+
+def _priors(folder: Path, datalist: Path) -> list[SpatialPrior]:
+    """Those of a folder, or of the package's atlas as far as the datalist names its organs.
+
+    Raises:
+        DatasetError: it names none of them.
+    """
+    if folder != Path("atlas") or folder.is_dir():
+        return load_priors(folder, prior_organs(folder))
+    names = label_names(datalist)
+    known = {value: name for value, name in names.items() if atlas_has(name)}
+    if not known:
+        raise DatasetError(
+            f"`labels` of {datalist} must name organs of the atlas, such as 'liver', got "
+            f"{', '.join(names.values()) or 'none'}: name them, or give a folder of priors."
+        )
+    return atlas(organs=known)
