@@ -9,7 +9,7 @@ from typing import Any
 
 import nibabel as nib
 
-from stipple_monai.data import files_of_item, read_datalist, unique_names
+from stipple_monai.data import files_of_item, plain_name, read_datalist, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.nifti import UNREADABLE, with_one_geometry
 from stipple_monai.results import check_dicom_seg, first_file, series_files
@@ -51,6 +51,7 @@ def find_scans(inputs: Iterable[str | Path], *, section: str = "test") -> list[d
 
 def _check_scan(item: Mapping[str, Any], out: Path, *, dicom_seg: bool) -> None:
     """Raise for what can be told without reading the voxels."""
+    plain_name(item["name"], "name")
     for file in map(Path, files_of_item(item, ("image",))):
         if not _is_utf_8(str(file)):
             raise DatasetError(
