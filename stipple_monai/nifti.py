@@ -66,9 +66,15 @@ def with_one_geometry(image: Any, name: str) -> tuple[Any, list[str]]:
         The image with that ``affine``, and what a person should know, each a sentence.
 
     Raises:
-        DatasetError: the header is not in mm, its affine is not invertible, or its sform
-            contradicts pixdim and there is no qform to tell which is right.
+        DatasetError: the header is not in mm, its affine is not invertible, its sform contradicts
+            pixdim and there is no qform to tell which is right, or a voxel is no real number.
     """
+    kind = np.dtype(image.get_data_dtype())
+    if kind.kind not in "buif":
+        raise DatasetError(
+            f"`path` must have one real number a voxel, got {kind} in {name}: export it anew, "
+            "without colours or complex values."
+        )
     if not isinstance(image, nib.Nifti1Pair):
         require_mm(image.affine, name)
         return image, []

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers.boxes import blob, body
+from helpers.boxes import SHAPE, blob, body
 from helpers.threshold_model import write_model
 
 from stipple_monai import OrganPosition, SpatialPrior, organ_position
@@ -15,6 +15,7 @@ from stipple_monai.__main__ import main
 from stipple_monai.data import read_grid, read_volume
 from stipple_monai.errors import DatasetError
 from stipple_monai.nifti import VOXEL_MM, with_one_geometry
+from stipple_monai.segmentation import segment
 from stipple_monai.transforms import LoadScand
 
 SPACING = (0.8, 0.8, 5.0)
@@ -152,3 +153,15 @@ def test_a_quaternion_that_is_no_rotation_is_refused_by_all(tmp_path):
     for read in (read_volume, read_grid, organ_position, lambda p: LoadScand("a")({"a": str(p)})):
         with pytest.raises(DatasetError, match=r"a qform that is a rotation, got .*a\.nii: w2"):
             read(path)
+
+
+def test_complex_voxels_are_refused_by_all(tmp_path):
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.complex64), TRUE), path)
+    for read in (read_volume, read_grid, lambda p: LoadScand("a")({"a": str(p)})):
+        with pytest.raises(DatasetError, match=r"a\.nii"):
+            read(path)
+    model, out = write_model(tmp_path / "model"), tmp_path / "out"
+    with pytest.raises(DatasetError, match=r"one real number a voxel, got .* in .*a\.nii"):
+        segment([path], out, **model)
+    assert not list(out.glob("*_seg.nii.gz"))

@@ -26,6 +26,9 @@ RTSTRUCT_CLASS = f"{_SOP}481.3"
 _NO_IMAGE = tuple(f"{_SOP}{part}." for part in ("481", "66", "88", "11", "104"))
 _NO_IMAGE_BUT = (f"{_SOP}481.1",)
 _DIRECTORY = "1.2.840.10008.1.3.10"
+_SYNTAX, _PIXELS = b"\x02\x00\x10\x00UI", b"\xe0\x7f\x10\x00"
+# explicit and implicit VR, little endian
+_PLAIN_SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 _DICOM_ENDINGS = (".dcm", ".ima", ".dicom")
 
 
@@ -47,6 +50,7 @@ class Slice(NamedTuple):
     patient: str
     study_uid: str
     frame_uid: str
+    pixel_bytes: int = 0
 
 
 def sop_class(path: str | os.PathLike[str]) -> str | None:
@@ -104,6 +108,27 @@ def unreadable(path: str | os.PathLike[str]) -> DatasetError:
     )
 
 
+def has_its_pixels(header: Slice) -> bool:
+    """Whether a file's pixel data is as long as its size says, where it is not compressed.
+
+    GDCM reads what is missing from memory that holds something else.
+    """
+    data = Path(header.file).read_bytes()
+    at = data.find(_SYNTAX, 128, 2048)
+    length = int.from_bytes(data[at + 6 : at + 8], "little")
+    syntax = data[at + 8 : at + 8 + length].decode("ascii", "replace").strip("\0 ")
+    if at < 0 or syntax not in _PLAIN_SYNTAXES:
+        return True
+    # before the pixels stand tag, VR and 4 bytes of length, or tag and length; an icon is smaller
+    begin, found = (12 if syntax == _PLAIN_SYNTAXES[0] else 8), []
+    at = data.find(_PIXELS)
+    while at >= 0:
+        given = int.from_bytes(data[at + begin - 4 : at + begin], "little")
+        found.append(min(given, len(data) - at - begin) >= header.pixel_bytes)
+        at = -1 if found[-1] else data.find(_PIXELS, at + 1)
+    return not found or found[-1]
+
+
 def read_header(file: str) -> Slice:
     """Read what a file says of itself and its slice.
 
@@ -138,6 +163,9 @@ def read_header(file: str) -> Slice:
         patient=text("0010|0020") or text("0010|0010"),
         study_uid=text("0020|000d"),
         frame_uid=text("0020|0052"),
+        pixel_bytes=math.prod(reader.GetDimensions(axis) for axis in (0, 1))
+        * int((numbers("0028|0100") or (16,))[0])
+        // 8,
     )
 
 

@@ -96,6 +96,11 @@ def ingest(
                 f"refused, {refused[0]['name']}: {refused[0]['reason']} All are in "
                 f"{work / QA_MARKDOWN}. Without them: --skip-refused."
             )
+        if refused and len(refused) == len(records):
+            raise DatasetError(
+                f"`source` must have usable cases, got {len(records)} that are all refused, "
+                f"{refused[0]['name']}: {refused[0]['reason']} All are in {work / QA_MARKDOWN}."
+            )
         write_json(work / _DATALIST, _datalist(found, records, options))
         if work != out:
             replace_set(work, out, last=_DATALIST)

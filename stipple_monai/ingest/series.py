@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 
 from stipple_monai.data import LPS_TO_RAS, whole_numbers
 from stipple_monai.errors import DatasetError
-from stipple_monai.ingest.dicom_header import Slice, image_files, read_header, unreadable
+from stipple_monai.ingest.dicom_header import (
+    Slice,
+    has_its_pixels,
+    image_files,
+    read_header,
+    unreadable,
+)
 
 itk, _ = optional_import("itk")
 
@@ -125,6 +131,8 @@ def read_series(series: Series) -> tuple[NDArray[Any], list[str]]:
     volume = np.empty(series.shape, np.float32)
     padded = np.zeros(series.shape, bool)
     for k, header in enumerate(series.slices):
+        if not has_its_pixels(header):
+            raise unreadable(header.file)
         try:
             # GDCM applies slope and intercept of this very file
             pixels = itk.array_view_from_image(itk.imread(header.file, itk.F))

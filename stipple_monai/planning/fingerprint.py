@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from stipple_monai.data import Item, label_names, read_content, read_sections
 from stipple_monai.errors import DatasetError
+from stipple_monai.label_values import whole_labels
 from stipple_monai.nifti import UNREADABLE, with_one_geometry
 from stipple_monai.parallel import map_in_order
 from stipple_monai.priors import spacing_along_ras
@@ -188,11 +189,9 @@ def _look(item: Item, *, sample: bool) -> Looked:
             f"`label` must have the image's shape {image.shape[:3]}, got {label.shape} in "
             f"{item['label']}: `check` says more."
         )
-    values = _voxels(label).reshape(label.shape[:3])
-    if not np.isfinite(values).all():
-        raise DatasetError(f"A label must be finite, got NaN in {item['label']}: export it anew.")
-    whole = np.rint(values).astype(np.int64)
-    if not np.array_equal(whole, values) or whole.min() < 0 or whole.max() > IGNORED:
+    values = whole_labels(_voxels(label, item["label"]), item["label"])
+    whole = values.reshape(label.shape[:3]).astype(np.int64)
+    if whole.min() < 0 or whole.max() > IGNORED:
         raise DatasetError(
             f"A label must hold whole numbers from 0 to {IGNORED}, got {values.min():g} to "
             f"{values.max():g} in {item['label']}: export it anew."
@@ -203,17 +202,17 @@ def _look(item: Item, *, sample: bool) -> Looked:
     nothing = np.empty(0, np.float32)
     if not sample:
         return volumes, nothing, nothing
-    scan = np.asarray(_voxels(image), np.float32).reshape(*whole.shape, -1)[..., 0]
+    scan = np.asarray(_voxels(image, _files(item)[0]), np.float32).reshape(*whole.shape, -1)[..., 0]
     organs = np.flatnonzero((whole > 0) & (whole < IGNORED))
     return volumes, scan.flat[_evenly(organs)], scan.flat[_evenly(np.arange(scan.size))]
 
 
-def _voxels(file: Any) -> NDArray[Any]:
+def _voxels(file: Any, name: str) -> NDArray[Any]:
     try:
         return np.asanyarray(file.dataobj)
     except (*UNREADABLE, MemoryError) as error:
         raise DatasetError(
-            f"{file.get_filename()} must be a whole NIfTI file, got one that is cut short."
+            f"{name} must be a whole NIfTI file, got one that is cut short."
         ) from error
 
 

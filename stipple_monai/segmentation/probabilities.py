@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from stipple_monai.data import NIFTI, onto_grid, read_grid, stem_of
 from stipple_monai.errors import DatasetError
+from stipple_monai.label_values import whole_labels
 from stipple_monai.nifti import UNREADABLE, corner_distance_mm, with_one_geometry
 
 SUM_TOLERANCE = 0.02
@@ -265,8 +266,7 @@ def read_truth(
         DatasetError: it does not lie on that grid, or is no label map.
     """
     array, _ = onto_grid(read_grid(path), tuple(shape), affine, name=str(path))
-    if not np.array_equal(array, np.rint(array)):
-        raise DatasetError(f"A label must hold whole numbers, got others in {path}.")
+    array = whole_labels(array, str(path))
     truth = np.where(array == 255, 255, 0).astype(np.uint8)
     for number, organ in enumerate(organs, 1):
         truth[array == organ] = number

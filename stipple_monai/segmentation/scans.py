@@ -10,7 +10,7 @@ from typing import Any
 
 import nibabel as nib
 
-from stipple_monai.data import files_of_item, read_datalist, unique_names
+from stipple_monai.data import files_of_item, plain_name, read_datalist, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest import is_tree, list_series
 from stipple_monai.nifti import UNREADABLE, with_one_geometry
@@ -93,6 +93,7 @@ def _tree(root: Path, modality: str) -> list[Any]:
 
 def _check_scan(item: Mapping[str, Any], out: Path, *, dicom_seg: bool) -> None:
     """Raise for what can be told without reading the voxels."""
+    plain_name(item["name"], "name")
     for file in map(Path, files_of_item(item, ("image",))):
         if not _is_utf_8(str(file)):
             raise DatasetError(

@@ -7,7 +7,12 @@ import pydicom
 import pytest
 from helpers.real_data import DATA, real
 from helpers.series import write_series
-from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
 
 from stipple_monai import DatasetError
 from stipple_monai.ingest.dicom_header import image_files, is_image_class, sop_class
@@ -106,6 +111,28 @@ def test_ct_without_rescale_is_told(tmp_path):
 
     write_series(tmp_path / "ct", scan_of(), edit=bare)
     assert "may not be in HU" in open_series(tmp_path / "ct").notes[-1]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("kept", [20, -2])
+def test_pixels_that_are_cut_short_are_refused(tmp_path, syntax, kept):
+    """GDCM would fill the rest with what lies in memory."""
+
+    def written(image, k):
+        image.file_meta.TransferSyntaxUID = syntax
+        icon = pydicom.Dataset()
+        icon.Rows = icon.Columns = 2
+        icon.PixelData = b"\1" * 4
+        icon["PixelData"].VR = "OB"
+        image.IconImageSequence = [icon]
+
+    write_series(tmp_path / "ct", scan_of(), edit=written)
+    np.testing.assert_array_equal(read_series(open_series(tmp_path / "ct"))[0], scan_of())
+    image = pydicom.dcmread(tmp_path / "ct" / "003.dcm")
+    image.PixelData = image.PixelData[:kept]
+    image.save_as(tmp_path / "ct" / "003.dcm")
+    with pytest.raises(DatasetError, match=r"must be whole and readable, got .*003\.dcm"):
+        read_series(open_series(tmp_path / "ct"))
 
 
 def test_one_slice_has_its_thickness(tmp_path):

@@ -118,6 +118,10 @@ def test_what_is_refused_can_be_left_out(pairs, tmp_path):
     (refused, _) = report(tmp_path / "out")["cases"]
     assert (refused["name"], refused["status"]) == ("img0", "refused")
     assert "must be a whole NIfTI file" in refused["reason"]
+    (pairs / "labels" / "label1.nii.gz").write_bytes(b"")
+    with pytest.raises(DatasetError, match="usable cases, got 2 that are all refused, img0: "):
+        quiet(pairs, tmp_path / "none", skip_refused=True)
+    assert not (tmp_path / "none" / "dataset.json").exists()
 
 
 def test_weak_evidence_is_said_and_nothing_is_repaired(pairs, tmp_path):

@@ -1,5 +1,6 @@
 """What is looked at before a plan: figures of labels and scans."""
 
+import gzip
 import json
 
 import nibabel as nib
@@ -93,6 +94,16 @@ def test_channels_of_several_files(tmp_path):
         take_fingerprint(data(tmp_path, [several, write(tmp_path, "b", boxes(1))]), progress=False)
 
 
+def test_labels_that_are_nearly_whole_are_labels(tmp_path):
+    nearly = write(tmp_path, "a", boxes(1).astype(np.float32) * np.float32(0.99999994))
+    exact = write(tmp_path, "b", boxes(1))
+    found, expected = (
+        take_fingerprint(data(tmp_path, [item]), progress=False) for item in (nearly, exact)
+    )
+    assert found.volumes_ml == expected.volumes_ml
+    assert list(found.volumes_ml) == [1]
+
+
 def test_what_is_refused(tmp_path):
     item = write(tmp_path, "a", boxes(1))
     with pytest.raises(DatasetError, match="must have labelled scans in training, got none"):
@@ -100,8 +111,15 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="Labels must have organs, got empty ones alone"):
         take_fingerprint(data(tmp_path, [write(tmp_path, "b", boxes())]), progress=False)
     half = write(tmp_path, "c", boxes(1).astype(np.float32) / 2)
-    with pytest.raises(DatasetError, match=r"whole numbers from 0 to 255, got 0 to 0.5"):
+    with pytest.raises(DatasetError, match=r"`label` must have whole numbers, got 0\.5 and"):
         take_fingerprint(data(tmp_path, [half]), progress=False)
+    cut = write(tmp_path, "d", boxes(1))
+    data_of_cut = bytearray(gzip.decompress((tmp_path / cut["image"]).read_bytes()))
+    (tmp_path / "cut.nii").write_bytes(data_of_cut[: len(data_of_cut) // 2])
+    with pytest.raises(
+        DatasetError, match=r"/cut\.nii must be a whole NIfTI file, got one that is"
+    ):
+        take_fingerprint(data(tmp_path, [{**cut, "image": "cut.nii"}]), progress=False)
     (tmp_path / "series").mkdir()
     with pytest.raises(DatasetError, match=r"Scans must be NIfTI files, got .*run `ingest` first"):
         take_fingerprint(data(tmp_path, [{**item, "image": "series"}]), progress=False)

@@ -64,6 +64,15 @@ def test_a_header_that_cannot_be_used_stops_no_other(tmp_path, model):
     assert (tmp_path / "out/a_seg.nii.gz").is_file()
 
 
+def test_a_name_that_cannot_be_used_stops_no_other(tmp_path, model):
+    (tmp_path / "in").mkdir()
+    write_scan(tmp_path / "in/a.nii.gz", organ(), AFFINE)
+    write_scan(tmp_path / "in/b\nc.nii.gz", organ(), AFFINE)
+    with pytest.raises(DatasetError, match=r"`name` must be a name of .*got 'b\\nc'.* others are"):
+        segment([tmp_path / "in"], tmp_path / "out", **model)
+    assert (tmp_path / "out/a_seg.nii.gz").is_file()
+
+
 FAULTS = {
     "no thickness": lambda image, k: delattr(image, "SliceThickness"),
     "empty thickness": lambda image, k: setattr(image, "SliceThickness", None),

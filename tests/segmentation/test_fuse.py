@@ -301,7 +301,7 @@ def test_a_map_of_another_place_or_order_is_refused(data, tmp_path):
     nib.save(nib.Nifti1Image(label.astype(np.float32) / 3, AFFINE), tmp_path / "t.nii.gz")
     (tmp_path / "l").mkdir()
     (tmp_path / "t.nii.gz").rename(tmp_path / "l/s0.nii.gz")
-    with pytest.raises(ValueError, match="A label must hold whole numbers"):
+    with pytest.raises(ValueError, match=r"`label` must have whole numbers, got 0\.33"):
         fuse([data / "nifti"], tmp_path / "b", calibrate=[tmp_path / "l"], **options)
     save(tmp_path / "s1.nii.gz", np.flip(organs(1), (0, 1)))
     p = probabilities(organs(1), 101).transpose(0, 3, 2, 1)
