@@ -390,6 +390,7 @@ NO_SETTING = {
     "prior_channels",
     "probabilities",
     "progress",
+    "wanted",
 }
 
 

@@ -27,7 +27,10 @@ from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import run_study
 
 METHODS = ["baseline", "stipple_single", "stipple", "relabelling", "stipple_true_position"]
+# networks of their own, where the methods of the bundle share one
+DEFINITIONS = {"baseline": {"overlays": ["baseline"]}}
 ENTRIES = {
+    "definitions": DEFINITIONS,
     "title": "A small study",
     "dataset": "bright organs",
     "datalist": "data/dataset.json",
@@ -217,7 +220,7 @@ def test_studies_that_contradict_what_is_there(done, tmp_path):
     same = {"datalist": str(done / "data" / "dataset.json")}
     with pytest.raises(DatasetError, match=r"begun with other options, folds, see"):
         run_study(written(tmp_path, options={}, folds=2, run_folds=[0], **same), tmp_path / "out")
-    other = {"definitions": {"stipple": {"shares": [0.1]}}}
+    other = {"definitions": {**DEFINITIONS, "stipple": {"shares": [0.1]}}}
     with pytest.raises(DatasetError, match=r"was begun with other stipple, see"):
         run_study(written(tmp_path, **other, **same), tmp_path / "out")
 
@@ -231,7 +234,7 @@ def test_overlays_and_configs_that_changed_their_content(done, tmp_path):
     overlay.write_text("strength: 0.5\n", encoding="utf-8")
     same = {"datalist": str(done / "data" / "dataset.json"), "methods": METHODS[:1]}
     more = {"half": {"overlays": ["baseline"], "evaluate": [str(overlay)]}}
-    also = {**same, "methods": [METHODS[0], "half"], "definitions": more}
+    also = {**same, "methods": [METHODS[0], "half"], "definitions": {**DEFINITIONS, **more}}
 
     def rerun(**entries):
         return run_study(written(tmp_path, **entries), tmp_path / "out", bundle=tmp_path / "bundle")
