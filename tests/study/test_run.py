@@ -180,7 +180,7 @@ def test_no_test_scan_or_withheld_label_reaches_the_training(done, tmp_path, mon
     again = tmp_path / "out" / "cells" / job_folder.name / "networks"
     files = [p for p in again.rglob("*") if p.parent.name == "models" and p.is_file()]
     models = sorted(p.relative_to(again) for p in files)
-    assert len([p for p in models if p.name == "model.pt"]) == 4
+    assert len([p for p in models if p.name == "model.pt"]) == 5
     for name in models:
         # a record has the paths of its settings
         here = (again / name).read_bytes().replace(str(tmp_path).encode(), str(done).encode())
