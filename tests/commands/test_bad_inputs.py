@@ -210,7 +210,7 @@ def label_of_negative_values(root):
     rewrite(root / LABEL, lambda a: -a.astype(np.int16), dtype=np.int16)
 
 
-@bad("whole numbers")
+@bad("one real number a voxel")
 def label_of_complex_numbers(root):
     rewrite(root / LABEL, lambda a: a * (1 + 1j), dtype=np.complex64)
 

@@ -111,23 +111,28 @@ def test_what_is_done_is_not_done_again(done, datalist, tmp_path, capsys):
     assert files[0] == files[1]
 
 
-def test_true_positions(done, datalist, tmp_path):
+def trained(done, tmp_path, **changes):
+    """A folder whose networks are trained, as if with other settings, and nothing is predicted."""
     root = tmp_path / "run"
     for fold in (1, 2):
         source = done / "eval" / f"fold_{fold}" / "models"
         shutil.copytree(source, root / "eval" / f"fold_{fold}" / "models")
     shutil.copytree(done / "models", root / "models")
+    settings = json.loads((done / "eval" / "settings.json").read_text())
+    (root / "eval" / "settings.json").write_text(json.dumps({**settings, **changes}))
+    return root
+
+
+def test_true_positions(done, datalist, tmp_path):
+    root = trained(done, tmp_path)
     again(datalist, root, position="true")
     assert read_samples(root / "eval" / "fold_1" / "samples_true.npz").known.all()
 
 
 def test_priors_that_cannot_be_located_are_placed_by_the_labels(done, datalist, tmp_path, capsys):
-    root = tmp_path / "run"
-    for fold in (1, 2):
-        source = done / "eval" / f"fold_{fold}" / "models"
-        shutil.copytree(source, root / "eval" / f"fold_{fold}" / "models")
-    shutil.copytree(done / "models", root / "models")
-    again(datalist, root, options={**KNOBS, "minimum_confidence": 1.0})
+    options = {**KNOBS, "minimum_confidence": 1.0}
+    root = trained(done, tmp_path, options=options)
+    again(datalist, root, options=options)
     assert "no prior was located in the held-out scans" in capsys.readouterr().out
     assert not read_samples(root / "eval" / "fold_1" / "samples_located.npz").known.any()
     assert Calibration.load(root / "models" / "calibration.json").record["fitted"]
