@@ -130,14 +130,7 @@ def fit_samples(
     theta_alone = _everywhere(alone, shared_alone, present, len(volume))
     thresholds = np.full(len(volume), 0.5)
     thresholds[present] = best_thresholds(kept, fused, activation=activation)
-    told = {"network_alone": np.array(_PLAIN) * (1, 0, 1), "fused": theta}
-    record = {
-        **_record(joined, volume, values),
-        "reliability": {
-            name: _reliability(joined, np.broadcast_to(numbers, theta.shape), activation)
-            for name, numbers in told.items()
-        },
-    }
+    record = _record(joined, volume, values, theta, activation)
     return Calibration(
         scale=theta[:, 0].tolist(),
         strength=theta[:, 1].tolist(),
@@ -150,13 +143,20 @@ def fit_samples(
     )
 
 
-def _record(samples: Samples, volume: Array, values: dict[str, float]) -> dict[str, Any]:
+def _record(
+    samples: Samples, volume: Array, values: dict[str, float], theta: Array, activation: str
+) -> dict[str, Any]:
+    plain = np.tile((1.0, 0.0, 0.0), (len(volume), 1))
     return {
         "fitted": True,
         "scans": int(samples.scan.max()) + 1,
         "voxels": len(samples.label),
         "organ_voxels": volume.tolist(),
         "nats_per_organ_voxel": {n: float(v / volume.sum()) for n, v in values.items()},
+        "reliability": {
+            "network_alone": _reliability(samples, plain, activation),
+            "fused": _reliability(samples, theta, activation),
+        },
     }
 
 

@@ -89,22 +89,23 @@ def ingest(
             for case in tqdm(found.cases, desc="ingest", unit="case", disable=not progress)
         ]
         write_qa_report(work, records, skipped=found.skipped, about=settings)
-        refused = [record for record in records if record["status"] == "refused"]
-        if refused and not skip_refused:
-            raise DatasetError(
-                f"`source` must have usable cases, got {len(refused)} of {len(records)} that are "
-                f"refused, {refused[0]['name']}: {refused[0]['reason']} All are in "
-                f"{work / QA_MARKDOWN}. Without them: --skip-refused."
-            )
-        if refused and len(refused) == len(records):
-            raise DatasetError(
-                f"`source` must have usable cases, got {len(records)} that are all refused, "
-                f"{refused[0]['name']}: {refused[0]['reason']} All are in {work / QA_MARKDOWN}."
-            )
+        _raise_refused(records, work / QA_MARKDOWN, skip=skip_refused)
         write_json(work / _DATALIST, _datalist(found, records, options))
         if work != out:
             replace_set(work, out, last=_DATALIST)
     return out / _DATALIST
+
+
+def _raise_refused(records: Sequence[Mapping[str, Any]], table: Path, *, skip: bool) -> None:
+    """Raise where cases were refused, or with ``skip`` where all were."""
+    refused = [record for record in records if record["status"] == "refused"]
+    if not refused or (skip and len(refused) < len(records)):
+        return
+    advice = "" if len(refused) == len(records) else " Without them: --skip-refused."
+    raise DatasetError(
+        f"`source` must have usable cases, got {len(refused)} of {len(records)} that are refused, "
+        f"{refused[0]['name']}: {refused[0]['reason']} All are in {table}.{advice}"
+    )
 
 
 def _settings(

@@ -39,7 +39,7 @@ from stipple_monai.results import (
     write_record,
     write_tables,
 )
-from stipple_monai.segmentation.folder import begin_results
+from stipple_monai.segmentation.folder import PROBABILITIES, SEG, begin_results
 from stipple_monai.segmentation.probabilities import (
     MapFile,
     case_name,
@@ -109,7 +109,9 @@ def fuse(
         "decision": decision,
     }
     with only_process(out):
-        todo = begin_results(out, items, settings, overwrite=overwrite, others=(CALIBRATION, GAIN))
+        # a map called NAME_prob is an input, and what `segment` writes too: not into one folder
+        kinds: dict[str, Any] = {"endings": (SEG, PROBABILITIES), "others": (CALIBRATION, GAIN)}
+        todo = begin_results(out, items, settings, overwrite=overwrite, **kinds)
         left = {item["name"] for item in todo}
         if left:
             _fuse_all(run, maps, truths, out, left=left, decision=decision, progress=progress)

@@ -110,24 +110,16 @@ def segment(
         ImportError: ``dicom_seg`` without highdicom.
     """
     configs, out = configs_of(bundle), Path(out).resolve()
-    model = _known_model(Path(models).resolve())
-    if dicom_seg and not has_highdicom:
-        raise ImportError("DICOM SEG needs highdicom: pip install 'stipple-monai[dicom]'.")
+    model = _known_model(Path(models).resolve(), dicom_seg=dicom_seg)
     check_knobs(configs, ["inference", *overlays, *model.overlays, "volumes"], options or {})
     model.agree(configs, overlays=overlays, options=options, free=FREE)
-    used: list[str | Path] = ["inference", *model.overlays, "volumes"]
-    found = find_scans(
-        inputs,
-        section=section,
-        channels=int(model.values().get("image_channels", 1)),
-        modality=str(model.training.get("modality")),
-    )
-    items, faults = sound_scans(found, out, dicom_seg=dicom_seg)
+    items, faults = sound_scans(_found(model, inputs, section), out, dicom_seg=dicom_seg)
     names = _names(model, inputs, labels or {})
     flags = {"probabilities": probabilities, "dicom_seg": dicom_seg}
     knobs = {**model.knobs, **(options or {}), **_wanted(model, organs, labels or {})}
     copies = _nnunet_names(items) if nnunet_names else {}
     endings = [SEG, *[PROBABILITIES] * probabilities, *[DICOM] * dicom_seg]
+    used: list[str | Path] = ["inference", *model.overlays, "volumes"]
     with only_process(out):
         settings = {**_identity(model, configs, used), "knobs": knobs, **flags}
         kinds: dict[str, Any] = {"endings": endings, "others": list(copies)}
@@ -139,18 +131,32 @@ def segment(
         add_remarks(out, priors=_priors(model), training=model.training)
         tables = write_tables(out)
         _copy(out, copies)
-    if faults:
-        failed = f" {len(faults)} scans failed." if len(faults) > 1 else ""
-        raise DatasetError(f"{faults[0]}{failed} The others are in {tables}.")
+    _raise_first(faults, tables)
     return tables
 
 
-def _known_model(models: Path) -> Model:
+def _found(model: Model, inputs: Sequence[str | Path], section: str) -> list[dict[str, Any]]:
+    """The scans of the inputs, of the model's channels and modality."""
+    channels = int(model.values().get("image_channels", 1))
+    modality = str(model.training.get("modality"))
+    return find_scans(inputs, section=section, channels=channels, modality=modality)
+
+
+def _raise_first(faults: Sequence[DatasetError], tables: Path) -> None:
+    """Raise the first of several faults, with how many there are."""
+    if faults:
+        failed = f" {len(faults)} scans failed." if len(faults) > 1 else ""
+        raise DatasetError(f"{faults[0]}{failed} The others are in {tables}.")
+
+
+def _known_model(models: Path, *, dicom_seg: bool) -> Model:
     if not (models / "model.pt").is_file():
         raise DatasetError(
             f"`models` must be a folder with model.pt and the priors, got {models}: give the "
             "folder of the training."
         )
+    if dicom_seg and not has_highdicom:
+        raise ImportError("DICOM SEG needs highdicom: pip install 'stipple-monai[dicom]'.")
     return read_model(models)
 
 

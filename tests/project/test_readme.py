@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def phantom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """Names that the examples take as given: a scan and its label of three organs."""
-    write_phantom(tmp_path / "phantom", cases=1, size=72, slices=(20, 20), progress=False)
+    write_phantom(tmp_path / "data", cases=1, size=72, slices=(20, 20), progress=False)
     scan, label = (
-        tmp_path / "phantom" / folder / "phantom_000.nii.gz" for folder in ("imagesTr", "labelsTr")
+        tmp_path / "data" / folder / "phantom_000.nii.gz" for folder in ("imagesTr", "labelsTr")
     )
     monkeypatch.chdir(tmp_path)
     return {"label_files": [label], "scan_file": scan}
