@@ -60,7 +60,7 @@ def select_certain(
     Example:
         >>> organ = torch.tensor([[0.9, 0.6, 0.4, 0.32, 0.2, 0.1]])
         >>> select_certain(torch.cat([1 - organ, organ]))
-        tensor([[  1,   1,   1, 255,   0,   0]], dtype=torch.uint8)
+        tensor([[  1,   1, 255, 255,   0,   0]], dtype=torch.uint8)
     """
     probability = probability.detach().as_subclass(torch.Tensor)
     check_probability(probability)
