@@ -51,7 +51,7 @@ def check_labels(
 
     A problem is a map of two organs or more that fits the priors clearly better with other axes
     than its header's (:func:`~stipple_monai.check_orientation`), or an organ more than
-    :data:`DISPLACED_MM` from where the others put it. Of a single organ, which is nearly symmetric,
+    ``DISPLACED_MM`` from where the others put it. Of a single organ, which is nearly symmetric,
     other axes are a note. Labels that cannot be read are left to
     :func:`~stipple_monai.ingest.check_dataset`.
 

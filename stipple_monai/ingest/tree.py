@@ -40,7 +40,7 @@ def is_tree(folder: Path) -> bool:
 def list_series(root: str | Path, *, modality: str = "unknown") -> list[Listed]:
     """Look at all folders of a tree, however patients, studies and series are nested.
 
-    A folder that holds one series is a volume, unless it has fewer than :data:`FEWEST_SLICES`
+    A folder that holds one series is a volume, unless it has fewer than ``FEWEST_SLICES``
     slices, is of another modality, or makes no grid. Files that are no images are left out.
 
     Args:
