@@ -119,7 +119,7 @@ def test_what_is_refused_can_be_left_out(pairs, tmp_path):
     assert (refused["name"], refused["status"]) == ("img0", "refused")
     assert "must be a whole NIfTI file" in refused["reason"]
     (pairs / "labels" / "label1.nii.gz").write_bytes(b"")
-    with pytest.raises(DatasetError, match="usable cases, got 2 that are all refused, img0: "):
+    with pytest.raises(DatasetError, match="usable cases, got 2 of 2 that are refused, img0: "):
         quiet(pairs, tmp_path / "none", skip_refused=True)
     assert not (tmp_path / "none" / "dataset.json").exists()
 
