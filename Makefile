@@ -31,7 +31,7 @@ demo: $(VENV)/installed ## phantom, prior, training, pseudo-labels, test: table 
 test: $(VENV)/installed ## the whole test suite, doctests included
 	$(BIN)/python $(PYTEST) $(TESTS)
 
-quick: $(VENV)/installed ## those without training, real scans and what else is slow: a minute
+quick: $(VENV)/installed ## those without training, real scans and what else is slow: two and a half minutes
 	$(BIN)/python $(PYTEST) -m "not slow and not training and not real" $(TESTS)
 
 test-lowest: $(VENV)/installed ## the same with the oldest dependencies that setup.cfg admits
