@@ -34,7 +34,7 @@ GRID = np.linspace(0.02, 0.98, 97)
 """Thresholds that are tried."""
 
 
-def dice_threshold(probability: Tensor) -> float:
+def dice_threshold(probability: Tensor, *, caution: float = 1.0) -> float:
     """The threshold of one organ whose set has the highest expected Dice.
 
     Dinkelbach's iteration: threshold at half the Dice of the last set until it no longer grows. It
@@ -42,17 +42,21 @@ def dice_threshold(probability: Tensor) -> float:
 
     Args:
         probability: of the organ, any shape, in ``[0, 1]``.
+        caution: factor of the threshold, at least 1; the result is at most 0.5. See `CAUTION`.
 
     Returns:
         In [0, 0.5]; voxels above it are the organ's. 0.5 where no voxel has any probability.
 
     Raises:
-        ValueError: ``probability`` is empty or has values outside [0, 1].
+        ValueError: ``probability`` is empty or has values outside [0, 1], or ``caution`` is
+            below 1.
 
     Example:
         >>> dice_threshold(torch.tensor([0.9, 0.4, 0.1]))
         0.382...
     """
+    if not 1 <= caution < math.inf:
+        raise ValueError(f"`caution` must be at least 1, got {caution}: 1 is the expected Dice.")
     p = probability.detach().as_subclass(Tensor).flatten()
     if p.numel() == 0 or not bool((p.min() >= 0) & (p.max() <= 1 + 1e-2)):
         raise ValueError(
@@ -67,7 +71,7 @@ def dice_threshold(probability: Tensor) -> float:
         chosen = p[p > best / 2]
         dice = 2 * float(chosen.sum(dtype=torch.float64)) / (chosen.numel() + total)
         if dice <= best:
-            return best / 2
+            return min(0.5, caution * best / 2)
         best = dice
 
 
@@ -83,7 +87,7 @@ def decide(
     Args:
         probability: ``(K + 1, *spatial)``, background first, or ``(1, *spatial)`` of one organ.
         thresholds: one for each organ, in (0, 1); ``None`` takes `dice_threshold` of each.
-        caution: factor of `dice_threshold`, at least 1, but for thresholds above ½; see `CAUTION`.
+        caution: of `dice_threshold`; given ``thresholds`` stay as they are.
 
     Returns:
         Plain uint8 ``(1, *spatial)``, 0 to K.
@@ -99,10 +103,8 @@ def decide(
     """
     p = probability.detach().as_subclass(Tensor)
     p = p if len(p) == 1 else p[1:]
-    if not 1 <= caution < math.inf:
-        raise ValueError(f"`caution` must be at least 1, got {caution}: 1 is the expected Dice.")
     if thresholds is None:
-        thresholds = [min(0.5, caution * dice_threshold(organ)) for organ in p]
+        thresholds = [dice_threshold(organ, caution=caution) for organ in p]
     elif not all(0 < t < 1 for t in thresholds):
         raise ValueError(f"`thresholds` must lie in (0, 1), got {list(thresholds)}.")
     if len(thresholds) != len(p) or len(p) > 255:

@@ -73,9 +73,7 @@ def select_certain(
         components=components,
         ignore=ignore,
     )
-    if not caution >= 1:
-        raise ValueError(f"`caution` must be at least 1, got {caution}: 1 is the expected Dice.")
-    best = [min(0.5, caution * dice_threshold(organ)) for organ in organs]
+    best = [dice_threshold(organ, caution=caution) for organ in organs]
     label = decide(probability, [max(threshold, LEAST_THRESHOLD) for threshold in best])[0]
     background = probability[0] if len(probability) > 1 else 1 - probability[0]
     label[(label == 0) & (background < background_minimum)] = ignore
