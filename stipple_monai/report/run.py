@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from stipple_monai.bundle import MODEL, read_model
+from stipple_monai.bundle import MODEL, read_model, weights_folder
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.ownership import claim, owned, refuse_foreign
@@ -23,7 +23,7 @@ from stipple_monai.report.results import is_prediction_set
 from stipple_monai.report.training import CURVE, training_page
 from stipple_monai.visualize import CONVENTION
 
-Kind: TypeAlias = Literal["data set", "prior", "training", "predictions"]
+Kind: TypeAlias = Literal["data set", "prior", "training", "predictions", "study"]
 
 
 def report(
@@ -41,7 +41,8 @@ def report(
 
     Args:
         run: a datalist or the folder with its ``dataset.json``; ``prior_*.nii.gz`` or a folder of
-            such; a folder of models; or a folder of segmentations.
+            such; a folder of models, or of rounds of self-training; a folder of segmentations; or
+            one of a study, which keeps a page of its own.
         out: ``….html``; the Markdown and a folder of its pictures lie beside it. Without it,
             ``report.html`` in the folder of ``run``, or beside a file.
         datalist: whose labelled scans are references for priors and truth for predictions.
@@ -62,6 +63,8 @@ def report(
     """
     run = Path(run).absolute()
     kind = detect(run)
+    if kind == "study":
+        return _study_page(run, out)
     out = _target(run) if out is None else Path(out).absolute()
     if pictures < 0:
         raise ValueError(f"`pictures` must be 0 or more, got {pictures}.")
@@ -105,11 +108,28 @@ def detect(run: Path) -> Kind:
             return "prior"
         if (run / "dataset.json").is_file():
             return "data set"
+        if (run / "study.json").is_file():
+            return "study"
+        if weights_folder(run) != run.resolve():
+            return "training"
     what = "which does not exist" if not run.exists() else "where none of these is"
     raise DatasetError(
         "`run` must be a datalist (.json), a prior (.nii.gz), or a folder with dataset.json, "
-        f"prior_*.nii.gz, curve.csv or *.pt, or *_seg.nii.gz, got {run}, {what}."
+        "prior_*.nii.gz, curve.csv or *.pt, rounds, study.json, or *_seg.nii.gz, got "
+        f"{run}, {what}."
     )
+
+
+def _study_page(run: Path, out: str | Path | None) -> Path:
+    """The page that a study writes itself, with every cell that is finished."""
+    page = run / "report.html"
+    if out is not None or not page.is_file():
+        got = f"`out` {out}" if out is not None else "none there"
+        raise DatasetError(
+            f"The report of the study {run} must be its own {page.name}, got {got}: run `stipple "
+            "study` again, which writes it."
+        )
+    return page
 
 
 def _target(run: Path) -> Path:
@@ -146,6 +166,8 @@ def _page(
     logs: Path | None,
     most: int,
 ) -> Page:
+    run = weights_folder(run) if kind == "training" else run
+    models = None if models is None else weights_folder(models)
     labels = labels or _known_names(models, run, run.parent)
     if kind == "data set":
         file = run / "dataset.json" if run.is_dir() else run

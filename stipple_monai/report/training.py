@@ -55,6 +55,7 @@ def training_page(
     kept = [parent / "settings.json" for parent in (models, models.parent, models.parent.parent)]
     settings = settings_blocks([models / "provenance.json", *kept])
     content = [
+        *_rounds(models),
         Section("Learning curves", _curve_blocks(models, folder)),
         Section("TensorBoard", _events(models, logs, folder)),
         Section("Weights", _weights(weights)),
@@ -71,6 +72,20 @@ def training_page(
         Section("Settings and versions", [*settings, versions_table()]),
     ]
     return Page(f"Training {models.parent.name}/{models.name}", lead, content)
+
+
+def _rounds(models: Path) -> list[Section]:
+    """What self-training found of all its rounds, where ``models`` is of one of them."""
+    if models.name != "models" or not models.parent.name.startswith("round_"):
+        return []
+    blocks: list[Block] = []
+    for title, name in (("Dice on validation scans", "comparison"), ("Pseudo-labels", "rounds")):
+        path = models.parent.parent / f"{name}.csv"
+        rows = read_csv(path) if path.is_file() else []
+        if rows:
+            cells = [[Path(value).name for value in row.values()] for row in rows]
+            blocks.append(Table(title, list(rows[0]), cells))
+    return [Section("Rounds", blocks)] if blocks else []
 
 
 def _curve_blocks(models: Path, folder: Path) -> list[Block]:
