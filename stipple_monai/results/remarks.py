@@ -51,8 +51,8 @@ def organ_remarks(row: Mapping[str, Any], volumes_ml: Mapping[str, float] | None
         # a label's volume on another grid is not the same to the last voxel
         if not least * 0.99 <= row["volume_ml"] <= greatest * 1.01:
             remarks.append(
-                f"volume {_ml(row['volume_ml'])} ml is outside the {_ml(least)} to {_ml(greatest)} ml "
-                "of the cases of its prior"
+                f"volume {_ml(row['volume_ml'])} ml is outside the {_ml(least)} to "
+                f"{_ml(greatest)} ml of the cases of its prior"
             )
     return remarks
 
