@@ -199,7 +199,7 @@ def _prior_page(
 ) -> Page:
     found = sorted(run.glob("prior_*.nii.gz")) if run.is_dir() else [run]
     priors, files = read_prior_files(found)
-    blocks = prior_blocks(priors, files, folder, organs=organs, references=references)
+    blocks = prior_blocks(priors, folder, organs=organs, references=references)
     lead = [f"{run}.", f"{CONVENTION} Positions and sizes are in mm, RAS."]
     table = Table("Files", FILE_HEADER, file_rows(files.values()), folded=True)
     content = [Section("Priors", blocks), Section("Files and versions", [table, versions_table()])]

@@ -30,10 +30,8 @@ SUMMARY_HEADER = [
     *("organ", "labels", "volume in the labels (ml)", "test scans", "Dice (%)", "HD95 (mm)"),
     "position error (mm)",
 ]
-SUMMARY_NOTE = (
-    "Volume: the mean of the training's labels, and the least and the greatest. Dice: mean and "
-    "standard deviation over test scans; HD95 and position error: medians."
-)
+SUMMARY_NOTE = "Volume: the mean of the training's labels, and the least and the greatest."
+TEST_NOTE = "Dice: mean and standard deviation over test scans; HD95 and position error: medians."
 
 
 def training_page(
@@ -58,8 +56,8 @@ def training_page(
     prior_files = sorted(models.glob("prior_*.nii.gz"))
     blocks: list[Block] = []
     if prior_files:
-        priors, files = read_prior_files(prior_files)
-        blocks += prior_blocks(priors, files, folder, organs=organs, references=references)
+        priors, _ = read_prior_files(prior_files)
+        blocks += prior_blocks(priors, folder, organs=organs, references=references)
     else:
         priors = {}
         blocks.append(Text("The folder has no priors: a network without, or moved away.", "lead"))
@@ -112,7 +110,8 @@ def _trained_blocks(
     blocks: list[Block] = [Text(" ".join(said), "summary")]
     body = [_summary_row(k, name, facts, rows) for k, name in names.items()]
     if body and any(any(row[1:]) for row in body):
-        blocks.append(Table("", *filled(SUMMARY_HEADER, body, always=1), SUMMARY_NOTE))
+        note = f"{SUMMARY_NOTE} {TEST_NOTE}" if rows else SUMMARY_NOTE
+        blocks.append(Table("", *filled(SUMMARY_HEADER, body, always=1), note))
     if rows:
         page = path.with_name("report.html")
         blocks.append(Text(f"Scans, pictures and scores of the test: {page}", "lead"))
