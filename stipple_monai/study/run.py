@@ -257,7 +257,8 @@ def collect(study: Study, jobs: Sequence[Job], out: Path) -> Path:
             last = json.loads((folder / "network.json").read_text(encoding="utf-8"))["round"]
             network = place / "networks" / job.network
             bins = _bins(study, method, network / last / "models")
-            results += [[*cell, bins, *row.values()] for row in read_csv(folder / "scores.csv")]
+            for row in read_csv(folder / "scores.csv"):
+                results.append([*cell, bins, *(row.get(name, "") for name in SCORE_COLUMNS)])
             for number in range(int(last.removeprefix("round_")) + 1):
                 curve = read_csv(network / f"round_{number}" / "models" / "curve.csv")
                 curves += [[*cell, number, *row.values()] for row in curve]

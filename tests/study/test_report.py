@@ -84,12 +84,33 @@ def test_where_stipple_did_not_win_is_said():
 def test_empty_predictions_are_counted_beside_the_distances():
     rows = [
         row(scan="a", dice=0.8, jaccard=0.6, hd95_mm=10, asd_mm=2, seconds=1),
-        row(scan="b", dice=0.4, jaccard=0.2, hd95_mm=20, asd_mm=4, seconds=3, peak_memory_mib=300),
+        row(
+            scan="b",
+            dice=0.4,
+            jaccard=0.2,
+            hd95_mm=20,
+            asd_mm=4,
+            calibration_error=0.15,
+            seconds=3,
+            peak_memory_mib=300,
+        ),
         row(scan="c", dice=0, jaccard=0, predicted_voxels=0, seconds=2),
         row(scan="d", dice="", jaccard="", predicted_voxels=0, true_voxels=0, seconds=2),
     ]
     (cells,) = measures_table(Results(rows)).rows
-    expected = ["Baseline", "50%", "4", "0.400", "0.267", "15.0", "3.0", "1", "2.00", "300"]
+    expected = [
+        "Baseline",
+        "50%",
+        "4",
+        "0.400",
+        "0.267",
+        "15.0",
+        "3.0",
+        "1",
+        "0.150",
+        "2.00",
+        "300",
+    ]
     assert cells == expected
 
 
