@@ -94,7 +94,7 @@ def _intensity(low: float, high: float, known: Mapping[str, float], modality: st
         return []
     return [
         f"intensities {low:.4g} to {high:.4g} are unlike the {least:.4g} to {greatest:.4g} of the "
-        f"training ({modality})"
+        f"training{'' if modality == 'unknown' else f' ({modality})'}"
     ]
 
 

@@ -321,6 +321,7 @@ def _draw(study: Study, jobs: Sequence[Job], out: Path) -> list[Picture]:
             kind.capitalize(),
             path,
             f"The case and slice of {where} with the most such voxels of organ {study.organ}.",
+            wide=True,
         )
         for kind, path in drawn.items()
     ]
