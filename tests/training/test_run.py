@@ -220,6 +220,7 @@ def test_scores_and_a_report(trained, datalist, tmp_path, capsys):
     (row,) = read_csv(tmp_path / "eval" / "scores.csv")
     assert row["organ"] == str(VALUE)
     assert float(row["dice"]) > 0
+    assert 0 < float(row["calibration_error"]) < 1
     with pytest.raises(DatasetError, match=r"must be in .* got 'none'"):
         evaluate(out, datalist, tmp_path / "eval", section="none")
     bare = datalist.with_name("bare.json")
