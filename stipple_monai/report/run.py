@@ -30,7 +30,7 @@ from stipple_monai.report.rounds import is_rounds, rounds_page
 from stipple_monai.report.training import CURVE, training_page
 from stipple_monai.visualize import CONVENTION
 
-Kind: TypeAlias = Literal["data set", "prior", "training", "rounds", "predictions", "study"]
+Kind: TypeAlias = Literal["data set", "prior", "training", "rounds", "predictions"]
 
 
 def report(
@@ -48,8 +48,8 @@ def report(
 
     Args:
         run: a datalist or the folder with its ``dataset.json``; ``prior_*.nii.gz`` or a folder of
-            such; a folder of models; that of a self-training; a folder of segmentations; or one of
-            a study, which keeps a page of its own.
+            such; a folder of models, or one above; that of a self-training; or a folder of
+            segmentations.
         out: ``….html``; the Markdown and a folder of its pictures lie beside it. Without it,
             ``report.html`` in the folder of ``run``, or beside a file.
         datalist: whose labelled scans are references for priors and truth for predictions.
@@ -70,8 +70,6 @@ def report(
     """
     run = Path(run).absolute()
     kind = detect(run)
-    if kind == "study":
-        return _study_page(run, out)
     out = _target(run) if out is None else Path(out).absolute()
     if pictures < 0:
         raise ValueError(f"`pictures` must be 0 or more, got {pictures}.")
@@ -117,28 +115,14 @@ def detect(run: Path) -> Kind:
             return "prior"
         if (run / "dataset.json").is_file():
             return "data set"
-        if (run / "study.json").is_file():
-            return "study"
         if weights_folder(run) != run.resolve():
             return "training"
     what = "which does not exist" if not run.exists() else "where none of these is"
     raise DatasetError(
         "`run` must be a datalist (.json), a prior (.nii.gz), or a folder with dataset.json, "
-        "prior_*.nii.gz, curve.csv or *.pt, rounds, study.json, or *_seg.nii.gz, got "
+        "prior_*.nii.gz, curve.csv or *.pt, rounds, or *_seg.nii.gz, got "
         f"{run}, {what}."
     )
-
-
-def _study_page(run: Path, out: str | Path | None) -> Path:
-    """The page that a study writes itself, with every cell that is finished."""
-    page = run / "report.html"
-    if out is not None or not page.is_file():
-        got = f"`out` {out}" if out is not None else "none there"
-        raise DatasetError(
-            f"The report of the study {run} must be its own {page.name}, got {got}: run `stipple "
-            "study` again, which writes it."
-        )
-    return page
 
 
 def _target(run: Path) -> Path:

@@ -129,13 +129,6 @@ def test_its_networks_segment_as_they_did_in_the_study(done, tmp_path, capsys):
     assert "it/s" not in told
 
 
-def test_the_report_command_names_the_page_of_a_study(done, tmp_path, capsys):
-    assert main(["report", str(done / "out")]) == 0
-    assert capsys.readouterr().out.strip() == str(done / "out" / "report.html")
-    assert main(["report", str(done / "out"), "--out", str(tmp_path / "x.html")]) == 1
-    assert "must be its own report.html, got `out`" in capsys.readouterr().err
-
-
 def test_published_rows_are_those_of_the_results(done, tmp_path):
     count = write_rows(done / "out", tmp_path / "rows.csv")
     published, own = read_csv(tmp_path / "rows.csv"), read_csv(done / "out" / "results.csv")
