@@ -64,8 +64,8 @@ def _numbers(calibration: Calibration, names: Sequence[str], told: Mapping[str, 
     fitted, scans = calibration.record.get("fitted", True), calibration.record.get("scans")
     note = (
         f"Fitted on {counted(int(scans), 'scan') if scans else 'scans'} that the networks of the "
-        "folds were not trained on; 1, 1 and 0 are equation 2. The expected calibration error (0–1) is "
-        "the mean distance of a probability from what came true."
+        "folds were not trained on; 1, 1 and 0 are equation 2. The expected calibration error "
+        "(0–1) is the mean distance of a probability from what came true."
         if fitted
         else "Constants: nothing was fitted."
     )
