@@ -97,7 +97,7 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
             print(f"[{_clock(started)}] {title}: done before", flush=True)
             return
         print(f"[{_clock(started)}] {title}", flush=True)
-        run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
+        run_bundle(configs, [*names, "phantom"], **{"lines": True, **knobs, **extra})
 
     second = _train(stage, out, seed)
     _test(stage, out, second)

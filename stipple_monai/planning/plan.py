@@ -101,7 +101,7 @@ def make_plan(
         dimensions: of the network, 2 or 3; chosen if None.
         paper: intensities, network and schedule of the paper.
         device: ``cuda`` or ``cpu``; the GPU if None and there is one.
-        progress: show a progress bar.
+        progress: tell how far it is.
 
     Raises:
         DatasetError: see `take_fingerprint`.

@@ -56,7 +56,10 @@ from stipple_monai.segmentation.folder import (
 from stipple_monai.segmentation.scans import find_scans, sound_scans
 
 NNUNET = "nnunet"
-FREE = ("amp", "batch_size", "cache_rate", "device", "num_workers", "progress", "sw_batch_size")
+FREE = (
+    *("amp", "batch_size", "cache_rate", "device", "num_workers", "sw_batch_size"),
+    *("lines", "progress"),
+)
 """Knobs that change how much is computed at once, not what."""
 
 
@@ -268,7 +271,7 @@ def _run(
             "section": "test",
         }
         try:
-            run_bundle(configs, names, **{**places, **knobs})
+            run_bundle(configs, names, **{"lines": True, **places, **knobs})
         except (RuntimeError, ValueError, OSError) as error:
             done, said = finished(out), _chain(error)
             waiting = [item for item in items if item["name"] not in done] or items[-1:]

@@ -158,7 +158,7 @@ def _run_cell(study: Study, job: Job, method: Method, place: Path, configs: Path
             "reference_seed": job.seed,
             "output_dir": part,
         }
-        run_bundle(configs, names, **{**study.options, **method.options, **knobs})
+        run_bundle(configs, names, **{"lines": True, **study.options, **method.options, **knobs})
         with whole_file(part / "network.json") as file:
             file.write_text(json.dumps({"round": last.name}) + "\n", encoding="utf-8")
 
