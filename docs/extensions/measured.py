@@ -44,7 +44,6 @@ SHORT = {
     "equation_2": "equation 2",
     "stipple_single": "STIPPLE",
     "stipple": "STIPPLE with pseudo-labels",
-    "stipple_ensemble": "… and the network before, both averaged",
 }
 """Methods of the table and the figure that README shows."""
 RIVALS = {
