@@ -141,7 +141,7 @@ def test_a_header_that_is_not_believed_needs_evidence(pairs, tmp_path):
     _, label = organ(0)
     save(pairs / "labels" / "label0.nii.gz", label[:, ::-1], other)
     with pytest.raises(
-        DatasetError, match=r"img0: .* mm apart .* say so with --ignore-label-header"
+        DatasetError, match=r"img0: .* mm apart .* say so with `ingest --ignore-label-header"
     ):
         quiet(pairs, tmp_path / "a")
     with pytest.raises(DatasetError, match="reversed along H"):
