@@ -101,9 +101,7 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
             print(f"[{_clock(started)}] {title}: done before", flush=True)
             return
         print(f"[{_clock(started)}] {title}", flush=True)
-        run_bundle(
-            configs, [*names, "phantom"], **{"lines": True, "picture": False, **knobs, **extra}
-        )
+        run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
 
     told = {"configs": configs, "overlays": ["phantom"], "knobs": {**_SCHEDULE, **options}}
     second = _train(stage, out, seed, {"datalist": datalist, **told})
