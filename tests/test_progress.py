@@ -26,10 +26,11 @@ def test_a_line_an_item_in_a_log(capsys):
 
 
 def test_an_item_that_fails_is_not_done(capsys):
-    with pytest.raises(ValueError, match="a"):
-        for item in follow("ab", "check", unit="case"):
-            raise ValueError(item)
-    assert capsys.readouterr().err == ""
+    work = (1 / number for number in follow([1, 0], "check", unit="case"))
+    assert next(work) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(work)
+    assert capsys.readouterr().err == "check: case 1/2\n"
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):

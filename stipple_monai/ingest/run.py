@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.bundle import only_process
-from stipple_monai.data import axis_names
+from stipple_monai.data import axis_names, plain_name
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint, read_json, remove_unfinished
 from stipple_monai.ingest.cases import Case, Layout, Source
@@ -161,6 +161,7 @@ def _case(case: Case, out: Path, options: Options) -> dict[str, Any]:
             )
         return record
     try:
+        plain_name(case.name, "name")
         pair = read_pair(case, options)
     except (*UNREADABLE, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

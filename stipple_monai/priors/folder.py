@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def estimate_priors(
         DatasetError: a label map cannot be read.
     """
     told = follow(labels, "priors", unit="scan")
-    priors = SpatialPrior.estimate_several(told, organs=organs, **options)
+    with warnings.catch_warnings():
+        # a command silences what comes from below MONAI's configs, and this is for its user
+        warnings.filterwarnings("always", message=r".* does not contain organ")
+        priors = SpatialPrior.estimate_several(told, organs=organs, **options)
     for prior in priors:
         prior.save(prior_path(folder, prior.organ))
     return priors
