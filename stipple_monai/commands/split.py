@@ -38,9 +38,7 @@ def add_parser(commands: Commands) -> None:
     numbers.add_argument("--labelled", type=int, help="patients that train with label")
     numbers.add_argument("--validation", type=int, default=0)
     numbers.add_argument("--test", type=int)
-    numbers.add_argument(
-        "--unlabelled", nargs="+", type=Path, default=[], help="folders of further scans: imagesTs"
-    )
+    numbers.add_argument("--unlabelled", nargs="+", type=Path, default=[], help="further folders")
     _add_folds(parser.add_argument_group("into folds, written as `fold` of each item"))
     one = parser.add_argument_group("into the sections of one fold of a datalist with folds")
     one.add_argument("--fold", type=int)
