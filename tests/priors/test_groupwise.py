@@ -181,6 +181,7 @@ def test_organs_that_no_scan_has_in_common_have_no_offsets(labels):
     assert [p.offset_mm for p in priors] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_kept_organ_is_small():
     """Of each map, only the organ's voxels stay, packed, and its coarse copy."""
     shape = (80, 80, 60)

@@ -80,6 +80,7 @@ def test_a_single_slice_may_have_a_spacing_instead(tmp_path):
     assert open_series(tmp_path / "ct").affine[2, 2] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tilt", "turned"), [(0.2, False), (-0.3, True)])
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")
 def test_a_tilted_gantry_is_read_as_ingest_reads_it(tmp_path, model, tilt, turned):
@@ -103,6 +104,7 @@ def test_a_tilted_gantry_is_read_as_ingest_reads_it(tmp_path, model, tilt, turne
     np.testing.assert_allclose(label.affine, scan.affine, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keyword", "values"),
     [

@@ -51,6 +51,7 @@ def test_an_odd_scan_and_an_odd_volume_are_marked_and_warned_of(tmp_path, model,
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_at_once_is_repeated_with_other_settings(tmp_path, model):
     bad = scan(tmp_path / "a.nii", 6)
     whole = bad.read_bytes()

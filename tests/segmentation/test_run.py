@@ -84,6 +84,7 @@ def rows(folder):
 # inputs
 
 
+@pytest.mark.slow
 def test_a_folder_a_file_a_series_and_a_datalist_together(tmp_path, model):
     scans(tmp_path / "folder", "a.nii.gz", "b.nii", "._b.nii", "pat.1.nii")
     (tmp_path / "folder" / "readme.txt").touch()
@@ -262,6 +263,7 @@ def grids():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", grids())
 def test_results_lie_on_the_scans_grid(tmp_path, model, name):
     affine = grids()[name]
@@ -290,6 +292,7 @@ def test_results_lie_on_the_scans_grid(tmp_path, model, name):
 # DICOM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 def test_dicom_seg_and_nifti_agree(tmp_path, model, turned):
     mask = organ()
@@ -344,6 +347,7 @@ def test_a_real_series_and_back(tmp_path):
 # going on
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_a_third_only_what_is_missing(tmp_path, model):
     made = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
     out = tmp_path / "out"
@@ -369,6 +373,7 @@ def test_a_second_run_does_nothing_and_a_third_only_what_is_missing(tmp_path, mo
     assert [Path(row["scan"]).name for row in rows(out)] == ["a.nii.gz", "b.nii.gz"]
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_killed_run_goes_on(tmp_path, model):
     names = [f"s{i:02d}" for i in range(30)]
@@ -391,6 +396,7 @@ def test_a_killed_run_goes_on(tmp_path, model):
     assert len(rows(out)) == 30
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten_unasked(tmp_path, model):
     scan, other = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
     out = tmp_path / "out"
@@ -421,6 +427,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, model):
     assert state(out)["a_seg.nii.gz"] > after["a_seg.nii.gz"]
 
 
+@pytest.mark.slow
 def test_a_replacement_that_was_stopped_goes_on(tmp_path, model, monkeypatch):
     made = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
     out = tmp_path / "out"
@@ -455,6 +462,7 @@ def test_a_replacement_that_was_stopped_goes_on(tmp_path, model, monkeypatch):
     assert read_records(out) == older
 
 
+@pytest.mark.slow
 def test_a_scan_that_cannot_replace_its_result_leaves_it(tmp_path, model):
     made = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
     out = tmp_path / "out"
@@ -468,6 +476,7 @@ def test_a_scan_that_cannot_replace_its_result_leaves_it(tmp_path, model):
     assert [row["remarks"].count("of an earlier run") for row in rows(out)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_what_older_settings_wrote_goes_when_the_new_result_is_there(tmp_path, model):
     scan = scans(tmp_path / "in", "a.nii.gz")
     out = tmp_path / "out"
@@ -477,6 +486,7 @@ def test_what_older_settings_wrote_goes_when_the_new_result_is_there(tmp_path, m
     assert names_in(out) == results("a", more=["_seg.dcm"])
 
 
+@pytest.mark.slow
 def test_another_or_a_changed_scan_of_a_name_is_refused(tmp_path, model):
     scan = scans(tmp_path / "in", "a.nii.gz")
     other = scans(tmp_path / "other", "a.nii.gz")
