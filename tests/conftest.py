@@ -9,7 +9,7 @@ import yaml
 from helpers.real_data import absent
 
 # a test that uses one of these waits for a training, or for a whole run of a trained network
-TRAINED = {"runs", "published", "trained", "bundle", "evaluated", "whole"}
+TRAINED = {"runs", "published", "trained", "bundle", "evaluated", "whole", "finished", "done"}
 # files with most to do: a worker begins with each of these, in this order, and small ones fill up
 FIRST = ("study/test_run", "bundles/test_pancreas", "project/test_examples", "self_training")
 

@@ -17,8 +17,6 @@ from stipple_monai.demo import run as demo
 from stipple_monai.errors import DatasetError
 from stipple_monai.simulation import write_phantom
 
-pytestmark = pytest.mark.training
-
 STAGES = [
     "estimate the prior",
     "train the network",
