@@ -1,8 +1,9 @@
 """A package's part of the API reference, and a stop at a public name that has none.
 
 ``.. package:: stipple_monai.priors`` documents what the package lists in ``__all__``, in the order
-of its modules. A name that `stipple_monai` itself offers is documented as that, since this is how
-a user imports it. Constants are documented where a text follows them in the code. References to
+of its modules; ``.. symbols::`` lists the names of all packages, a line each. A name that
+`stipple_monai` itself offers is documented as that, since this is how a user imports it.
+Constants are documented where a text follows them in the code. References to
 the module that defines a name, or to the package that offers it, lead there as well.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -107,6 +109,35 @@ class Package(SphinxDirective):
         return container.children
 
 
+def first_sentence(text: str) -> str:
+    """Of a docstring, in one line."""
+    paragraph = " ".join(inspect.cleandoc(text).partition("\n\n")[0].split())
+    return re.split(r"(?<=[.:]) (?=[A-Z`])", paragraph)[0].rstrip(":")
+
+
+class Symbols(SphinxDirective):
+    """Every public name by package, linked to its entry, with the first sentence about it."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the lists."""
+        lines = []
+        for module in map(importlib.import_module, MODULES):
+            title = module.__name__.rpartition(".")[2]
+            about = first_sentence(module.__doc__ or "")
+            lines += [f".. rubric:: {title}", "", f"{about}", ""]
+            written = texts(module)
+            for name, value in sorted(offered(module), key=lambda pair: pair[0].lower()):
+                full = f"{ROOT if name in TOP.__all__ else module.__name__}.{name}"
+                called = inspect.isclass(value) or inspect.isroutine(value)
+                told = (value.__doc__ or "") if called else "\n".join(written[name])
+                lines.append(f"- :py:obj:`{name} <{full}>`: {first_sentence(told)}")
+            lines.append("")
+        container = nodes.container()
+        text = StringList(lines, source="symbols")
+        self.state.nested_parse(text, self.content_offset, container)
+        return container.children
+
+
 def check(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of each fault; ``-W`` turns warnings into a failure."""
     documented = set(env.domains.python_domain.objects)
@@ -145,6 +176,7 @@ def resolve(
 def setup(app: Sphinx) -> dict[str, Any]:
     """Write when pages are read, check when all are, resolve when they are written."""
     app.add_directive("package", Package)
+    app.add_directive("symbols", Symbols)
     app.connect("env-check-consistency", check)
     app.connect("missing-reference", resolve)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

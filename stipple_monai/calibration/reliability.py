@@ -70,7 +70,7 @@ def reliability(
             "class numbers on the grid of the probabilities."
         )
     p = probability.detach().as_subclass(Tensor)
-    p = (p if len(p) == 1 else p[1:]).double().flatten(1)
+    p = (p if len(p) == 1 else p[1:]).flatten(1)
     classes = label.as_subclass(Tensor).flatten().to(p.device)
     weight = (classes != ignore).double()
     return weighted_reliability(p, classes, weight, bins=bins, minimum=minimum)
@@ -82,7 +82,7 @@ def weighted_reliability(
     """Compare probabilities with what came true where each voxel stands for several.
 
     Args:
-        probability: ``(K, N)`` float64, the organs alone.
+        probability: ``(K, N)``, the organs alone.
         classes: ``(N,)``, 0 to K.
         weight: ``(N,)`` float64, how many voxels each stands for; 0 does not count.
         bins: see `reliability`.
@@ -93,7 +93,7 @@ def weighted_reliability(
     )
     for k, organ in enumerate(probability):
         counted = (weight > 0) & (organ >= minimum)
-        values, voxels = organ[counted], weight[counted]
+        values, voxels = organ[counted].double(), weight[counted]
         place = (values * bins).long().clamp(0, bins - 1)
         counts[k].index_add_(0, place, voxels)
         sums[k].index_add_(0, place, voxels * values)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stipple_monai.bundle import configs_of, progress_only, run_bundle
 from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
+from stipple_monai.data import label_names
 
 
 def add_parser(commands: Commands) -> None:
@@ -19,11 +20,18 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Estimate the priors, and print what they are."""
+    """Estimate the priors, and print what they are.
+
+    Of all organs that the datalist names, unless settings say of which.
+    """
     places = {"datalist": options.datalist, "models_dir": options.out.resolve()}
+    knobs = read_knobs(options.set)
+    named = sorted(value for value in label_names(options.datalist) if value not in (0, 255))
+    if named and not options.overlays:
+        knobs.setdefault("organs", named)
     with progress_only():
         run_bundle(
             configs_of(options.bundle),
             ["prior", *options.overlays],
-            **{**read_knobs(options.set), **places},
+            **{**knobs, **places},
         )

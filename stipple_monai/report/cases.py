@@ -31,6 +31,7 @@ from stipple_monai.report.page import Block, Text, Viewer
 from stipple_monai.report.viewer import Placed, make_viewer
 from stipple_monai.results import first_file
 from stipple_monai.transforms import LoadScand
+from stipple_monai.visualize import organ_colours
 
 MOST_PICTURES = 20
 """Cases with pictures, by default."""
@@ -108,6 +109,21 @@ def organ_names(
         names = label_names(datalist) or (label_names(whole) if whole.is_file() else {})
     names = {k: name for k, name in sorted(names.items()) if k not in (0, 255)}
     return names or {k: f"organ {k}" for k in sorted(values)}
+
+
+def name_colours(organs: Mapping[int, str]) -> dict[str, str]:
+    """The colour of each organ, by its name: the same in tables, plots and pictures of a page."""
+    return dict(zip(organs.values(), organ_colours(len(organs)), strict=True))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, which has no s for one.
+
+    Example:
+        >>> counted(1, "scan"), counted(0, "scan")
+        ('1 scan', '0 scans')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def label_values(labels: Iterable[str | Path]) -> set[int]:
@@ -195,7 +211,7 @@ def _viewer(
     return make_viewer(
         read_scan(known.image),
         path,
-        title=f"{case.name} ({which})" if which else case.name,
+        title=case.name if which in (None, "only") else f"{case.name} ({which})",
         organs=organs,
         truth=truth,
         prediction=None if case.prediction is None else read_label_map(case.prediction),

@@ -20,13 +20,15 @@ from stipple_monai.report.cases import (
     Case,
     case_viewers,
     choose,
+    counted,
     datalist_cases,
     label_values,
+    name_colours,
     organ_names,
     read_scan,
 )
 from stipple_monai.report.page import Block, Lines, Page, Picture, Section, Table, Text
-from stipple_monai.report.plots import histogram
+from stipple_monai.report.plots import dots, histogram
 from stipple_monai.report.priors import with_true_positions
 from stipple_monai.report.provenance import settings_blocks, versions_table
 from stipple_monai.visualize import CONVENTION, spacing_mm
@@ -107,7 +109,8 @@ def dataset_page(
         Section("Settings and versions", [*_recipe(datalist), versions_table()]),
     ]
     lead = _lead(sections, organs)
-    return Page(f"Data set {datalist.parent.name}/{datalist.name}", lead, content)
+    title = f"Data set {datalist.parent.name}/{datalist.name}"
+    return Page(title, lead, content, colours=name_colours(organs))
 
 
 def _lead(sections: Mapping[str, Sequence[Case]], organs: Mapping[int, str]) -> list[str]:
@@ -117,7 +120,7 @@ def _lead(sections: Mapping[str, Sequence[Case]], organs: Mapping[int, str]) -> 
     )
     count = sum(map(len, sections.values()))
     return [
-        f"{count} scans: {counts}. Organs: {', '.join(organs.values()) or 'none'}.",
+        f"{counted(count, 'scan')}: {counts}. Organs: {', '.join(organs.values()) or 'none'}.",
         f"{CONVENTION} Positions and sizes are in mm, RAS.",
     ]
 
@@ -234,19 +237,22 @@ def _organ_blocks(
     blocks.append(
         Table("", ORGAN_HEADER, rows, ORGAN_NOTE) if rows else Text("No scan has a label.")
     )
+    colours = name_colours(organs)
     volumes = {n: [m.volumes_ml.get(n, math.nan) for m in found] for n in organs.values()}
     spacings = {
         f"axis {'WHD'[a]}": [m.spacing_mm[a] for m in found if not math.isnan(m.spacing_mm[0])]
         for a in range(3)
     }
-    for values, measure_name, title in (
-        (volumes, "volume (ml)", "Volumes"),
-        (spacings, "voxel size (mm)", "Voxel sizes"),
-    ):
-        path = folder / f"{title.lower().replace(' ', '_')}.png"
-        alt = histogram(values, path, measure=measure_name)
+    drawn = (
+        ("Volumes", dots(volumes, folder / "volumes.png", measure="volume (ml)", colours=colours)),
+        ("Voxel sizes", histogram(spacings, folder / "voxel_sizes.png", measure="voxel size (mm)")),
+    )
+    for title, alt in drawn:
         if alt is not None:
-            blocks.append(Picture(title, path, "A count of cases.", alt, small=True))
+            path = folder / f"{title.lower().replace(' ', '_')}.png"
+            said = {"Volumes": "A dot for each case, a line at the median."}
+            caption = said.get(title, "A count of cases.")
+            blocks.append(Picture(title, path, caption, alt, small=True))
     return blocks
 
 

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import html
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,31 +23,59 @@ from markupsafe import Markup, escape
 
 from stipple_monai.files import whole_file
 
+NUMBER = re.compile(r"[<>≈+−-]?\s*\d[\d,]*(\.\d+)?(e[+−-]?\d+)?(?=$|[\s%(×])", re.IGNORECASE)
+"""What a cell begins with that is sorted as a number, as in the page's script."""
+
+SHORT = 24
+"""Characters of a text that is not broken into lines."""
+
+
+LEAST_SHARE = 0.315
+"""Of the page's width, which makes a picture 360 pixels wide."""
+
 
 class Text(NamedTuple):
-    """A paragraph; ``kind``: ``"lead"`` is small and grey, ``"warning"`` for what is amiss."""
+    """A paragraph.
+
+    ``kind``: ``"lead"`` is small and grey, ``"summary"`` is large, ``"warning"`` is for what is
+    amiss.
+    """
 
     text: str
     kind: str = ""
 
 
 class Lines(NamedTuple):
-    """A list."""
+    """A list; ``kind``: ``"alert"`` is for what a person must not overlook."""
 
     lines: Sequence[str]
+    kind: str = ""
 
 
 class Table(NamedTuple):
-    """A table of text; the first column is left-aligned, the others are right-aligned.
+    """A table of text; columns of numbers are right-aligned, the others are left-aligned.
 
-    A column is sorted as numbers where all that stands in it begins with one, ``""`` and ``–`` are
-    missing and come last.
+    A column is one of numbers, and sorted so, where all that stands in it begins with one; ``""``
+    and ``–`` are missing and come last. On a phone, a table of many columns shows a card for each
+    row. One that is ``folded`` is opened by a click on its title.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    folded: bool = False
+
+    def looks(self) -> list[str]:
+        """Of each column, what the style sheet needs to know: number, text or long text."""
+        looks = []
+        for number in range(len(self.header)):
+            cells = [row[number] for row in self.rows if row[number] not in ("", "–")]
+            if cells and all(map(NUMBER.match, cells)):
+                looks.append("number")
+            else:
+                looks.append("long" if max(map(len, cells), default=0) > SHORT else "text")
+        return looks
 
 
 class Picture(NamedTuple):
@@ -58,6 +87,7 @@ class Picture(NamedTuple):
         caption: what is seen, and why this case.
         alt: what the picture shows, for those who cannot see it; the title where empty.
         small: two of them fit beside each other.
+        wide: it has many parts beside each other: a phone pans over it instead of shrinking it.
     """
 
     title: str
@@ -65,6 +95,7 @@ class Picture(NamedTuple):
     caption: str
     alt: str = ""
     small: bool = False
+    wide: bool = False
 
 
 class Slice(NamedTuple):
@@ -151,6 +182,18 @@ class Viewer:
         """Widths of the planes, so that all have one scale."""
         return " ".join(f"minmax(0,{p.width_mm:.1f}fr)" for p in self.planes)
 
+    @property
+    def fits(self) -> bool:
+        """Whether all planes are large enough beside each other on a wide screen."""
+        return min(p.width_mm for p in self.planes) >= LEAST_SHARE * sum(
+            p.width_mm for p in self.planes
+        )
+
+    @property
+    def third(self) -> float:
+        """Width of the last plane as a share of the first's, by which they have one scale."""
+        return self.planes[-1].width_mm / self.planes[0].width_mm
+
     def data(self) -> list[dict[str, object]]:
         """What the page's script needs of the planes."""
         return [{"slices": [s._asdict() for s in p.slices], "start": p.start} for p in self.planes]
@@ -175,12 +218,14 @@ class Page:
         lead: paragraphs below it.
         sections: what follows.
         links: URLs that become links where they occur in the text.
+        colours: of organs by their names, shown beside them in tables.
     """
 
     title: str
     lead: Sequence[str]
     sections: Sequence[Section]
     links: Sequence[str] = field(default=())
+    colours: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_page(path: str | os.PathLike[str], page: Page) -> Path:

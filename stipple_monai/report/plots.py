@@ -47,13 +47,56 @@ def histogram(
     ax.set_xlabel(measure)
     ax.set_ylabel(counted)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    said = "; ".join(
-        f"{k}: {len(v)} from {min(v):.3g} to {max(v):.3g}, median {np.median(v):.3g}"
-        for k, v in finite.items()
-    )
-    description = f"Histogram of {measure}. {said}."
+    description = f"Histogram of {measure}. {_told(finite)}."
     finish_plot(figure, ax, path, description, legend="above")
     return description
+
+
+def dots(
+    values: Mapping[str, Sequence[float]],
+    path: str | os.PathLike[str],
+    *,
+    measure: str,
+    colours: Mapping[str, str],
+) -> str | None:
+    """Draw a row of dots for each of several organs, and a line at its median.
+
+    Args:
+        values: by organ, of each case; NaN is left out.
+        path: of the PNG.
+        measure: name of the x-axis, with its unit.
+        colours: by organ.
+
+    Returns:
+        What the picture shows, or ``None`` where there are less than three values in all.
+    """
+    finite = {k: [v for v in numbers if np.isfinite(v)] for k, numbers in values.items()}
+    finite = {k: numbers for k, numbers in finite.items() if numbers}
+    if sum(map(len, finite.values())) < 3:
+        return None
+    figure, ax = new_plot(1.4 + 0.45 * len(finite))
+    for row, (name, numbers) in enumerate(finite.items()):
+        # beside each other where cases are alike, the same in every drawing
+        shift = np.linspace(-0.2, 0.2, len(numbers)) if len(numbers) > 1 else np.zeros(1)
+        at = row + shift[np.argsort(np.argsort(np.sin(np.arange(len(numbers)) * 7.0)))]
+        ax.scatter(numbers, at, s=38, color=colours[name], edgecolors="#222222", lw=0.7, zorder=3)
+        if len(numbers) > 1:
+            ax.plot(
+                [float(np.median(numbers))] * 2, [row - 0.38, row + 0.38], color="#222222", lw=1.6
+            )
+    ax.set_yticks(range(len(finite)), list(finite), fontsize=12)
+    ax.set_ylim(len(finite) - 0.5, -0.5)
+    ax.set_xlabel(measure, fontsize=12)
+    description = f"{measure} of each case. {_told(finite)}."
+    finish_plot(figure, ax, path, description, legend=None)
+    return description
+
+
+def _told(values: Mapping[str, Sequence[float]]) -> str:
+    return "; ".join(
+        f"{k}: {len(v)} from {min(v):.3g} to {max(v):.3g}, median {np.median(v):.3g}"
+        for k, v in values.items()
+    )
 
 
 def curves(

@@ -20,21 +20,23 @@ from stipple_monai.report.cases import (
     case_viewers,
     choose,
     label_values,
+    name_colours,
     organ_names,
 )
 from stipple_monai.report.page import Block, Lines, Page, Picture, Section, Table, Text
-from stipple_monai.report.plots import histogram
+from stipple_monai.report.plots import dots
 from stipple_monai.report.provenance import settings_blocks, versions_table
 from stipple_monai.report.results import Predictions, collect, measure_cases
+from stipple_monai.report.summary import filled, summary_blocks
 from stipple_monai.visualize import CONVENTION
 
 HEADER = [
-    *("case", "organ", "predicted volume (ml)", "true volume (ml)", "remarks"),
-    *("Dice (%)", "Jaccard (%)", "HD95 (mm)", "ASD (mm)"),
-    *("position R (mm)", "position A (mm)", "position S (mm)", "position error (mm)"),
-    *("confidence (0–1)", "time (s)"),
+    *("case", "organ", "predicted volume (ml)", "confidence (0–1)", "remarks"),
+    *("true volume (ml)", "Dice (%)", "Jaccard (%)", "HD95 (mm)", "ASD (mm)"),
+    *("position error (mm)", "position R, A, S (mm)", "time (s)"),
 ]
 NOTE = (
+    "Confidence: of the position; near 0.5 another place fits the network's output as well. "
     "HD95: 95th percentile of the Hausdorff distance; ASD: average symmetric surface distance. "
     "An empty cell: not measured, or undefined, as distances are where nothing is predicted; "
     "columns without any number are left out. "
@@ -56,6 +58,7 @@ _MEASURES = (
         ("smallest", "median", "largest"),
     ),
 )
+_ONLY = "Each plane begins with the slice that shows most of all organs."
 _RULE = (
     "The first, the one at the lower median and the last can be scrolled through; the others show "
     "the slices that matter. Each plane shows the slice with most of all organs of the truth "
@@ -92,30 +95,27 @@ def predictions_page(
     values = {organ for _, organ in known.found}
     values = values or label_values(c.prediction for c in known.cases.values() if c.prediction)
     organs = organ_names(labels or known.names, datalist, values)
-    measure_cases(known, organs)
+    measure_cases(known, organs, priors or {})
     missing = [*known.amiss, *_missing(run, known, datalist, priors)]
     ranks, words, rule = _ranks(known, organs)
     chosen = choose(ranks, words)
     ordered = sorted(known.cases.values(), key=lambda c: (_last(ranks.get(c.name)), c.name))
     shown = [replace(c, about=_about(c, known, organs)) for c in ordered]
     pictures = case_viewers(shown, chosen, folder, organs=organs, priors=priors, most=most)
-    lead = [
-        f"{_scans(len(known.cases))}, {sum(c.truth is not None for c in shown)} with truth. "
-        f"Organs: {', '.join(organs.values()) or 'none'}. {_summary(known, organs)} "
-        f"{_volumes(known, organs)}",
-        f"{CONVENTION} Positions and sizes are in mm, RAS. For research, not for diagnosis.",
-    ]
+    lead = [f"{CONVENTION} Positions and sizes are in mm, RAS. For research, not for diagnosis."]
     kept = [run / name for name in ("settings.json", "provenance.json")]
     remarks = _remarks(known, organs)
     content = [
-        *([Section("What to look at", [Lines(remarks)])] if remarks else []),
-        *([Section("What is missing", [Lines(missing)])] if missing else []),
+        Section("Summary", summary_blocks(known, organs, priors or {})),
+        *([Section("What to look at", [Lines(remarks, "alert")])] if remarks else []),
         Section("Every case", [Table("", *_filled(_rows(known, ordered, organs)), NOTE)]),
         Section("Cases", [Text(rule, "lead"), *pictures]),
-        Section("Distributions", _histograms(known, organs, folder)),
+        Section("Distributions", _distributions(known, organs, folder)),
+        *([Section("What is missing", [Lines(missing)])] if missing else []),
         Section("Settings and versions", [*settings_blocks(kept), versions_table()]),
     ]
-    return Page(f"Predictions {run.parent.name}/{run.name}", lead, content)
+    title = f"Predictions {run.parent.name}/{run.name}"
+    return Page(title, lead, content, colours=name_colours(organs))
 
 
 def _missing(
@@ -150,6 +150,8 @@ def _ranks(
     known: Predictions, organs: Mapping[int, str]
 ) -> tuple[dict[str, float], Sequence[str], str]:
     """What cases are ordered by, lowest first, the words for the chosen, and the rule."""
+    if len(known.cases) == 1:
+        return dict.fromkeys(known.cases, 0.0), WORDS, _ONLY
     for measure, said, words in _MEASURES:
         ranks = {
             name: _mean(getattr(known.found[name, k], measure) for k in organs)
@@ -185,33 +187,6 @@ def _about(case: Case, known: Predictions, organs: Mapping[int, str]) -> str:
     return "; ".join(parts) + "."
 
 
-def _summary(known: Predictions, organs: Mapping[int, str]) -> str:
-    said = []
-    for k, name in organs.items():
-        values = [known.found[case, k].dice for case in known.cases]
-        finite = [100 * v for v in values if not math.isnan(v)]
-        if finite:
-            sd = f" ± {np.std(finite, ddof=1):.1f}" if len(finite) > 1 else ""
-            said.append(f"{name} {np.mean(finite):.1f}{sd} % (n = {len(finite)})")
-    return f"Dice, mean ± standard deviation over scans: {'; '.join(said)}." if said else ""
-
-
-def _scans(count: int) -> str:
-    return f"{count} scan{'s' * (count != 1)}"
-
-
-def _volumes(known: Predictions, organs: Mapping[int, str]) -> str:
-    said = []
-    for k, name in organs.items():
-        values = [known.found[case, k].predicted_ml for case in known.cases]
-        finite = [v for v in values if not math.isnan(v)]
-        if finite:
-            median = f"{np.median(finite):.0f}"
-            spread = f" ({min(finite):.0f} to {max(finite):.0f})" if len(finite) > 1 else ""
-            said.append(f"{name} {median}{spread}")
-    return f"Predicted volume in ml, median (range): {'; '.join(said)}." if said else ""
-
-
 def _remarks(known: Predictions, organs: Mapping[int, str]) -> list[str]:
     """What a person should look at, a line for each scan that has something."""
     lines = []
@@ -225,33 +200,33 @@ def _remarks(known: Predictions, organs: Mapping[int, str]) -> list[str]:
 
 def _filled(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows without the columns that are empty throughout."""
-    kept = [i for i in range(len(HEADER)) if i < 3 or any(row[i] for row in rows)]
-    return [HEADER[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    return filled(HEADER, rows, always=3)
 
 
 def _rows(known: Predictions, cases: Sequence[Case], organs: Mapping[int, str]) -> list[list[str]]:
     def text(value: float, digits: int = 1, factor: float = 1) -> str:
         return "" if math.isnan(value) else f"{factor * value:.{digits}f}"
 
-    rows = []
+    rows, first = [], next(iter(organs), None)
     for name in (case.name for case in cases):
         for k, organ in organs.items():
             f = known.found[name, k]
-            point = [math.nan] * 3 if f.position_mm is None else f.position_mm
+            point = ", ".join(f"{v:.1f}" for v in f.position_mm or ())
             rows.append(
                 [
-                    *(name, organ, text(f.predicted_ml), text(f.true_ml)),
-                    "; ".join([*known.remarks.get(name, []), *f.remarks]),
+                    *(name, organ, text(f.predicted_ml), text(f.confidence, 2)),
+                    # the scan's own once, not for each organ
+                    "; ".join([*(known.remarks.get(name, []) if k == first else []), *f.remarks]),
+                    text(f.true_ml),
                     *(text(f.dice, factor=100), text(f.jaccard, factor=100)),
-                    *(text(f.hd95_mm), text(f.asd_mm)),
-                    *(text(v) for v in point),
-                    *(text(f.position_error_mm), text(f.confidence, 2), text(f.seconds, 2)),
+                    *(text(f.hd95_mm), text(f.asd_mm), text(f.position_error_mm)),
+                    *(point, text(f.seconds, 2)),
                 ]
             )
     return rows
 
 
-def _histograms(known: Predictions, organs: Mapping[int, str], folder: Path) -> list[Block]:
+def _distributions(known: Predictions, organs: Mapping[int, str], folder: Path) -> list[Block]:
     blocks: list[Block] = []
     for measure, title, axis, factor in (
         ("dice", "Dice", "Dice (%)", 100.0),
@@ -264,8 +239,10 @@ def _histograms(known: Predictions, organs: Mapping[int, str], folder: Path) -> 
             organ: [factor * getattr(known.found[name, k], measure) for name in known.cases]
             for k, organ in organs.items()
         }
-        path = folder / f"histogram_{measure}.png"
-        alt = histogram(values, path, measure=axis)
+        path = folder / f"distribution_{measure}.png"
+        alt = dots(values, path, measure=axis, colours=name_colours(organs))
         if alt is not None:
-            blocks.append(Picture(title, path, "A count of cases.", alt, small=True))
-    return blocks or [Text("Too few cases for histograms.", "lead")]
+            blocks.append(Picture(title, path, "", alt, small=True))
+    if not blocks:
+        return [Text("Too few cases to draw how they are distributed.", "lead")]
+    return [Text("A dot for each case, a line at the median.", "lead"), *blocks]

@@ -18,9 +18,9 @@ from stipple_monai.report.page import Block, Picture, Table, Text
 from stipple_monai.visualize import MAX_PANELS, prior_figure
 
 HEADER = [
-    *("organ", "name", "file", "cases", "centre", "bins", "bin height (mm)", "size R × A × S (mm)"),
-    *("voxel R × A × S (mm)", "highest probability (0–1)", "mean volume (ml)"),
-    *("offset R (mm)", "offset A (mm)", "offset S (mm)"),
+    *("organ", "name", "cases", "mean volume (ml)", "centre", "bins", "bin height (mm)"),
+    *("size R × A × S (mm)", "voxel R × A × S (mm)", "highest probability (0–1)"),
+    "offset R, A, S (mm)",
 ]
 NOTE = (
     "Mean volume: the sum of the probabilities, which is the organ's mean volume. Offset: of the "
@@ -31,7 +31,6 @@ NOTE = (
 
 def prior_blocks(
     priors: Mapping[int, SpatialPrior],
-    files: Mapping[int, Path],
     folder: Path,
     *,
     organs: Mapping[int, str],
@@ -41,13 +40,12 @@ def prior_blocks(
 
     Args:
         priors: by organ.
-        files: where each came from.
         folder: for the pictures.
         organs: names by label value.
         references: labelled cases; each prior is drawn on the first that has its organ, at the
             organ's true position there.
     """
-    rows = [_row(prior, files[k], organs.get(k, f"organ {k}")) for k, prior in priors.items()]
+    rows = [_row(prior, organs.get(k, f"organ {k}")) for k, prior in priors.items()]
     blocks: list[Block] = [Table("", HEADER, rows, NOTE)]
     if not references:
         said = "No reference scan with a label was given (--datalist): the priors are on black."
@@ -58,7 +56,7 @@ def prior_blocks(
         alt, where = _draw(prior, path, name, references)
         few = f"{MAX_PANELS} of its {prior.bins} bins" if prior.bins > MAX_PANELS else "every bin"
         caption = f"The slice through the middle of {few}, from inferior to superior. {where}"
-        blocks.append(Picture(f"Prior of {name}", path, caption, alt))
+        blocks.append(Picture(f"Prior of {name}", path, caption, alt, wide=True))
     first = [replace(c, about="All priors at the organs' true positions.") for c in references[:1]]
     return blocks + case_viewers(
         first,
@@ -85,19 +83,18 @@ def with_true_positions(
     return replace(case, positions=found)
 
 
-def _row(prior: SpatialPrior, file: Path, name: str) -> list[str]:
+def _row(prior: SpatialPrior, name: str) -> list[str]:
     def triple(numbers: Sequence[float]) -> str:
         return " × ".join(f"{v:.4g}" for v in numbers)
 
     voxel_ml = float(torch.tensor(prior.spacing_mm, dtype=torch.float64).prod()) / 1000
-    offset = ["", "", ""] if prior.offset_mm is None else [f"{v:.1f}" for v in prior.offset_mm]
     return [
-        *(str(prior.organ), name, file.name, str(prior.case_count), prior.center),
-        *(str(prior.bins), f"{prior.spacing_mm[2]:.2f}"),
+        *(str(prior.organ), name, str(prior.case_count)),
+        f"{float(prior.probability.sum()) * voxel_ml:.1f}",
+        *(prior.center, str(prior.bins), f"{prior.spacing_mm[2]:.2f}"),
         *(triple(prior.size_mm), triple(prior.spacing_mm)),
         f"{float(prior.probability.max()):.3f}",
-        f"{float(prior.probability.sum()) * voxel_ml:.2f}",
-        *offset,
+        ", ".join(f"{v:.1f}" for v in prior.offset_mm or ()),
     ]
 
 

@@ -27,7 +27,8 @@ def software() -> dict[str, str]:
 def versions_table() -> Table:
     """The software that makes the page."""
     note = "Of the machine that made this page, which need not be the one that made the results."
-    return Table("Versions", ["software", "version"], [*map(list, software().items())], note)
+    rows = [*map(list, software().items())]
+    return Table("Versions", ["software", "version"], rows, note, folded=True)
 
 
 def settings_blocks(paths: Iterable[Path], *, optional: bool = False) -> list[Block]:
@@ -44,7 +45,8 @@ def settings_blocks(paths: Iterable[Path], *, optional: bool = False) -> list[Bl
             continue
         rows = [[name, value] for name, value in flatten(content)]
         if rows:
-            blocks.append(Table(f"Settings: {path.name}", ["setting", "value"], rows, str(path)))
+            header, title = ["setting", "value"], f"Settings: {path.name}"
+            blocks.append(Table(title, header, rows, str(path), folded=True))
     if not blocks and not optional:
         blocks.append(Text("The run kept no settings.", "warning"))
     return blocks

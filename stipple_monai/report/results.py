@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from monai.data import MetaTensor
+
 from stipple_monai.data import organ_volumes, read_label_map
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
+from stipple_monai.positioning import measure_position
+from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.cases import Case, datalist_cases, scan_stem
 from stipple_monai.results import first_file, read_records, score
 from stipple_monai.visualize import on_one_grid, spacing_mm
@@ -133,8 +138,18 @@ def _add_row(found: Found, row: Mapping[str, str]) -> None:
         found.position_mm = [float(row[axis]) for axis in ("r_mm", "a_mm", "s_mm")]
 
 
-def measure_cases(known: Predictions, organs: Mapping[int, str]) -> None:
-    """Volumes and, where the truth is known and no table has them, scores."""
+def measure_cases(
+    known: Predictions,
+    organs: Mapping[int, str],
+    priors: Mapping[int, SpatialPrior] | None = None,
+) -> None:
+    """Volumes and, where the truth is known and no table has them, scores and position errors.
+
+    Args:
+        known: completed in place.
+        organs: names by label value.
+        priors: by organ; how far a position is off is told of the organs that have one.
+    """
     for name, case in known.cases.items():
         if case.prediction is None:
             known.amiss.append(f"{name}: its prediction {name}{SEGMENTATION} is not there.")
@@ -157,3 +172,13 @@ def measure_cases(known: Predictions, organs: Mapping[int, str]) -> None:
             if math.isnan(found.dice):
                 numbers = score(predicted[0] == k, truth[0] == k, spacing_mm(predicted))
                 found.dice, found.jaccard, found.hd95_mm, found.asd_mm = numbers
+            if math.isnan(found.position_error_mm) and found.true_ml and k in (priors or {}):
+                found.position_error_mm = _position_error(found, truth, (priors or {})[k])
+
+
+def _position_error(found: Found, truth: MetaTensor, prior: SpatialPrior) -> float:
+    """From where the prior was put to where the truth has it, mm; NaN where it was not put."""
+    if found.position_mm is None:
+        return math.nan
+    true = measure_position(truth, prior)
+    return float((torch.tensor(found.position_mm, dtype=true.dtype) - true).norm())

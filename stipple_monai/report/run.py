@@ -9,21 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from stipple_monai.bundle import MODEL, read_model
+from stipple_monai.bundle import MODEL, read_model, weights_folder
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.ownership import claim, owned, refuse_foreign
-from stipple_monai.report.cases import MOST_PICTURES, Case, datalist_cases, organ_names
+from stipple_monai.report.cases import (
+    MOST_PICTURES,
+    Case,
+    datalist_cases,
+    name_colours,
+    organ_names,
+)
 from stipple_monai.report.dataset import dataset_page
 from stipple_monai.report.page import Page, Section, Table, write_page
 from stipple_monai.report.predictions import check_models, predictions_page
 from stipple_monai.report.priors import prior_blocks, priors_in, read_prior_files
 from stipple_monai.report.provenance import FILE_HEADER, file_rows, versions_table
 from stipple_monai.report.results import is_prediction_set
+from stipple_monai.report.rounds import is_rounds, rounds_page
 from stipple_monai.report.training import CURVE, training_page
 from stipple_monai.visualize import CONVENTION
 
-Kind: TypeAlias = Literal["data set", "prior", "training", "predictions"]
+Kind: TypeAlias = Literal["data set", "prior", "training", "rounds", "predictions"]
 
 
 def report(
@@ -37,11 +44,12 @@ def report(
     pictures: int = MOST_PICTURES,
     overwrite: bool = False,
 ) -> Path:
-    """Write one HTML page about a data set, a prior, a training or predictions.
+    """Write one HTML page about a data set, a prior, a training, a self-training or predictions.
 
     Args:
         run: a datalist or the folder with its ``dataset.json``; ``prior_*.nii.gz`` or a folder of
-            such; a folder of models; or a folder of segmentations.
+            such; a folder of models, or one above; that of a self-training; or a folder of
+            segmentations.
         out: ``….html``; the Markdown and a folder of its pictures lie beside it. Without it,
             ``report.html`` in the folder of ``run``, or beside a file.
         datalist: whose labelled scans are references for priors and truth for predictions.
@@ -99,16 +107,21 @@ def detect(run: Path) -> Kind:
     elif run.is_dir():
         if is_prediction_set(run):
             return "predictions"
+        if is_rounds(run):
+            return "rounds"
         if (run / CURVE).is_file() or next(run.glob("*.pt"), None) is not None:
             return "training"
         if next(run.glob("prior_*.nii.gz"), None) is not None:
             return "prior"
         if (run / "dataset.json").is_file():
             return "data set"
+        if weights_folder(run) != run.resolve():
+            return "training"
     what = "which does not exist" if not run.exists() else "where none of these is"
     raise DatasetError(
         "`run` must be a datalist (.json), a prior (.nii.gz), or a folder with dataset.json, "
-        f"prior_*.nii.gz, curve.csv or *.pt, or *_seg.nii.gz, got {run}, {what}."
+        "prior_*.nii.gz, curve.csv or *.pt, rounds, or *_seg.nii.gz, got "
+        f"{run}, {what}."
     )
 
 
@@ -146,6 +159,8 @@ def _page(
     logs: Path | None,
     most: int,
 ) -> Page:
+    run = weights_folder(run) if kind == "training" else run
+    models = None if models is None else weights_folder(models)
     labels = labels or _known_names(models, run, run.parent)
     if kind == "data set":
         file = run / "dataset.json" if run.is_dir() else run
@@ -157,6 +172,8 @@ def _page(
             run, folder, labels=labels, datalist=datalist, priors=given, most=most
         )
         return replace(page, lead=[*page.lead, *check_models(run, models)])
+    if kind == "rounds":
+        return rounds_page(run, folder, labels=labels or _known_names(run / "round_0" / "models"))
     references = _references(datalist)
     organs = organ_names(labels, datalist)
     if kind == "training":
@@ -188,11 +205,13 @@ def _prior_page(
 ) -> Page:
     found = sorted(run.glob("prior_*.nii.gz")) if run.is_dir() else [run]
     priors, files = read_prior_files(found)
-    blocks = prior_blocks(priors, files, folder, organs=organs, references=references)
+    blocks = prior_blocks(priors, folder, organs=organs, references=references)
     lead = [f"{run}.", f"{CONVENTION} Positions and sizes are in mm, RAS."]
-    table = Table("Files", FILE_HEADER, file_rows(files.values()))
+    table = Table("Files", FILE_HEADER, file_rows(files.values()), folded=True)
     content = [Section("Priors", blocks), Section("Files and versions", [table, versions_table()])]
-    return Page(f"Prior {run.parent.name}/{run.name}", lead, content)
+    names = {k: organs.get(k, f"organ {k}") for k in priors}
+    title = f"Prior {run.parent.name}/{run.name}"
+    return Page(title, lead, content, colours=name_colours(names))
 
 
 def _publish(made: Path, out: Path, inputs: Sequence[Path]) -> None:

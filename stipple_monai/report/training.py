@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
+import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from stipple_monai.bundle import trained_knobs
+from stipple_monai.bundle import MODEL, read_model, trained_knobs
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
 from stipple_monai.report.calibration import calibration_blocks
-from stipple_monai.report.cases import Case
+from stipple_monai.report.cases import Case, counted, name_colours
 from stipple_monai.report.page import Block, Page, Picture, Section, Table, Text
 from stipple_monai.report.plots import curves
 from stipple_monai.report.priors import prior_blocks, read_prior_files
 from stipple_monai.report.provenance import FILE_HEADER, file_rows, settings_blocks, versions_table
+from stipple_monai.report.summary import filled
 from stipple_monai.visualize import CONVENTION
 
 CURVE = "curve.csv"
 EVENTS = "events.out.tfevents.*"
+EVALUATION = Path("evaluation") / "scores.csv"
+SUMMARY_HEADER = [
+    *("organ", "labels", "volume in the labels (ml)", "test scans", "Dice (%)", "HD95 (mm)"),
+    "position error (mm)",
+]
+SUMMARY_NOTE = "Volume: the mean of the training's labels, and the least and the greatest."
+TEST_NOTE = "Dice: mean and standard deviation over test scans; HD95 and position error: medians."
 
 
 def training_page(
@@ -46,36 +56,94 @@ def training_page(
     prior_files = sorted(models.glob("prior_*.nii.gz"))
     blocks: list[Block] = []
     if prior_files:
-        priors, files = read_prior_files(prior_files)
-        blocks += prior_blocks(priors, files, folder, organs=organs, references=references)
+        priors, _ = read_prior_files(prior_files)
+        blocks += prior_blocks(priors, folder, organs=organs, references=references)
     else:
         priors = {}
         blocks.append(Text("The folder has no priors: a network without, or moved away.", "lead"))
     lead = [f"Folder {models}.", f"{CONVENTION} Positions and sizes are in mm, RAS."]
     kept = [parent / "settings.json" for parent in (models, models.parent, models.parent.parent)]
     settings = settings_blocks([models / "provenance.json", *kept])
+    values = trained_knobs(models).get("organs", list(priors))
+    fitted = calibration_blocks(models, folder, values=values, organs=organs)
+    curve = models / CURVE
+    rows = read_csv(curve) if curve.is_file() else []
     content = [
-        Section("Learning curves", _curve_blocks(models, folder)),
-        Section("TensorBoard", _events(models, logs, folder)),
-        Section("Weights", _weights(weights)),
+        Section("Summary", _trained_blocks(models, organs, rows)),
+        Section("Learning curves", _curve_blocks(curve, rows, folder)),
         Section("Priors", blocks),
-        Section(
-            "Calibration",
-            calibration_blocks(
-                models,
-                folder,
-                values=trained_knobs(models).get("organs", list(priors)),
-                organs=organs,
-            ),
-        ),
+        Section("Calibration", fitted),
+        Section("Weights", _weights(weights)),
+        Section("TensorBoard", _events(models, logs, folder)),
         Section("Settings and versions", [*settings, versions_table()]),
     ]
-    return Page(f"Training {models.parent.name}/{models.name}", lead, content)
+    title = f"Training {models.parent.name}/{models.name}"
+    return Page(title, lead, content, colours=name_colours(organs))
 
 
-def _curve_blocks(models: Path, folder: Path) -> list[Block]:
-    path = models / CURVE
+def _trained_blocks(
+    models: Path, organs: Mapping[int, str], curve: list[dict[str, str]]
+) -> list[Block]:
+    """A sentence, and a row an organ with the scores of ``evaluation``, if there are any.
+
+    Args:
+        models: folder of the run.
+        organs: names by label value; those of the folder where empty.
+        curve: rows of the learning curve.
+    """
+    known = read_model(models) if (models / MODEL).is_file() else None
+    facts = dict(known.training) if known is not None else {}
+    names = {**(known.organs if known is not None else {}), **organs}
+    said = []
+    if facts.get("labelled"):
+        said.append(f"Trained on {counted(int(facts['labelled']), 'labelled scan')}")
+        said[0] += f" ({facts['modality']})." if facts.get("modality") in ("CT", "MR") else "."
+    if curve:
+        said.append(f"{counted(len(curve), 'epoch')}.")
+        scores = [float(row["validation_dice"]) for row in curve if row.get("validation_dice")]
+        if scores:
+            said.append(f"Best mean Dice on validation scans: {100 * max(scores):.1f} %.")
+    path = models / EVALUATION
     rows = read_csv(path) if path.is_file() else []
+    if not rows:
+        said.append("Not tested yet: stipple evaluate RUN DATALIST scores it on test scans.")
+    blocks: list[Block] = [Text(" ".join(said), "summary")]
+    body = [_summary_row(k, name, facts, rows) for k, name in names.items()]
+    if body and any(any(row[1:]) for row in body):
+        note = f"{SUMMARY_NOTE} {TEST_NOTE}" if rows else SUMMARY_NOTE
+        blocks.append(Table("", *filled(SUMMARY_HEADER, body, always=1), note))
+    if rows:
+        page = path.with_name("report.html")
+        blocks.append(Text(f"Scans, pictures and scores of the test: {page}", "lead"))
+    return blocks
+
+
+def _summary_row(organ: int, name: str, facts: Mapping, rows: list[dict[str, str]]) -> list[str]:
+    mine = [row for row in rows if row["organ"] == str(organ)]
+    volumes = facts.get("volumes_ml", {}).get(str(organ), {})
+    dice = [100 * v for v in _numbers(mine, "dice")]
+    spread = f" ± {np.std(dice, ddof=1):.1f}" if len(dice) > 1 else ""
+    return [
+        name,
+        str(facts.get("cases", {}).get(str(organ), "")),
+        "{mean:.0f} ({least:.0f} to {greatest:.0f})".format(**volumes) if volumes else "",
+        str(len(mine)) if mine else "",
+        f"{np.mean(dice):.1f}{spread}" if dice else "",
+        _median(mine, "hd95_mm"),
+        _median(mine, "position_error_mm"),
+    ]
+
+
+def _numbers(rows: list[dict[str, str]], measure: str) -> list[float]:
+    return [float(row[measure]) for row in rows if row.get(measure)]
+
+
+def _median(rows: list[dict[str, str]], measure: str) -> str:
+    found = float(np.median(_numbers(rows, measure) or [math.nan]))
+    return "" if math.isnan(found) else f"{found:.1f}"
+
+
+def _curve_blocks(path: Path, rows: Sequence[dict[str, str]], folder: Path) -> list[Block]:
     if not rows:
         return [Text(f"There is no {CURVE}: the training wrote none, or ended early.", "warning")]
     try:
@@ -97,7 +165,7 @@ def _curve_blocks(models: Path, folder: Path) -> list[Block]:
         target = folder / f"curve_{title.lower()}.png"
         alt = curves(lines, target, x="epoch", measure=measure)
         if alt is not None:
-            blocks.append(Picture(title, target, f"From {CURVE}.", alt, small=True))
+            blocks.append(Picture(title, target, "", alt, small=True))
     if not found["validation_dice"]:
         blocks.append(Text("Nothing was validated: model.pt is of the last epoch.", "lead"))
     else:
@@ -106,7 +174,8 @@ def _curve_blocks(models: Path, folder: Path) -> list[Block]:
         blocks.append(Text(said))
     names = ["epoch", "loss", "train_dice", "validation_dice"]
     header = ["epoch", "loss", "training Dice (0–1)", "validation Dice (0–1)"]
-    blocks.append(Table("Epochs", header, [[row.get(n) or "" for n in names] for row in rows]))
+    body = [[row.get(n) or "" for n in names] for row in rows]
+    blocks.append(Table("Epochs", header, body, folded=True))
     return blocks
 
 
@@ -136,7 +205,7 @@ def _events(models: Path, logs: Path | None, folder: Path) -> list[Block]:
         "Several trainings that write into one folder are told apart by the ends of their files' "
         "names. The greatest number of values is drawn, up to six lines."
     )
-    blocks: list[Block] = [Table("", header, rows, note)]
+    blocks: list[Block] = [Table("Scalars", header, rows, note, folded=True)]
     longest = dict(sorted(scalars.items(), key=lambda item: -len(item[1]))[:6])
     target = folder / "tensorboard.png"
     alt = curves(longest, target, x="step (iterations or epochs)", measure="value")
@@ -162,7 +231,7 @@ def _weights(files: Sequence[Path]) -> list[Block]:
         "model.pt: the best on the validation scans, or the last where there are none; "
         "checkpoint_*.pt: to go on from. Parameters: those of the network, buffers among them."
     )
-    return [Table("", header, rows, note)]
+    return [Table("Files", header, rows, note, folded=True)]
 
 
 def _content(file: Path) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from stipple_monai.results.renaming import (
 )
 from stipple_monai.results.scores import (
     SCORE_COLUMNS,
+    CalibrationErrord,
     ScoreTable,
     score,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "RECORD",
     "SCORE_COLUMNS",
     "TABLES",
+    "CalibrationErrord",
     "Comparison",
     "DicomSegWriter",
     "GridWriter",

@@ -51,10 +51,15 @@ def organ_remarks(row: Mapping[str, Any], volumes_ml: Mapping[str, float] | None
         # a label's volume on another grid is not the same to the last voxel
         if not least * 0.99 <= row["volume_ml"] <= greatest * 1.01:
             remarks.append(
-                f"volume {row['volume_ml']:.3g} ml is outside the {least:.3g} to {greatest:.3g} ml "
-                "of the cases of its prior"
+                f"volume {_ml(row['volume_ml'])} ml is outside the {_ml(least)} to "
+                f"{_ml(greatest)} ml of the cases of its prior"
             )
     return remarks
+
+
+def _ml(volume: float) -> str:
+    """Three digits, and of a litre the whole number."""
+    return f"{volume:.3g}" if volume < 999 else f"{volume:.0f}"
 
 
 def scan_remarks(scan: str, training: Mapping[str, Any]) -> list[str]:
@@ -85,11 +90,13 @@ def _intensity(low: float, high: float, known: Mapping[str, float], modality: st
     # units of MR are arbitrary, and its scans are scaled one by one; a CT has air
     if modality != "CT" and not low < AIR_HU < least:
         return []
-    if shared / whole >= LEAST_SHARED:
+    # every CT has fat or air, also in a window
+    without_air = modality == "CT" and least < 0 <= low
+    if shared / whole >= LEAST_SHARED and not without_air:
         return []
     return [
         f"intensities {low:.4g} to {high:.4g} are unlike the {least:.4g} to {greatest:.4g} of the "
-        f"training ({modality})"
+        f"training{'' if modality == 'unknown' else f' ({modality})'}"
     ]
 
 

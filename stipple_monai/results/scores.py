@@ -12,12 +12,13 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.engines.utils import IterationEvents
@@ -27,7 +28,9 @@ from monai.metrics import (
     compute_hausdorff_distance,
     compute_iou,
 )
+from monai.transforms import MapTransform
 
+from stipple_monai.calibration import reliability
 from stipple_monai.files import write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
 from stipple_monai.positioning import measure_position
@@ -44,9 +47,13 @@ SCORE_COLUMNS = (
     "true_voxels",
     "position_error_mm",
     "confidence",
+    "calibration_error",
     "seconds",
     "peak_memory_mib",
 )
+
+
+CALIBRATION_META = "calibration_error"
 
 
 def score(predicted: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float]) -> list[float]:
@@ -81,13 +88,45 @@ def score(predicted: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[flo
     ]
 
 
+class CalibrationErrord(MapTransform):
+    """Leave the expected calibration error of each organ in the meta of its probabilities.
+
+    To be put in front of what decides, since :class:`ScoreTable` sees label maps alone. The error
+    is that of :func:`stipple_monai.calibration.reliability`, with its 10 bins and over voxels of
+    at least 0.01.
+
+    Args:
+        keys: probabilities, ``(K + 1, W, H, D)``, background first, on the grid of the label.
+        label_key: the truth ``(1, W, H, D)``, 0 to K and 255 (not counted).
+        allow_missing_keys: do nothing for a missing prediction.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        label_key: str = "label",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Measure; the probabilities are the same, a `MetaTensor`."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key].meta[CALIBRATION_META] = reliability(d[key], d[self.label_key]).error
+        return d
+
+
 class ScoreTable:
     """Write the measures of every scan and organ as CSV, whole or not at all.
 
     The columns are ``SCORE_COLUMNS``. The position error is the distance between where the prior
-    was put and where the true label has it, empty for a neutral prior. ``seconds`` is the network,
-    positioning and fusion, without loading and saving. ``peak_memory_mib`` is what the GPU held at
-    most for this scan; on the CPU, what the process has held at most so far.
+    was put and where the true label has it, empty for a neutral prior. The calibration error is
+    there where :class:`CalibrationErrord` measured it. ``seconds`` is the network, positioning and
+    fusion, without loading and saving. ``peak_memory_mib`` is what the GPU held at most for this
+    scan; on the CPU, what the process has held at most so far.
 
     Args:
         path: the file to write when the engine completes.
@@ -145,6 +184,7 @@ class ScoreTable:
                     warnings.filterwarnings("ignore", "the ground truth|the prediction")
                     numbers = score(predicted.as_tensor(), truth.as_tensor(), spacing_mm)
                 error, confidence = self._position(pred, label, k)
+                calibration_error = pred.meta.get(CALIBRATION_META, {k: math.nan})[k]
                 self._rows.append(
                     [
                         item[self.image_key].meta["filename_or_obj"],
@@ -154,6 +194,7 @@ class ScoreTable:
                         int(truth.sum()),
                         _text(error),
                         _text(confidence),
+                        _text(float(calibration_error)),
                         *costs,
                     ]
                 )

@@ -4,6 +4,9 @@ Words: a *round* is a training and the pseudo-labels that follow it; *gamma* is 
 voxels selected. Imports from `results` and below.
 """
 
+from stipple_monai.self_training.comparison import (
+    RoundComparison,
+)
 from stipple_monai.self_training.pool import (
     PseudoLabelPool,
 )
@@ -19,5 +22,6 @@ __all__ = [
     "QUALITY",
     "QUALITY_COLUMNS",
     "PseudoLabelPool",
+    "RoundComparison",
     "self_train",
 ]

@@ -14,6 +14,7 @@ from stipple_monai.study.organs import (
 from stipple_monai.study.plan import (
     Study,
 )
+from stipple_monai.study.report import is_study, rewrite_report
 from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import (
     run_study,
@@ -26,11 +27,13 @@ __all__ = [
     "Study",
     "comparison_table",
     "dice_by_method",
+    "is_study",
     "measures_table",
     "never_loses",
     "organ_differences",
     "organ_positions",
     "organ_table",
+    "rewrite_report",
     "run_study",
     "write_rows",
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stipple_monai.data import label_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
+from stipple_monai.ownership import begun_with
 from stipple_monai.report import Lines, Page, Picture, Section, Table, write_page
 from stipple_monai.study import paper
 from stipple_monai.study.figures import (
@@ -18,6 +20,7 @@ from stipple_monai.study.figures import (
 )
 from stipple_monai.study.organs import organ_table
 from stipple_monai.study.tables import (
+    DASH,
     TITLES,
     Results,
     Row,
@@ -28,7 +31,12 @@ from stipple_monai.study.tables import (
     position_table,
     rounds_table,
 )
+from stipple_monai.visualize import KINDS
 
+STUDY = "study.json"
+"""What a study was begun with, in its folder."""
+TOLD = "told"
+"""The entry of that file with the words of the report: title, dataset and notes."""
 DOI = "https://doi.org/10.1007/s11548-021-02494-y"
 ABLATION = (
     "baseline",
@@ -69,6 +77,7 @@ def write_report(
     dataset: str,
     notes: Sequence[str] = (),
     pictures: Sequence[Picture] = (),
+    organs: Mapping[int, str] | None = None,
 ) -> Path:
     """Write ``report.md``, ``report.html`` and ``figures/`` from a study's CSV files.
 
@@ -78,6 +87,7 @@ def write_report(
         dataset: one line about the data.
         notes: paragraphs below the heading.
         pictures: of cases (figure 4).
+        organs: names by label value.
 
     Returns:
         ``report.html``.
@@ -90,9 +100,10 @@ def write_report(
     rows = _read(path)
     if not rows:
         raise DatasetError(f"`folder` must have a results.csv with rows, got {path}: run cells.")
-    results = Results(rows)
+    names = {str(k): name for k, name in (organs or {}).items()}
+    results = Results([{"name": names.get(row["organ"], ""), **row} for row in rows])
     tables = _tables(results, _read(folder / "rounds.csv"))
-    shown = [table for table in tables if table is not None and table.rows]
+    shown = [_without_dashes(table) for table in tables if table is not None and table.rows]
     figures = _figures(results, _read(folder / "curves.csv"), folder / "figures")
     lead = _lead(rows, results, dataset)
     said = not_won(results)
@@ -105,17 +116,70 @@ def write_report(
     return write_page(folder / "report.html", Page(title, [lead, *notes], content, links=[DOI]))
 
 
+def is_study(folder: str | Path) -> bool:
+    """Whether a folder is that of a study."""
+    return (Path(folder) / STUDY).is_file()
+
+
+def rewrite_report(folder: str | Path) -> Path:
+    """Write the report of a study anew from what lies in its folder, running nothing.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        ``report.html``.
+
+    Raises:
+        DatasetError: ``results.csv`` is missing or has no rows.
+    """
+    folder = Path(folder)
+    known = begun_with(folder / STUDY) or {}
+    told = known.get(TOLD, {})
+    drawn = [
+        Picture(kind.capitalize(), folder / "figures" / name, told.get("pictures", ""), wide=True)
+        for kind, name in KINDS.items()
+        if (folder / "figures" / name).is_file()
+    ]
+    data = known.get("study", {}).get("datalist") or "a phantom"
+    return write_report(
+        folder,
+        title=told.get("title", f"Study {folder.resolve().name}"),
+        dataset=told.get("dataset") or str(data),
+        notes=told.get("notes", ()),
+        pictures=drawn,
+        organs=names_of_study(known.get("study", {}).get("datalist")),
+    )
+
+
+def names_of_study(datalist: str | Path | None) -> dict[int, str]:
+    """Names of the organs as a study's data set has them; none where it is not there."""
+    return label_names(datalist) if datalist is not None and Path(datalist).is_file() else {}
+
+
 def _read(path: Path) -> list[Row]:
     return list(read_csv(path)) if path.is_file() else []
 
 
+def _without_dashes(table: Table) -> Table:
+    """A table without the columns that say nothing of any method."""
+    empty = ("", DASH)
+    said = [any(row[i] not in empty for row in table.rows) for i in range(len(table.header))]
+    rows = [[cell for cell, kept in zip(row, said, strict=True) if kept] for row in table.rows]
+    header = [cell for cell, kept in zip(table.header, said, strict=True) if kept]
+    # no word on a column that is not there
+    note = table.note if "paper" in header else table.note.partition(" “paper”")[0]
+    return table._replace(header=header, rows=rows, note=note)
+
+
 def _tables(results: Results, rounds: Sequence[Row]) -> list[Table | None]:
     bins = ["baseline", *(m for m in results.methods if m.startswith("stipple_bins"))]
+    rivals = RIVALS if set(results.methods) & (set(RIVALS) - set(ABLATION)) else ()
     others = [m for m in results.methods if m not in TITLES and m not in bins]
     return [
         dice_table(results, ABLATION, "What the prior and the pseudo-labels do (table 2)"),
         comparison_table(results),
-        dice_table(results, RIVALS, "Against other methods (table 3)"),
+        dice_table(results, rivals, "Against other methods (table 3)"),
         position_table(results),
         dice_table(results, others, "Further methods"),
         measures_table(results),
@@ -125,11 +189,11 @@ def _tables(results: Results, rounds: Sequence[Row]) -> list[Table | None]:
 
 
 def _lead(rows: Sequence[Row], results: Results, dataset: str) -> str:
-    counts = {name: len({row[name] for row in rows}) for name in ("fold", "seed", "scan")}
+    counts = {name: len({row[name] for row in rows}) for name in ("method", "fold", "seed", "scan")}
     said = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
     start = f"Data: {dataset}. " if dataset else ""
     return (
-        f"{start}{len(results.methods)} methods, {said} tested. A dash: not run, or undefined. "
+        f"{start}{said} tested. A dash: not run, or undefined. "
         f"Figures marked “paper” are from TCIA Pancreas-CT ({DOI}) and not the same data."
     )
 

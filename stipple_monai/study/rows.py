@@ -57,7 +57,7 @@ def write_rows(folder: str | Path, out: str | Path, *, machine: str | None = Non
         for row in table:
             known = {**row, **where, **made_with, "scan": short[row["scan"]]}
             known["name"] = names.get(int(row["organ"]), "")
-            rows.append([known[column] for column in ROW_COLUMNS])
+            rows.append([known.get(column, "") for column in ROW_COLUMNS])
     if not rows:
         raise StudyError(f"No cell is finished in {folder}: wait, or run the study.")
     write_csv(out, ROW_COLUMNS, rows)

@@ -55,7 +55,7 @@ from stipple_monai.results import SCORE_COLUMNS
 from stipple_monai.self_training import QUALITY, QUALITY_COLUMNS, self_train
 from stipple_monai.simulation import write_phantom
 from stipple_monai.study.plan import Job, Method, Study, divide, plan_jobs, read_methods, read_study
-from stipple_monai.study.report import write_report
+from stipple_monai.study.report import STUDY, TOLD, names_of_study, write_report
 from stipple_monai.study.workers import submit_jobs
 from stipple_monai.visualize import draw_comparisons
 
@@ -158,7 +158,7 @@ def _run_cell(study: Study, job: Job, method: Method, place: Path, configs: Path
             "reference_seed": job.seed,
             "output_dir": part,
         }
-        run_bundle(configs, names, **{**study.options, **method.options, **knobs})
+        run_bundle(configs, names, **{"lines": True, **study.options, **method.options, **knobs})
         with whole_file(part / "network.json") as file:
             file.write_text(json.dumps({"round": last.name}) + "\n", encoding="utf-8")
 
@@ -202,7 +202,7 @@ def _one_by_one(arguments: Sequence[tuple[Study, Job, Path, Path, Path]]) -> lis
 
 def _remember(out: Path, study: Study, methods: Sequence[Method], configs: Path) -> None:
     """Refuse a study that contradicts the cells that are there; it may ask for more of them."""
-    path = out / "study.json"
+    path = out / STUDY
     asked = json.loads(json.dumps(dataclasses.asdict(study)))
     for name in ("title", "dataset", "notes", "organ", "definitions"):
         del asked[name]
@@ -221,7 +221,8 @@ def _remember(out: Path, study: Study, methods: Sequence[Method], configs: Path)
     refuse_contradictions(path, other + contradictions(begun, {CONTENTS: contents}))
     more = {"methods": defined, CONTENTS: contents}
     grown = {name: {**begun.get(name, {}), **added} for name, added in more.items()}
-    keep_settings(path, {"study": asked, **grown})
+    told = {name: getattr(study, name) for name in ("title", "dataset", "notes")}
+    keep_settings(path, {"study": asked, **grown, TOLD: told})
 
 
 def _digest(items: Sequence[Mapping[str, Any]]) -> str:
@@ -256,7 +257,8 @@ def collect(study: Study, jobs: Sequence[Job], out: Path) -> Path:
             last = json.loads((folder / "network.json").read_text(encoding="utf-8"))["round"]
             network = place / "networks" / job.network
             bins = _bins(study, method, network / last / "models")
-            results += [[*cell, bins, *row.values()] for row in read_csv(folder / "scores.csv")]
+            for row in read_csv(folder / "scores.csv"):
+                results.append([*cell, bins, *(row.get(name, "") for name in SCORE_COLUMNS)])
             for number in range(int(last.removeprefix("round_")) + 1):
                 curve = read_csv(network / f"round_{number}" / "models" / "curve.csv")
                 curves += [[*cell, number, *row.values()] for row in curve]
@@ -275,6 +277,7 @@ def collect(study: Study, jobs: Sequence[Job], out: Path) -> Path:
         dataset=study.dataset,
         notes=study.notes,
         pictures=_draw(study, jobs, out),
+        organs=names_of_study(study.datalist),
     )
 
 
@@ -318,6 +321,7 @@ def _draw(study: Study, jobs: Sequence[Job], out: Path) -> list[Picture]:
             kind.capitalize(),
             path,
             f"The case and slice of {where} with the most such voxels of organ {study.organ}.",
+            wide=True,
         )
         for kind, path in drawn.items()
     ]

@@ -227,7 +227,8 @@ def measures_table(results: Results) -> Table:
                 continue
 
             def mean(column: str, digits: int, found: Sequence[Row] = found) -> str:
-                return numbers([float(r[column]) for r in found if r[column]], np.mean, digits)
+                values = [float(r[column]) for r in found if r.get(column)]
+                return numbers(values, np.mean, digits)
 
             empty = [r for r in found if r["predicted_voxels"] == "0" and r["true_voxels"] != "0"]
             rows.append(
@@ -240,14 +241,17 @@ def measures_table(results: Results) -> Table:
                     mean("hd95_mm", 1),
                     mean("asd_mm", 1),
                     str(len(empty)),
+                    mean("calibration_error", 3),
                     mean("seconds", 2),
                     numbers([float(r["peak_memory_mib"]) for r in found], np.max, 0),
                 ]
             )
-    header = "Method,labels,n,Dice,Jaccard,HD95 mm,ASD mm,empty,s a scan,MiB"
+    header = "Method,labels,n,Dice,Jaccard,HD95 mm,ASD mm,empty,ECE,s a scan,MiB"
     note = (
         "Means over n scans × organs (× seeds). An empty prediction has Dice 0 and no distance: "
         "distances are means over the others, so read them with the number of empty ones. "
+        "ECE: expected calibration error of the organ's probability, 10 bins, voxels of at least "
+        "0.01. "
         "Seconds: network, positioning and fusion. MiB: highest, of the GPU, or on a CPU of the "
         "whole process."
     )

@@ -14,7 +14,7 @@ import pytest
 from stipple_monai.__main__ import main
 from stipple_monai.bundle import BUNDLE
 from stipple_monai.commands import demo, phantom
-from stipple_monai.data import keep_sections, read_datalist
+from stipple_monai.data import keep_sections, label_names, read_datalist
 
 
 def listed(path, count=8):
@@ -221,3 +221,18 @@ def test_bash_completes_commands_and_their_options(capsys, tmp_path):
     ):
         done = subprocess.run([bash, str(script), *words], capture_output=True, text=True)
         assert done.stdout.split() == [expected], done.stderr
+
+
+@pytest.mark.slow
+def test_priors_are_of_all_organs_that_the_data_set_names(tmp_path, capsys):
+    data = tmp_path / "data"
+    assert main(["phantom", str(data), "--size", "24", "--organs", "all", "--cases", "2"]) == 0
+    named = {k for k in label_names(data / "dataset.json") if k}
+    assert len(named) > 4
+    options = ["--set", "prior_spacing_mm=[8,8,8]"]
+    given = ["prior", str(data / "dataset.json"), "--out"]
+    assert main([*given, str(tmp_path / "all"), *options]) == 0
+    found = {path.name for path in (tmp_path / "all").glob("prior_*.nii.gz")}
+    assert found == {f"prior_{k}.nii.gz" for k in named}
+    assert main([*given, str(tmp_path / "one"), *options, "organs=[2]"]) == 0
+    assert [path.name for path in (tmp_path / "one").glob("prior_*.nii.gz")] == ["prior_2.nii.gz"]

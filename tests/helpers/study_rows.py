@@ -8,7 +8,7 @@ import numpy as np
 HEADER = [
     *("method", "proportion", "fold", "seed", "bins", "scan", "organ"),
     *("dice", "jaccard", "hd95_mm", "asd_mm", "predicted_voxels", "true_voxels"),
-    *("position_error_mm", "confidence", "seconds", "peak_memory_mib"),
+    *("position_error_mm", "confidence", "calibration_error", "seconds", "peak_memory_mib"),
 ]
 
 

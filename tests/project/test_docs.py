@@ -1,5 +1,6 @@
 """The pages say what is there: Python runs, commands parse, messages and options exist."""
 
+import argparse
 import ast
 import configparser
 import contextlib
@@ -95,6 +96,15 @@ def test_public_names_without_place_or_docstring(public_names, monkeypatch):
     assert fault == "stipple_monai.handlers.EpochSeed is public and must have a docstring"
 
 
+def test_the_first_sentence_of_a_docstring(public_names):
+    for text, expected in (
+        ("One.\n\nTwo.", "One."),
+        ("One\nline. And `more`.", "One line."),
+        ("Of 0.5 mm: `B C`.", "Of 0.5 mm"),
+    ):
+        assert public_names.first_sentence(text) == expected
+
+
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=named)
 def test_python_runs_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -118,7 +128,37 @@ def test_commands_parse():
             if words[1:3] == ["-m", "stipple_monai"] and words[3:4] != ["--help"]:
                 make_parser().parse_args(words[3:])
                 found += 1
+            elif words[:1] == ["stipple"]:
+                make_parser().parse_args(words[1:])
     assert found > 10
+
+
+def subparsers():
+    parser = make_parser()
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices
+
+
+def test_commands_in_running_text_have_the_options_that_they_are_said_to_have():
+    """`stipple train --calibrate`, without all that the command needs."""
+    found, known = 0, subparsers()
+    for page in PAGES:
+        text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text("utf-8"), flags=re.M | re.S)
+        for command, rest in re.findall(r"`stipple ([a-z-]+)([^`]*)`", text):
+            assert command in known, f"{named(page)}: stipple {command}"
+            for option in re.findall(r"(--[a-z][a-z-]*)", rest):
+                options = known[command]._option_string_actions
+                assert option in options, f"{named(page)}: stipple {command} {option}"
+            found += 1
+    assert found > 10
+
+
+def test_every_page_is_on_the_start_page():
+    links = re.findall(r"\]\(([^)#]+)", (DOCS / "index.md").read_text(encoding="utf-8"))
+    missing = {page.name for page in DOCS.glob("*.md")} - set(links)
+    # index itself and the pages that are tables of contents alone
+    assert missing == {"index.md", "guide.md", "background.md", "project.md"}
+    assert "api/symbols.md" in links
 
 
 def test_bundle_commands_name_configs_that_exist():

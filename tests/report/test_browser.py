@@ -62,8 +62,8 @@ def page(browser, page_path):
     opened.close()
 
 
-def column(page, number):
-    cells = page.locator(f"table.sorts >> nth=0 >> tbody >> td:nth-child({number})")
+def column(page, number, table=0):
+    cells = page.locator("table.sorts").nth(table).locator(f"tbody >> td:nth-child({number})")
     return cells.all_inner_texts()
 
 
@@ -81,15 +81,16 @@ def test_every_picture_is_there_and_described(page):
 
 
 def test_a_table_sorts_numbers_as_numbers_and_missing_last(page):
-    heading = page.locator("th", has_text="HD95 (mm)")
+    every = page.locator("table.sorts").nth(1)
+    heading = every.locator("th", has_text="HD95 (mm)")
     heading.get_by_role("button").click()
-    assert column(page, 5) == ["9.5", "12.2", "100.0", ""]
+    assert column(page, 6, 1) == ["9.5", "12.2", "100.0", ""]
     assert heading.get_attribute("aria-sort") == "ascending"
     heading.get_by_role("button").press("Enter")
-    assert column(page, 5) == ["100.0", "12.2", "9.5", ""]
+    assert column(page, 6, 1) == ["100.0", "12.2", "9.5", ""]
     assert heading.get_attribute("aria-sort") == "descending"
-    page.locator("th", has_text="case").get_by_role("button").click()
-    assert column(page, 1) == ["case_1", "case_2", "case_10", HOSTILE]
+    every.locator("th", has_text="case").get_by_role("button").click()
+    assert column(page, 1, 1) == ["case_1", "case_2", "case_10", HOSTILE]
     assert heading.get_attribute("aria-sort") is None
 
 
@@ -180,6 +181,33 @@ def test_a_phone_needs_no_sideways_scrolling(browser, page_path):
     slider = opened.get_by_role("slider").first
     slider.tap()
     assert said == []
+    opened.close()
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_tables_are_not_cut(browser, page_path, width):
+    """At 400 pixels a table of many columns is a card for each row, its cells with their names."""
+    opened, _, _ = open_page(browser, page_path, viewport={"width": width, "height": 900})
+    for box in opened.locator(".scroll:visible").all():
+        assert box.evaluate("box => box.scrollWidth - box.clientWidth") <= 1
+    cell = opened.locator("td", has_text="12.2").first
+    name = cell.evaluate("cell => getComputedStyle(cell, '::before').content")
+    assert name == ('"HD95 (mm)"' if width == 400 else "none")
+    for details in opened.locator("details").all():
+        assert details.get_attribute("open") is None
+        details.locator("summary").click()
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    opened.close()
+
+
+@pytest.mark.parametrize("width", [400, 800, 1300])
+def test_pictures_are_large_enough(browser, page_path, width):
+    opened, _, _ = open_page(browser, page_path, viewport={"width": width, "height": 900})
+    boxes = [box.bounding_box() for box in opened.locator(".viewer .stack").all()[:3]]
+    # the two of the front and the top; the third one is less wide, as the scan is
+    assert min(box["width"] for box in boxes[:2]) >= 360
+    if width > 400:
+        assert boxes[2]["width"] / boxes[0]["width"] == pytest.approx(28 / 48, abs=0.01)
     opened.close()
 
 

@@ -11,17 +11,21 @@ import pytest
 import torch
 from helpers.series import write_series
 from helpers.threshold_model import write_model, write_scan
+from matplotlib.colors import to_rgb
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from stipple_monai import DatasetError, PriorError, SpatialPrior
+from stipple_monai import DatasetError, PriorError, SpatialPrior, measure_position
 from stipple_monai.__main__ import main
 from stipple_monai.calibration import fit_calibration
 from stipple_monai.data import write_datalist
-from stipple_monai.files import read_csv, write_csv
+from stipple_monai.files import read_csv, sha256, write_csv
 from stipple_monai.report.cases import choose
 from stipple_monai.report.run import detect, report
 from stipple_monai.segmentation.run import segment
+from stipple_monai.self_training import QUALITY_COLUMNS
 from stipple_monai.simulation import write_phantom
+from stipple_monai.visualize import organ_colours
 
 SHAPE = (14, 12, 8)
 AFFINE = np.diag([-3.0, 2.0, 5.0, 1.0])
@@ -100,8 +104,14 @@ def test_predictions_with_truth_priors_and_positions(made, tmp_path):
         )
         assert float(row["true volume (ml)"]) == pytest.approx(truth.sum() * 0.03, abs=0.06)
         assert row["organ"] == "liver"
-        assert all(row[f"position {axis} (mm)"] for axis in "RAS")
+        assert len(row["position R, A, S (mm)"].split(", ")) == 3
         assert 0 < float(row["confidence (0–1)"]) <= 1
+        # where the truth has the prior, and where it was put
+        prior = SpatialPrior.load(made["models"] / "prior_1.nii.gz")
+        true = measure_position(made["folder"] / "data" / f"s{i}_label.nii.gz", prior)
+        put = torch.tensor([float(v) for v in row["position R, A, S (mm)"].split(", ")])
+        off = float((put - true).norm())
+        assert float(row["position error (mm)"]) == pytest.approx(off, abs=0.15)
     text = text_of(page)
     for name, which in (("s4", "worst"), ("s2", "median"), ("s0", "best")):
         assert f"<h3>{name} ({which})</h3>" in text
@@ -189,7 +199,7 @@ def test_scores_of_an_evaluation_are_taken_as_they_are(made, tmp_path):
     assert (row["Dice (%)"], row["position error (mm)"]) == ("12.3", "7.2")
     # an empty column is left out
     assert "HD95 (mm)" not in row
-    assert (row["position R (mm)"], row["position S (mm)"]) == ("-12.0", "17.5")
+    assert row["position R, A, S (mm)"] == "-12.0, 8.0, 17.5"
     assert row["time (s)"] == "1.50"
 
 
@@ -309,7 +319,7 @@ def test_several_organs_and_the_phantom(tmp_path):
     write_phantom(tmp_path, cases=1, size=24, organs="all")
     page = report(tmp_path)
     assert len(table(page, "Organs")) > 4
-    assert "phantom_000 (only)" in text_of(page)
+    assert "<h3>phantom_000</h3>" in text_of(page)
     assert "Settings: phantom.json" in text_of(page)
 
 
@@ -400,7 +410,8 @@ def test_remarks_come_first_and_empty_columns_are_left_out(made, tmp_path):
     page = report(made["out"], tmp_path / "p.html")
     rows = table(page, "Every case")
     columns = list(rows[0])
-    assert columns[:4] == ["case", "organ", "predicted volume (ml)", "remarks"]
+    assert columns[:3] == ["case", "organ", "predicted volume (ml)"]
+    assert columns[3:5] == ["confidence (0–1)", "remarks"]
     # there is no truth
     assert not {"Dice (%)", "true volume (ml)", "position error (mm)"} & set(columns)
     told = {
@@ -412,5 +423,110 @@ def test_remarks_come_first_and_empty_columns_are_left_out(made, tmp_path):
     assert text.index("What to look at") < text.index("Every case")
     for name, remarks in told.items():
         assert (f"{name}: liver: {remarks}." in text) == bool(remarks)
-    assert "5 scans, 0 with truth" in text
-    assert "Predicted volume in ml, median (range): liver " in text
+    marked = sum(bool(remarks) for remarks in told.values())
+    assert f"5 scans, 0 with truth. {marked} scans with remarks" in text
+    (summary,) = table(page, "Summary")
+    volumes = sorted(float(row["predicted volume (ml)"]) for row in rows)
+    assert summary["organ"] == "liver"
+    spread = f"({volumes[0]:.1f} to {volumes[-1]:.1f})"
+    assert summary["volume (ml)"] == f"{volumes[2]:.1f} {spread}"
+    assert summary["scans with remarks"] == str(marked)
+    assert "Dice (%)" not in summary
+
+
+def test_one_colour_for_an_organ_on_a_page(tmp_path):
+    """In tables, beside pictures and in plots alike."""
+    write_phantom(tmp_path, cases=1, size=24, organs="all")
+    page = report(tmp_path)
+    text = text_of(page)
+    names = [row["organ"] for row in table(page, "Organs")]
+    for name, colour in zip(names, organ_colours(len(names)), strict=True):
+        swatch = f'<span class="swatch" style="background:{colour}"></span>{name}<'
+        # in the table and in the legend of the viewer
+        assert text.count(swatch) >= 2, name
+    plot = Image.open(tmp_path / "report_files" / "volumes.png").convert("RGB")
+    there = {colour for _, colour in plot.getcolors(2**24)}
+    for colour in organ_colours(len(names)):
+        assert tuple(round(255 * v) for v in to_rgb(colour)) in there
+
+
+def test_one_is_not_plural(made, tmp_path):
+    (tmp_path / "out").mkdir()
+    for path in made["out"].glob("s0_*"):
+        shutil.copy(path, tmp_path / "out")
+    text = text_of(report(tmp_path / "out"))
+    assert "1 scan, 0 with truth" in text
+    assert "1 scans" not in text
+
+
+def test_settings_and_checksums_are_folded_away(made, tmp_path):
+    text = text_of(report(made["out"], tmp_path / "p.html"))
+    before, _, folded = text.partition("<details><summary>Settings: settings.json</summary>")
+    digest = sha256(made["models"] / "prior_1.nii.gz")
+    assert digest not in before
+    assert digest in folded.partition("</details>")[0]
+    trained = text_of(report(made["models"], tmp_path / "q.html"))
+    assert sha256(made["models"] / "model.pt")[:16] not in trained.partition("<details>")[0]
+
+
+def make_rounds(folder, *, validated):
+    """The folder of a self-training of two rounds."""
+    scores = [["0.6", "0.7"], ["0.5", "0.65"]] if validated else [["", ""], ["", ""]]
+    for number in (0, 1):
+        models = folder / f"round_{number}" / "models"
+        models.mkdir(parents=True)
+        rows = [[epoch + 1, 0.9 - 0.2 * epoch, 0.1, scores[number][epoch]] for epoch in (0, 1)]
+        write_csv(models / "curve.csv", ["epoch", "loss", "train_dice", "validation_dice"], rows)
+    labelled = {"image": folder / "a.nii.gz", "label": folder / "a_label.nii.gz"}
+    names = {"labels": {"0": "none", "1": "liver"}}
+    write_datalist(folder / "round_0" / "datalist.json", {"training": [labelled]}, metadata=names)
+    place = folder / "round_1" / "pseudo_labels"
+    place.mkdir()
+    more = {"image": folder / "b.nii.gz", "label": place / "b.nii.gz", "pseudo_label": {"round": 1}}
+    write_datalist(place / "datalist.json", {"training": [labelled, more, more]})
+    quality = [["b.nii.gz", 1, 100, "0.9", "0.6", "0.72"], ["c.nii.gz", 1, 300, "0.7", "", "0.5"]]
+    write_csv(place / "quality.csv", QUALITY_COLUMNS, quality)
+    return folder
+
+
+def test_a_self_training(tmp_path):
+    run = make_rounds(tmp_path / "rounds", validated=True)
+    assert detect(run) == "rounds"
+    page = report(run)
+    assert "Best: round 0." in text_of(page)
+    first, second = table(page, "Summary")
+    assert (first["scans with labels"], first["scans with pseudo-labels"]) == ("1", "0")
+    assert (second["scans with labels"], second["scans with pseudo-labels"]) == ("1", "2")
+    dice = "Dice on validation scans (%)"
+    assert (first[dice], second[dice]) == ("70.0", "65.0")
+    assert second["pseudo-labels: precision (%)"] == "80.0"
+    organ = table(page, "Pseudo-labels")[0]
+    assert (organ["organ"], organ["scans"], organ["recall (%)"]) == ("liver", "2", "60.0")
+    assert organ["selected voxels, median"] == "200"
+    assert f"round 1: stipple report {run}/round_1/models" in text_of(page)
+
+
+def test_a_self_training_without_validation_says_so(tmp_path):
+    page = report(make_rounds(tmp_path / "rounds", validated=False))
+    assert "Which round is the best is not known" in text_of(page)
+    assert "Dice on validation scans (%)" not in table(page, "Summary")[0]
+
+
+def test_a_damaged_table_of_a_self_training(tmp_path):
+    run = make_rounds(tmp_path / "rounds", validated=False)
+    table_path = run / "round_1" / "pseudo_labels" / "quality.csv"
+    write_csv(table_path, ["scan", "organ"], [["b", "liver"]])
+    with pytest.raises(DatasetError, match=r"quality.csv must be a table as the self-training"):
+        report(run)
+
+
+def test_a_run_folder_begins_with_its_scores(made, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(made["models"], models)
+    assert "Not tested yet: stipple evaluate" in text_of(report(models))
+    scores = [["a", 1, "0.5", "10"], ["b", 1, "0.7", "20"]]
+    write_csv(models / "evaluation" / "scores.csv", ["scan", "organ", "dice", "hd95_mm"], scores)
+    page = report(models, overwrite=True)
+    (row,) = table(page, "Summary")
+    assert (row["test scans"], row["Dice (%)"], row["HD95 (mm)"]) == ("2", "60.0 ± 14.1", "15.0")
+    assert "Not tested yet" not in text_of(page)

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from stipple_monai import SpatialPrior
 from stipple_monai.files import read_csv
 from stipple_monai.inferers.prior_driven import CONFIDENCE_META, POSITION_META
-from stipple_monai.results.scores import SCORE_COLUMNS, ScoreTable, score
+from stipple_monai.results.scores import SCORE_COLUMNS, CalibrationErrord, ScoreTable, score
 
 
 def surface(mask):
@@ -117,6 +117,23 @@ def test_table_has_a_row_a_scan_and_organ(tmp_path):
     assert second["hd95_mm"] == second["asd_mm"] == second["position_error_mm"] == ""
     assert second["predicted_voxels"] == "0"
     assert third["dice"] == third["position_error_mm"] == ""
+
+
+def test_the_calibration_error_is_that_of_the_probabilities(tmp_path):
+    truth = np.zeros((4, 4, 1), bool)
+    truth[:2, :2] = True
+    organ = torch.full((4, 4, 1), 0.001)  # below 0.01: does not count
+    organ[:2, :3] = 0.9  # six voxels, of them four that are the organ
+    probability = MetaTensor(torch.stack([1 - organ, organ]))
+    label = MetaTensor(torch.from_numpy(truth)[None].byte())
+    item = CalibrationErrord("pred")({"pred": probability, "label": label})
+    assert item["pred"].shape == (2, 4, 4, 1)
+    label, pred = (MetaTensor(one_hot(mask).byte()) for mask in (truth, organ.numpy() > 0.5))
+    pred.meta.update(item["pred"].meta)
+    image = MetaTensor(torch.zeros(1), meta={"filename_or_obj": "a.nii.gz"})
+    run(ScoreTable(tmp_path / "scores.csv", [1]), [{"image": image, "label": label, "pred": pred}])
+    (row,) = read_csv(tmp_path / "scores.csv")
+    assert float(row["calibration_error"]) == pytest.approx(0.9 - 4 / 6, abs=1e-4)
 
 
 def test_without_prior_there_is_no_position(tmp_path):

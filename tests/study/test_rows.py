@@ -35,7 +35,7 @@ def put_cell(place, method, network="n1", last=0, revision="a" * 40):
     put(cell / "provenance.json", record)
     put(cell / "network.json", {"round": f"round_{last}"})
     rows = [
-        [f"/data/{scan}.nii.gz", organ, 0.5 + organ / 10, *"abcdefghi"]
+        [f"/data/{scan}.nii.gz", organ, 0.5 + organ / 10, *"abcdefghij"]
         for scan in ("x", "y")
         for organ in (1, 3)
     ]
@@ -63,7 +63,7 @@ def test_rows_of_the_cells_that_are_done(folder, tmp_path):
     rows = read_csv(path)
     assert tuple(rows[0]) == ROW_COLUMNS
     known = {"method": "baseline", "labelled": "3", "proportion": "0.19", "fold": "2", "seed": "1"}
-    known |= {"scan": "x", "organ": "3", "name": "spleen", "dice": "0.8", "peak_memory_mib": "i"}
+    known |= {"scan": "x", "organ": "3", "name": "spleen", "dice": "0.8", "peak_memory_mib": "j"}
     # 2 scans x 5 slices in batches of 4: 2 whole ones, in each of 3 epochs
     known |= {"steps": "6", "commit": "a" * 12}
     assert known.items() <= rows[1].items()
