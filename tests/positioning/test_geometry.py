@@ -142,6 +142,7 @@ def test_placing_commutes_with_the_order_of_voxels(affine, storage, mode):
     np.testing.assert_allclose(now.affine.numpy(), turned)
 
 
+@pytest.mark.slow
 @some
 @given(anything, st.sampled_from(["RAS", "LPS", "SLA", "PIR"]))
 def test_placing_commutes_with_orientation_of_monai(affine, codes):
@@ -207,6 +208,7 @@ def test_an_estimate_on_a_grid_of_its_own_is_the_same_for_any_storage(affine, st
     assert (np.abs(here.probability - there.probability).numpy() > 1e-3).mean() < 0.02
 
 
+@pytest.mark.slow
 @some
 @given(straight)
 def test_a_label_comes_back_from_its_own_prior(affine):

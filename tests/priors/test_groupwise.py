@@ -126,6 +126,7 @@ def test_the_prior_is_sharper_than_about_box_centres(labels, prior):
     assert squares[0] > 1.05 * squares[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 3])
 def test_the_number_of_workers_does_not_change_a_bit(labels, num_workers):
     options = {"organs": [1, 2], "center": "groupwise"}

@@ -33,6 +33,7 @@ def segmented(series, out, model):
     return np.asarray(nib.load(out / f"{series.name}_seg.nii.gz").dataobj)
 
 
+@pytest.mark.slow
 def test_every_slice_has_its_own_slope_and_intercept(tmp_path, model):
     hu = body()
     hu[..., 0] = abs(hu[..., 0])

@@ -110,6 +110,7 @@ def test_maps_of_nnunet_gain_by_priors_without_a_label(data, fused):
     assert not (fused / "gain.csv").exists()
 
 
+@pytest.mark.slow
 def test_nifti_with_a_channel_for_each_class_says_the_same(data, fused, tmp_path):
     fuse([data / "nifti"], tmp_path, priors=data / "priors")
     for name in NAMES:
@@ -201,6 +202,7 @@ def test_a_run_goes_on_and_other_settings_are_refused(data, tmp_path):
     assert (tmp_path / "a/s1_seg.nii.gz").stat().st_mtime_ns != before
 
 
+@pytest.mark.slow
 def test_settings_without_results_do_not_count(data, tmp_path):
     with pytest.raises(ValueError, match="`channels` must be from 1 to 2"):
         fuse([data / "nifti"], tmp_path / "a", priors=data / "priors", channels={1: 7})

@@ -35,6 +35,7 @@ def test_results_lie_in_the_folder_that_was_named(tmp_path, model, sign):
     assert {p.name for p in tmp_path.iterdir()} - others == {out.name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".NII.GZ", ".NII"])
 def test_endings_may_be_upper_case(tmp_path, model, ending):
     mask = np.zeros((12, 10, 6), bool)

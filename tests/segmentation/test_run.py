@@ -124,6 +124,7 @@ def test_another_section_and_images_of_several_files(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_equal_file_names_are_told_apart(tmp_path, model):
     for i in (0, 1):
         write_scan_in = tmp_path / f"patient{i}"
@@ -189,6 +190,7 @@ def test_bad_inputs_end_with_one_line(tmp_path, model, capsys, given, message):
     assert not out.exists() or names_in(out) == {"settings.json", "logs"}
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_told_in_a_line(tmp_path, model):
     holes = np.full(SHAPE, np.nan, np.float32)
     nib.save(nib.Nifti1Image(holes, AFFINE), tmp_path / "b.nii.gz")
@@ -206,6 +208,7 @@ def test_an_error_in_a_worker_is_told_in_a_line(tmp_path, model):
     assert names_in(out) == results("a")
 
 
+@pytest.mark.slow
 def test_what_else_is_missing(tmp_path, model, monkeypatch):
     scan = scans(tmp_path, "a.nii.gz")
     with pytest.raises(DatasetError, match=r"`models` must be a folder with model.pt"):
@@ -546,6 +549,7 @@ def test_the_overlay_by_itself(tmp_path, model):
     assert names_in(tmp_path / "out") == results("a", "b") - {"settings.json", "logs"}
 
 
+@pytest.mark.slow
 def test_without_prior_there_is_no_position(tmp_path, model):
     shutil.copytree(model["models"], tmp_path / "models")
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
