@@ -73,6 +73,8 @@ UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
 """What ignite saves goes to tmp… first."""
 
 CONFIGS = ("prior", "train", "inference", "pseudo_label")
+TOLD = {"lines": True, "picture": False}
+"""What a person sees of a training: a line an epoch, and no picture of each network."""
 QUALITY = "quality.csv"
 """In ``pseudo_labels`` of a round, see `quality.write_quality`."""
 
@@ -328,7 +330,7 @@ class _Rounds:
 
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
         places = {"bundle_root": self.out, **knobs}
-        run_bundle(self.configs, names, **{"lines": True, **self.knobs, **places})
+        run_bundle(self.configs, names, **{**TOLD, **self.knobs, **places})
 
     def say(self, text: str) -> None:
         """Print a line with the time that has passed."""

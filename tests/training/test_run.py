@@ -13,13 +13,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.bright_scans import KNOBS, bright_scan
 from helpers.bundle_runs import files
 from helpers.forks import fork, kill_when, needs_fork
 
-from stipple_monai import DatasetError
+from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
-from stipple_monai.bundle import read_model
+from stipple_monai.bundle import BUNDLE, read_model
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.files import read_csv
 from stipple_monai.report import report
@@ -253,6 +254,18 @@ def test_without_prior(datalist, tmp_path):
     assert not list((tmp_path / "b").glob("prior_*"))
     (row,) = read_csv(evaluate(tmp_path / "b", datalist))
     assert row["position_error_mm"] == ""
+
+
+def test_the_papers_recipe(datalist, tmp_path):
+    recipe = yaml.safe_load((BUNDLE / "configs" / "paper.yaml").read_text(encoding="utf-8"))
+    knobs = {name: value for name, value in KNOBS.items() if name not in recipe}
+    settings = [f"{name}={value}" for name, value in {**knobs, "max_epochs": 1}.items()]
+    command = ["train", str(datalist), "--out", str(tmp_path / "p"), "--paper"]
+    assert main([*command, "--set", *settings]) == 0
+    known = read_model(tmp_path / "p").values()
+    assert {name: known[name] for name in recipe} == recipe
+    prior = SpatialPrior.load(tmp_path / "p" / f"prior_{VALUE}.nii.gz")
+    assert (prior.bins, prior.smoothing_mm or None) == (recipe["bins"], None)
 
 
 def test_old_weights_are_adopted(trained, datalist, tmp_path):
