@@ -149,6 +149,7 @@ def test_overlay_has_no_dead_key(overlay):
         assert name in base or used or added or name in ("initialize", "finalize"), name
 
 
+@pytest.mark.slow
 def test_default_network_and_schedule_are_the_papers():
     parser = ConfigParser()
     parser.read_config(files("train"))
