@@ -274,7 +274,8 @@ class _Rounds:
         if models.exists():
             self.say(f"round {number}: trained before")
         else:
-            self.say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
+            count = len(read_datalist(datalist, "training"))
+            self.say(f"round {number}: train on {count} scan{'s' * (count != 1)}")
             made_with = self._made_with(f"training of round {number}", datalist, knobs)
             with whole_folder(models, made_with=made_with) as part:
                 places = {"datalist": datalist, "models_dir": part}
