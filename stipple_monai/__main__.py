@@ -17,6 +17,10 @@ from stipple_monai.errors import (
     StudyError,
     TrainingError,
 )
+from stipple_monai.ownership import refuse_file_above
+
+OUTPUTS = ("out", "folder", "csv")
+"""Options of the commands that say where results go."""
 
 shtab, has_shtab = optional_import("shtab")
 
@@ -41,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1
     try:
+        for name in OUTPUTS:
+            if isinstance(path := getattr(options, name, None), Path):
+                refuse_file_above(path)
         options.run(options)
     except KeyboardInterrupt:
         print(f"stipple_monai {options.command}: interrupted", file=sys.stderr)

@@ -69,12 +69,7 @@ def with_one_geometry(image: Any, name: str) -> tuple[Any, list[str]]:
         DatasetError: the header is not in mm, its affine is not invertible, its sform contradicts
             pixdim and there is no qform to tell which is right, or a voxel is no real number.
     """
-    kind = np.dtype(image.get_data_dtype())
-    if kind.kind not in "buif":
-        raise DatasetError(
-            f"`path` must have one real number a voxel, got {kind} in {name}: export it anew, "
-            "without colours or complex values."
-        )
+    require_real(image, name)
     if not isinstance(image, nib.Nifti1Pair):
         require_mm(image.affine, name)
         return image, []
@@ -101,6 +96,25 @@ def with_one_geometry(image: Any, name: str) -> tuple[Any, list[str]]:
         ) from error
     require_mm(settled.affine, name)
     return settled, notes
+
+
+def require_real(image: Any, name: str) -> None:
+    """Raise unless an image has one real number a voxel.
+
+    Args:
+        image: as nibabel loads it; its voxels are not read.
+        name: its file, for the message.
+
+    Raises:
+        DatasetError: it has colours or complex numbers.
+    """
+    kind = np.dtype(image.get_data_dtype())
+    if kind.kind not in "buif":
+        what = f"colours ({''.join(kind.names)})" if kind.names else f"{kind} numbers"
+        raise DatasetError(
+            f"`path` must have one real number a voxel, got {what} in {name}: export it anew, "
+            "without colours or complex values."
+        )
 
 
 def require_mm(affine: Any, name: str) -> None:

@@ -89,6 +89,19 @@ def _enter(folder: Path, names: set[str]) -> None:
             part.write_text(f"{text}\n", encoding="utf-8")
 
 
+def refuse_file_above(path: str | os.PathLike[str]) -> None:
+    """Raise where something is to be written below a file.
+
+    Raises:
+        DatasetError: so it is.
+    """
+    above = next((p for p in Path(path).absolute().parents if p.is_file()), None)
+    if above is not None:
+        raise DatasetError(
+            f"Outputs must lie in a folder, got {path}, where {above} is a file: choose another."
+        )
+
+
 def refuse_inputs(
     targets: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
 ) -> None:

@@ -12,6 +12,7 @@ from stipple_monai.bundle.model_folder import (
     model_facts,
     read_model,
     trained_knobs,
+    weights_folder,
     write_model,
 )
 from stipple_monai.bundle.publish import (
@@ -55,6 +56,7 @@ __all__ = [
     "reason",
     "run_bundle",
     "trained_knobs",
+    "weights_folder",
     "whole_folder",
     "write_model",
 ]

@@ -7,6 +7,8 @@
     model.json          organs and their names, knobs, versions, and what the training scans were
     overlays/           the configs on top of the bundle's own, in order
 
+Self-training, a study's network and the demo have such folders below their own: `weights_folder`.
+
 Words: an *organ* is a label value of the files; a *knob* and an *overlay* are those of
 `stipple_monai.bundle`.
 """
@@ -25,7 +27,7 @@ import yaml
 
 from stipple_monai.bundle.stages import check_knobs, config_path
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_json, whole_file
+from stipple_monai.files import read_csv, read_json, whole_file
 
 MODEL = "model.json"
 WEIGHTS = "model.pt"
@@ -143,13 +145,42 @@ def write_model(
     return read_model(folder)
 
 
+def weights_folder(folder: str | Path) -> Path:
+    """The folder of weights that is meant by one above it.
+
+    Args:
+        folder: of weights; or one with such a folder ``models``, as a round and the demo have; or
+            of rounds of self-training, of which the best on the validation scans is taken, or the
+            last where there are none.
+
+    Returns:
+        The folder of the weights; ``folder`` where there is none below it.
+    """
+    folder = Path(folder).resolve()
+    if (folder / WEIGHTS).is_file() or (folder / MODEL).is_file():
+        return folder
+    if (folder / "models" / WEIGHTS).is_file():
+        return folder / "models"
+    found = {
+        int(path.parents[1].name.removeprefix("round_")): path.parent
+        for path in folder.glob(f"round_[0-9]*/models/{WEIGHTS}")
+    }
+    table = folder / "comparison.csv"
+    rows = read_csv(table) if table.is_file() else []
+    best = [int(row["round"]) for row in rows if row.get("best") == "yes"]
+    return found.get(best[0] if best else max(found, default=0), folder)
+
+
 def read_model(folder: str | Path) -> Model:
     """What a folder of weights knows.
+
+    Args:
+        folder: of the weights, or above, see `weights_folder`.
 
     Raises:
         DatasetError: there is no such file, it is another's, or one of its overlays is missing.
     """
-    folder = Path(folder).resolve()
+    folder = weights_folder(folder)
     path = folder / MODEL
     if not path.is_file():
         raise DatasetError(

@@ -21,7 +21,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from stipple_monai.bundle.model_folder import MODEL, read_model
+from stipple_monai.bundle.model_folder import MODEL, read_model, weights_folder
 from stipple_monai.bundle.stages import (
     BUNDLE,
     as_written,
@@ -78,7 +78,7 @@ def publish_bundle(
         FileExistsError: ``out`` exists.
         ValueError: an option is no knob of the configs.
     """
-    out, models, configs = Path(out), Path(models), configs_of(bundle)
+    out, models, configs = Path(out), weights_folder(models), configs_of(bundle)
     weights = models / "model.pt"
     if not weights.is_file() or next(models.glob("prior_*.nii.gz"), None) is None:
         raise DatasetError(

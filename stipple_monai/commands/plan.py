@@ -18,6 +18,10 @@ def add_parser(commands: Commands) -> None:
     add_bundle(parser)
     parser.add_argument("--paper", action="store_true", help="the paper's network and schedule")
     parser.add_argument("--dimensions", type=int, choices=[2, 3], help="of the network")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="that trains; else what is here")
+    parser.add_argument(
+        "--memory-gib", type=float, help="of a GPU that is not here, such as from a login node"
+    )
     add_knobs(parser, "given values, from which others follow")
     parser.set_defaults(run=run)
 
@@ -31,6 +35,8 @@ def run(options: argparse.Namespace) -> None:
             options=read_knobs(options.set),
             dimensions=options.dimensions,
             paper=options.paper,
+            device=options.device,
+            memory_gib=options.memory_gib,
         )
         out = options.out or options.datalist.with_name("plan.yaml")
         print(plan.write(out, options.bundle))

@@ -38,7 +38,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the rounds, and print the folder of the last."""
+    """Run the rounds, and print the folder of the last and what to do next."""
     knobs, overlays = read_knobs(options.set), list(options.overlays)
     rounds = 1 if options.rounds is None else options.rounds
     with progress_only():
@@ -67,4 +67,4 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             options=knobs,
         )
-        print(folder)
+        print(f"{folder}\nnext: stipple segment SCANS --models {options.out} --out results")

@@ -270,7 +270,8 @@ class _Stage:
         print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
 
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
-        run_bundle(self.configs, names, **{**self.knobs, "bundle_root": str(self.out), **knobs})
+        places = {"bundle_root": str(self.out), **knobs}
+        run_bundle(self.configs, names, **{"lines": True, **self.knobs, **places})
 
 
 def _items(datalist: str | Path) -> dict[str, list[dict[str, Any]]]:

@@ -53,5 +53,5 @@ def calibrate_run(
         train_overlays=train_overlays,
         folds=folds,
         seed=seed,
-        options={**model.knobs, "lines": True, "progress": False},
+        options=model.knobs,
     )

@@ -16,7 +16,13 @@ from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.nifti import UNREADABLE, corner_distance_mm, require_mm, with_one_geometry
+from stipple_monai.nifti import (
+    UNREADABLE,
+    corner_distance_mm,
+    require_mm,
+    require_real,
+    with_one_geometry,
+)
 
 # MONAI installs it or not; NIfTI files do without
 itk, _ = optional_import("itk")
@@ -187,10 +193,13 @@ def _read_nifti(path: Path) -> Grid:
         file = nib.load(path)
         if not isinstance(file, nib.Nifti1Image):
             raise ValueError("of another format")
+        require_real(file, str(path))
         raw = np.asanyarray(file.dataobj)
         if raw.dtype.kind not in "iuf":
             raise ValueError(f"of type {raw.dtype}")
         array = raw if raw.dtype.kind in "iu" else raw.astype(np.float32)
+    except DatasetError:
+        raise
     except (*UNREADABLE, KeyError, MemoryError) as error:
         raise DatasetError(
             f"`path` must be a whole NIfTI file, got {path}, which cannot be read: it may be of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,8 @@ def plain_name(name: object, what: str) -> str:
         what: it is called that in the error.
 
     Raises:
-        DatasetError: it is no text, empty, too long, hidden, or has a separator of folders.
+        DatasetError: it is no text, empty, too long, hidden, or has a separator of folders or a
+            control character.
 
     Example:
         >>> plain_name("patient 7", "name")
@@ -61,12 +63,12 @@ def plain_name(name: object, what: str) -> str:
         not isinstance(name, str)
         or not 0 < len(name.encode(errors="replace")) <= LONGEST
         or name.startswith((".", "~"))
-        or any(sign in name for sign in ("/", "\\", "\0", "\n", "\r"))
+        or any(sign in "/\\" or unicodedata.category(sign) == "Cc" for sign in name)
     )
     if wrong:
         raise DatasetError(
-            f"`{what}` must be a name of 1 to {LONGEST} bytes without / and \\ that does not begin "
-            f"with a dot, got {name!r}: it becomes a part of file names."
+            f"`{what}` must be a name of 1 to {LONGEST} bytes without /, \\ and control characters "
+            f"that does not begin with a dot, got {name!r}: it becomes a part of file names."
         )
     return str(name)
 

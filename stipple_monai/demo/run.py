@@ -8,12 +8,13 @@ folder was begun with.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stipple_monai.bundle import (
     BUNDLE,
+    MODEL,
     config_digests,
     configs_of,
     only_process,
@@ -32,6 +33,7 @@ from stipple_monai.ownership import CONTENTS, remember
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import load_priors, prior_path
 from stipple_monai.simulation import write_phantom
+from stipple_monai.training import describe
 from stipple_monai.visualize import KINDS, dice_table, draw_comparisons, prior_figure
 
 LABELLED, UNLABELLED, TEST = 3, 4, 6
@@ -97,9 +99,10 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
             print(f"[{_clock(started)}] {title}: done before", flush=True)
             return
         print(f"[{_clock(started)}] {title}", flush=True)
-        run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
+        run_bundle(configs, [*names, "phantom"], **{"lines": True, **knobs, **extra})
 
-    second = _train(stage, out, seed)
+    told = {"configs": configs, "overlays": ["phantom"], "knobs": {**_SCHEDULE, **options}}
+    second = _train(stage, out, seed, {"datalist": datalist, **told})
     _test(stage, out, second)
     print(f"[{_clock(started)}] draw the pictures", flush=True)
     _draw(out, datalist)
@@ -109,10 +112,11 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
     return table
 
 
-def _train(stage: Callable[..., None], out: Path, seed: int) -> Path:
+def _train(stage: Callable[..., None], out: Path, seed: int, told: Mapping[str, Any]) -> Path:
     """Prior, network, pseudo-labels and the next training; returns its folder."""
     models, results = out / "models", out / "eval"
     training = {"seed": seed, "resume": True}
+    _describe(models, told)
     stage("estimate the prior", prior_path(models, 1), ["prior"])
     stage("train the network", models / "model.pt", ["train"], **training)
     pseudo = results / "pseudo_labels" / "datalist.json"
@@ -120,9 +124,16 @@ def _train(stage: Callable[..., None], out: Path, seed: int) -> Path:
     second = models / "round_1"
     if not prior_path(second, 1).exists():
         _copy_priors(models, second)
+    _describe(second, told)
     again = {"models_dir": second, "datalist": pseudo}
     stage("train on labels and pseudo-labels", second / "model.pt", ["train"], **training, **again)
     return second
+
+
+def _describe(models: Path, told: Mapping[str, Any]) -> None:
+    """Tell a folder of weights what it is, so that `segment` takes it."""
+    if not (models / MODEL).is_file():
+        describe(models, **told)
 
 
 def _test(stage: Callable[..., None], out: Path, second: Path) -> None:

@@ -10,6 +10,7 @@ from stipple_monai.handlers.averaging import (
 from stipple_monai.handlers.progress import (
     EpochLines,
     ProgressPicture,
+    ScanLines,
 )
 from stipple_monai.handlers.provenance import (
     RunRecord,
@@ -42,6 +43,7 @@ __all__ = [
     "PositionTable",
     "ProgressPicture",
     "RunRecord",
+    "ScanLines",
     "SliceDice",
     "WeightAverage",
     "WeightsLoader",

@@ -1,8 +1,9 @@
-"""What a person sees of a training: a line an epoch, and a picture of the curves."""
+"""What a person sees of a run: a line an epoch or a scan, and a picture of the curves."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,27 @@ class EpochLines:
         left = float(np.mean(self._seconds)) * (last - epoch)
         parts += [f"lr {self._rate:.2g}", f"{self._seconds[-1]:.1f} s", f"{_clock(left)} left"]
         print(" | ".join(parts), flush=True)
+
+
+class ScanLines:
+    """Print a line a scan on standard error, for a log, in which a bar would be a line an update.
+
+    Args:
+        image_key: the scan in the engine's output.
+    """
+
+    def __init__(self, image_key: str = "image") -> None:
+        self.image_key = image_key
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._tell)
+
+    def _tell(self, engine: Engine) -> None:
+        scans = [item[self.image_key].meta["filename_or_obj"] for item in engine.state.output]
+        count = f"{engine.state.iteration}/{engine.state.epoch_length}"
+        named = ", ".join(Path(str(scan)).name for scan in scans)
+        print(f"scan {count}: {named}", file=sys.stderr, flush=True)
 
 
 class ProgressPicture:

@@ -100,6 +100,7 @@ class RunRecord:
             parts = key.split("::")
             # an element of a list is told with its list
             told = parts[0] not in out and not any(part.isdigit() for part in parts)
+            told = told and parts[-1] not in self.without
             if told and _is_told(value):
                 found["#".join(parts)] = _told(value)
         return found

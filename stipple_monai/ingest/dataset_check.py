@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from stipple_monai.data import patient_of, read_sections, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest.cases import Case
 from stipple_monai.ingest.pairs import Options, Pair, read_pair
 from stipple_monai.ingest.qa_report import mean_and_sd
+from stipple_monai.progress import follow
 
 DATASET_COLUMNS = (
     *("section", "fold", "case", "shape", "spacing_mm", "orientation", "labels", "volume_ml"),
@@ -55,7 +55,7 @@ def check_dataset(
     Args:
         datalist: JSON in the style of the MSD.
         base_dir: what paths are relative to; the datalist's folder if None.
-        progress: show a progress bar.
+        progress: tell how far it is.
 
     Raises:
         DatasetError: the datalist is empty, or cannot be used, see
@@ -70,7 +70,7 @@ def check_dataset(
     scans: dict[str, list[tuple[str, str]]] = {}
     patients: dict[str, list[tuple[str, str]]] = {}
     both = list(zip(items, names, strict=True))
-    for (section, item), name in tqdm(both, desc="check", unit="case", disable=not progress):
+    for (section, item), name in follow(both, "check", unit="case", shown=progress):
         fold = str(item.get("fold", ""))
         place = f"{section}, fold {fold}" if fold else section
         patients.setdefault(patient_of(item), []).append((name, place))

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
-from tqdm import tqdm
 
 from stipple_monai.data import read_sections, unique_names
 from stipple_monai.errors import DatasetError
@@ -26,6 +25,7 @@ from stipple_monai.priors import (
     open_volume,
     own_cases,
 )
+from stipple_monai.progress import follow
 
 DISPLACED_MM = 100.0
 """How far an organ may lie from where the others put it: 73 mm at most in 26 patients of two data
@@ -58,7 +58,7 @@ def check_labels(
     Args:
         datalist: JSON in the style of the MSD.
         priors: one for each organ.
-        progress: show a progress bar.
+        progress: tell how far it is.
 
     Raises:
         DatasetError: no label has any of the organs.
@@ -67,7 +67,7 @@ def check_labels(
     labels = [str(label) for item in items if (label := item.get("label") or item.get("truth"))]
     checked, problems, notes = 0, [], []
     named = list(zip(labels, unique_names(labels), strict=True))
-    for path, name in tqdm(named, desc="priors", unit="label", disable=not progress):
+    for path, name in follow(named, "priors", unit="label", shown=progress):
         try:
             label = open_volume(path)
         except (DatasetError, *UNREADABLE):

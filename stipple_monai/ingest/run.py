@@ -20,10 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from stipple_monai.bundle import only_process
-from stipple_monai.data import axis_names
+from stipple_monai.data import axis_names, plain_name
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint, read_json, remove_unfinished
 from stipple_monai.ingest.cases import Case, Layout, Source
@@ -33,6 +31,7 @@ from stipple_monai.ingest.qa_report import QA_JSON, QA_MARKDOWN, write_qa_report
 from stipple_monai.ingest.sources import find_cases
 from stipple_monai.nifti import UNREADABLE
 from stipple_monai.ownership import begin_set, replace_set
+from stipple_monai.progress import follow
 from stipple_monai.simulation import write_json, write_nifti
 
 _SETTINGS, _RECORDS, _DATALIST = "ingest.json", "qa", "dataset.json"
@@ -62,7 +61,7 @@ def ingest(
             added.
         skip_refused: write the datalist without the refused cases, rather than none.
         overwrite: replace another or an earlier ingest, once this one is whole; other files stay.
-        progress: show a progress bar.
+        progress: tell how far it is.
 
     Returns:
         Path of ``dataset.json``.
@@ -86,7 +85,7 @@ def ingest(
         work = _begin(out, settings, found, overwrite=overwrite)
         records = [
             _case(case, work, options)
-            for case in tqdm(found.cases, desc="ingest", unit="case", disable=not progress)
+            for case in follow(found.cases, "ingest", unit="case", shown=progress)
         ]
         write_qa_report(work, records, skipped=found.skipped, about=settings)
         _raise_refused(records, work / QA_MARKDOWN, skip=skip_refused)
@@ -162,6 +161,7 @@ def _case(case: Case, out: Path, options: Options) -> dict[str, Any]:
             )
         return record
     try:
+        plain_name(case.name, "name")
         pair = read_pair(case, options)
     except (*UNREADABLE, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

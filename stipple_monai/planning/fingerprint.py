@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from stipple_monai.data import Item, label_names, read_content, read_sections
 from stipple_monai.errors import DatasetError
@@ -24,6 +23,7 @@ from stipple_monai.label_values import whole_labels
 from stipple_monai.nifti import UNREADABLE, with_one_geometry
 from stipple_monai.parallel import map_in_order
 from stipple_monai.priors import spacing_along_ras
+from stipple_monai.progress import follow
 
 SECTIONS = ("training", "unlabelled", "validation")
 IGNORED = 255
@@ -86,7 +86,7 @@ def take_fingerprint(
     Args:
         datalist: JSON in the style of the MSD, with labelled scans in ``training``.
         num_workers: files that are read at once.
-        progress: show a progress bar.
+        progress: tell how far it is.
 
     Raises:
         DatasetError: the datalist has no labelled scans, a file cannot be read or is no NIfTI
@@ -144,9 +144,7 @@ def _look_at(
     chosen = {int(i) for i in np.linspace(0, len(labelled) - 1, min(len(labelled), MOST_SCANS))}
     todo = [(item, i in chosen) for i, item in enumerate(labelled)]
     read = map_in_order(lambda pair: _look(pair[0], sample=pair[1]), todo, num_workers=num_workers)
-    # None: no bar where there is no terminal
-    bar = {"desc": "plan", "unit": "label", "disable": None if progress else True}
-    return list(tqdm(read, total=len(todo), **bar)), len(chosen)
+    return list(follow(read, "plan", unit="label", total=len(todo), shown=progress)), len(chosen)
 
 
 def _open(path: str) -> Any:

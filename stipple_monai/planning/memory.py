@@ -16,6 +16,10 @@ STATES = 4
 """Copies of the weights in a training with Adam: weights, gradients and two moments."""
 
 
+GPU_SHARE = 0.8
+"""Of a GPU's memory, for a training: the rest is CUDA's own and for convolutions to work in."""
+
+
 def make_network(
     dimensions: int, *, image_channels: int, organs: int, channels: Sequence[int]
 ) -> nn.Module:
@@ -43,12 +47,14 @@ def step_bytes(network: nn.Module, batch: Sequence[int], device: torch.device) -
     """Bytes that a training step with Adam holds at most.
 
     On a GPU what its allocator counted; on the CPU, which has no such count, the tensors kept for
-    the backward pass and the states of the weights.
+    the backward pass and the states of the weights. PyTorch's device ``meta``, which computes
+    shapes alone, stands for a GPU that is not here: the same tensors, and twice the largest, since
+    the gradients of a layer's input and output are there with all that is kept.
 
     Args:
         network: is moved to ``device``.
         batch: shape of its input.
-        device: where it trains.
+        device: where it trains, or ``meta``.
     """
     network = network.to(device).train()
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -59,7 +65,7 @@ def step_bytes(network: nn.Module, batch: Sequence[int], device: torch.device) -
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage._cdata] = storage.nbytes()
         return tensor
 
     if device.type == "cuda":
@@ -69,13 +75,14 @@ def step_bytes(network: nn.Module, batch: Sequence[int], device: torch.device) -
     loss.backward()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) + (STATES - 2) * weights
-    return sum(kept.values()) + STATES * weights
+    passing = 2 * max(kept.values()) if device.type == "meta" else 0
+    return sum(kept.values()) + STATES * weights + passing
 
 
 def device_bytes(device: torch.device) -> int:
     """Memory that a training may use: most of a GPU's, a quarter of the machine's."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * 0.8)
+        return int(torch.cuda.get_device_properties(device).total_memory * GPU_SHARE)
     return machine_bytes() // 4
 
 

@@ -18,7 +18,13 @@ from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.planning import rules
 from stipple_monai.planning.fingerprint import Fingerprint, take_fingerprint
-from stipple_monai.planning.memory import device_bytes, machine_bytes, make_network, step_bytes
+from stipple_monai.planning.memory import (
+    GPU_SHARE,
+    device_bytes,
+    machine_bytes,
+    make_network,
+    step_bytes,
+)
 from stipple_monai.planning.rules import Choice
 
 EPOCHS = {"cuda": 100, "cpu": 50}
@@ -90,6 +96,7 @@ def make_plan(
     dimensions: int | None = None,
     paper: bool = False,
     device: str | None = None,
+    memory_gib: float | None = None,
     progress: bool = True,
 ) -> Plan:
     """Look at a data set and choose every setting of the bundle that depends on it.
@@ -101,11 +108,14 @@ def make_plan(
         dimensions: of the network, 2 or 3; chosen if None.
         paper: intensities, network and schedule of the paper.
         device: ``cuda`` or ``cpu``; the GPU if None and there is one.
-        progress: show a progress bar.
+        memory_gib: of the GPU that will train, where it is another than this machine's, such as on
+            the login node of a cluster.
+        progress: tell how far it is.
 
     Raises:
         DatasetError: see `take_fingerprint`.
-        ValueError: no config has one of the ``options``, or ``dimensions`` is not 2 or 3.
+        ValueError: no config has one of the ``options``, ``dimensions`` is not 2 or 3, or the
+            memory of the GPU is neither given nor here to be asked.
     """
     if dimensions not in (None, 2, 3):
         raise ValueError(f"`dimensions` must be 2 or 3, got {dimensions}: leave it out.")
@@ -113,8 +123,7 @@ def make_plan(
     configs = configs_of(bundle)
     more = ["patch_3d"] if dimensions == 3 else []
     check_knobs(configs, ["prior", "train", "inference", *more], given)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, probe, room = _trained_on(device, memory_gib)
     found = take_fingerprint(datalist, progress=progress)
     flat = rules.choose_dimensions(found, device=device)
     if dimensions is not None or paper:
@@ -124,7 +133,7 @@ def make_plan(
     if paper:
         for name, choice in {**PAPER, **_recipe(configs)}.items():
             picked.take(name, choice)
-    _choose_network(picked, found, flat, device)
+    _choose_network(picked, found, flat, device, probe, room)
     _choose_run(picked, found, device)
     rest = {name: Choice(value, "given") for name, value in given.items() if name not in picked}
     path = Path(datalist).resolve()
@@ -160,6 +169,27 @@ def plan_once(
     return made.fingerprint
 
 
+def _trained_on(device: str | None, memory_gib: float | None) -> tuple[str, torch.device, float]:
+    """What trains, where a step is measured, and the bytes that it may take."""
+    here = torch.cuda.is_available()
+    if device is None:
+        device = "cuda" if here or memory_gib is not None else "cpu"
+    if device not in BASES:
+        raise ValueError(f"`device` must be cuda or cpu, got {device}.")
+    if memory_gib is None:
+        if device == "cuda" and not here:
+            raise ValueError(
+                "`device` must be here to be asked for its memory, got cuda, and this machine has "
+                "no GPU: give `memory_gib`, such as --memory-gib 24, or plan where you train."
+            )
+        return device, torch.device(device), device_bytes(torch.device(device))
+    if device == "cpu" or not memory_gib > 0:
+        raise ValueError(
+            f"`memory_gib` must be a GPU's, above 0, got {memory_gib} for {device}: leave it out."
+        )
+    return device, torch.device("meta"), memory_gib * 2**30 * GPU_SHARE
+
+
 class _Picked(dict[str, Choice]):
     """Choices so far; a value that is given wins, and what follows is told of it."""
 
@@ -187,14 +217,21 @@ def _choose_data(picked: _Picked, found: Fingerprint, *, paper: bool) -> None:
         picked.take(name, choice)
 
 
-def _choose_network(picked: _Picked, found: Fingerprint, flat: Choice, device: str) -> None:
+def _choose_network(
+    picked: _Picked,
+    found: Fingerprint,
+    flat: Choice,
+    device: str,
+    probe: torch.device,
+    room: float,
+) -> None:
     dimensions = flat.value
     spacing = rules.choose_spacing(found, dimensions, device=device)
     spacing = Choice(spacing.value, f"{dimensions}D, since {flat.why}; {spacing.why}")
     spacing_mm = picked.take("spacing_mm", spacing)
     key = "slice_size" if dimensions == 2 else "patch_size"
     size = picked.take(key, rules.choose_size(found, spacing_mm, dimensions, device=device))
-    channels, batch, why = _fit(picked, found, size, device)
+    channels, batch, why = _fit(picked, found, size, device, probe=probe, room=room)
     picked.take("channels", channels)
     batch = picked.take("batch_size", Choice(batch, why))
     picked.take("sw_batch_size", Choice(2 * batch, "in inference, which keeps no gradients"))
@@ -213,11 +250,17 @@ def _recipe(configs: Path) -> dict[str, Choice]:
 
 
 def _fit(
-    picked: _Picked, found: Fingerprint, size: Sequence[int], device: str
+    picked: _Picked,
+    found: Fingerprint,
+    size: Sequence[int],
+    device: str,
+    *,
+    probe: torch.device,
+    room: float,
 ) -> tuple[Choice, int, str]:
     """The largest network and batch whose measured step fits the device's memory."""
-    place = torch.device(device)
-    room, dimensions = device_bytes(place), len(size)
+    how = "counted for a GPU that is not here" if probe.type == "meta" else "measured"
+    dimensions = len(size)
     organs = len(picked["organs"].value)
     tries: list[tuple[Choice, tuple[int, ...]]] = []
     for base in BASES[device]:
@@ -231,11 +274,11 @@ def _fit(
             dimensions, image_channels=found.channels, organs=organs, channels=channels.value
         )
         shape = [2, found.channels + organs, *size]
-        used = _used(network, shape, place)
+        used = _used(network, shape, probe)
         weights = sum(p.numel() * p.element_size() for p in network.parameters()) * 4
         for batch in batches:
             if (needed := weights + (used - weights) * batch / 2) <= room:
-                told = f"a step takes {needed / 2**30:.2f} of {room / 2**30:.0f} GiB, measured"
+                told = f"a step takes {needed / 2**30:.2f} of {room / 2**30:.0f} GiB, {how}"
                 return channels, batch, told
     raise DatasetError(
         f"A training step must fit the device's memory, {room / 2**30:.1f} GiB on {device}, got "

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from stipple_monai.errors import PriorError
 from stipple_monai.priors.organ import Label
 from stipple_monai.priors.prior import SpatialPrior
+from stipple_monai.progress import follow
 
 
 def prior_path(folder: str | os.PathLike[str], organ: int) -> Path:
@@ -26,7 +26,7 @@ def estimate_priors(
     folder: str | os.PathLike[str],
     **options: Any,
 ) -> list[SpatialPrior]:
-    """Estimate and save the prior of each organ, reading every map once, with a progress bar.
+    """Estimate and save the prior of each organ, reading every map once, and tell how many are.
 
     Nothing is written before all are estimated.
 
@@ -43,8 +43,11 @@ def estimate_priors(
         PriorError: no label map contains one of the organs.
         DatasetError: a label map cannot be read.
     """
-    progress = tqdm(labels, desc="priors", unit="scan", disable=None)
-    priors = SpatialPrior.estimate_several(progress, organs=organs, **options)
+    told = follow(labels, "priors", unit="scan")
+    with warnings.catch_warnings():
+        # a command silences what comes from below MONAI's configs, and this is for its user
+        warnings.filterwarnings("always", message=r".* does not contain organ")
+        priors = SpatialPrior.estimate_several(told, organs=organs, **options)
     for prior in priors:
         prior.save(prior_path(folder, prior.organ))
     return priors

@@ -23,12 +23,16 @@ from stipple_monai.priors.organ import (
     UNNAMED,
     Center,
     Label,
+    LabelMap,
     center_and_reach,
     open_label,
     organ_masks,
     spacing_along_ras,
 )
 from stipple_monai.spatial import interpolate
+
+MOST_TOLD = 5
+"""Maps or values that a warning names."""
 
 Number = TypeVar("Number", int, float)
 
@@ -38,8 +42,8 @@ def count_labels(
 ) -> None:
     """Give label maps to the histograms of all organs, reading every map once.
 
-    A map without an organ is skipped for it with a warning. Whatever the number of workers, maps
-    are counted in their order, and the result is the same to the last bit.
+    A map without an organ is skipped for it, with a warning for each organ. Whatever the number of
+    workers, maps are counted in their order, and the result is the same to the last bit.
 
     Args:
         labels: label maps or files.
@@ -52,25 +56,55 @@ def count_labels(
     """
     organs = [histogram.organ for histogram in histograms]
 
-    def examined(label: Label) -> tuple[str, list[_Kept | None]]:
+    def examined(label: Label) -> tuple[_Told, list[_Kept | None]]:
         label_map = open_label(label)
         crops = organ_masks(label_map, organs)
         pairs = zip(histograms, crops, strict=True)
-        return label_map.name, [
+        found = [
             crop and _keep(*crop, histogram.center, label_map.name) for histogram, crop in pairs
         ]
+        told = _Told(label_map.name, _values(label_map) if None in found else "")
+        return told, found
 
+    without: dict[int, list[_Told]] = {organ: [] for organ in organs}
     for case, (name, found) in enumerate(map_in_order(examined, labels, num_workers=num_workers)):
         for histogram, organ in zip(histograms, found, strict=True):
             if organ is not None:
                 histogram.add(case, organ)
-                continue
+            else:
+                without[histogram.organ].append(name)
+    for organ, names in without.items():
+        if names:
             # Seen from what calls `estimate`.
-            warnings.warn(
-                f"{name} does not contain organ {histogram.organ}: skipped.", stacklevel=5
-            )
+            warnings.warn(_skipped(names, organ), stacklevel=5)
     for histogram in histograms:
         histogram.align()
+
+
+class _Told(NamedTuple):
+    """A map's file, and what values it has where an organ is missing."""
+
+    name: str
+    values: str
+
+
+def _values(label_map: LabelMap) -> str:
+    """Label values of a map but for the background."""
+    values = np.unique(np.asanyarray(label_map.array))
+    told = ", ".join(f"{value:g}" for value in values[values != 0][:MOST_TOLD])
+    more = ", …" if np.count_nonzero(values) > MOST_TOLD else ""
+    return f"{told}{more}" if told else "0 alone"
+
+
+def _skipped(maps: Sequence[_Told], organ: int) -> str:
+    """That maps do not have an organ, a few by their names."""
+    first, others = maps[0], maps[1:]
+    text = f"{first.name} does not contain organ {organ}: skipped; it has {first.values}."
+    if not others:
+        return text
+    named = [f"{each.name} (has {each.values})" for each in others[: MOST_TOLD - 1]]
+    more = ", …" if len(maps) > MOST_TOLD else ""
+    return f"{text} So are {len(others)} more: {', '.join(named)}{more}."
 
 
 class _Kept(NamedTuple):

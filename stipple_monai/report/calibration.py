@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.networks import Calibration
+from stipple_monai.report.cases import counted
 from stipple_monai.report.page import Block, Picture, Table, Text
 from stipple_monai.report.plots import curves
 
@@ -60,11 +61,11 @@ def _numbers(calibration: Calibration, names: Sequence[str], told: Mapping[str, 
         rows.append([name, *(f"{number:.3f}" for number in numbers), *shown])
     header = ["organ", "network (a)", "prior (b)", "offset (c)"]
     header += [f"calibration error, {title}" for title in _TOLD.values()]
-    fitted = calibration.record.get("fitted", True)
+    fitted, scans = calibration.record.get("fitted", True), calibration.record.get("scans")
     note = (
-        f"Fitted on {calibration.record.get('scans', '?')} scans that the networks of the folds "
-        "were not trained on; 1, 1 and 0 are equation 2. The expected calibration error (0–1) is "
-        "the mean distance of a probability from what came true."
+        f"Fitted on {counted(int(scans), 'scan') if scans else 'scans'} that the networks of the "
+        "folds were not trained on; 1, 1 and 0 are equation 2. The expected calibration error "
+        "(0–1) is the mean distance of a probability from what came true."
         if fitted
         else "Constants: nothing was fitted."
     )

@@ -211,7 +211,7 @@ def _viewer(
     return make_viewer(
         read_scan(known.image),
         path,
-        title=f"{case.name} ({which})" if which else case.name,
+        title=case.name if which in (None, "only") else f"{case.name} ({which})",
         organs=organs,
         truth=truth,
         prediction=None if case.prediction is None else read_label_map(case.prediction),

@@ -87,6 +87,7 @@ class Picture(NamedTuple):
         caption: what is seen, and why this case.
         alt: what the picture shows, for those who cannot see it; the title where empty.
         small: two of them fit beside each other.
+        wide: it has many parts beside each other: a phone pans over it instead of shrinking it.
     """
 
     title: str
@@ -94,6 +95,7 @@ class Picture(NamedTuple):
     caption: str
     alt: str = ""
     small: bool = False
+    wide: bool = False
 
 
 class Slice(NamedTuple):

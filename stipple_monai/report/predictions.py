@@ -58,6 +58,7 @@ _MEASURES = (
         ("smallest", "median", "largest"),
     ),
 )
+_ONLY = "Each plane begins with the slice that shows most of all organs."
 _RULE = (
     "The first, the one at the lower median and the last can be scrolled through; the others show "
     "the slices that matter. Each plane shows the slice with most of all organs of the truth "
@@ -149,6 +150,8 @@ def _ranks(
     known: Predictions, organs: Mapping[int, str]
 ) -> tuple[dict[str, float], Sequence[str], str]:
     """What cases are ordered by, lowest first, the words for the chosen, and the rule."""
+    if len(known.cases) == 1:
+        return dict.fromkeys(known.cases, 0.0), WORDS, _ONLY
     for measure, said, words in _MEASURES:
         ranks = {
             name: _mean(getattr(known.found[name, k], measure) for k in organs)

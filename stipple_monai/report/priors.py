@@ -56,7 +56,7 @@ def prior_blocks(
         alt, where = _draw(prior, path, name, references)
         few = f"{MAX_PANELS} of its {prior.bins} bins" if prior.bins > MAX_PANELS else "every bin"
         caption = f"The slice through the middle of {few}, from inferior to superior. {where}"
-        blocks.append(Picture(f"Prior of {name}", path, caption, alt))
+        blocks.append(Picture(f"Prior of {name}", path, caption, alt, wide=True))
     first = [replace(c, about="All priors at the organs' true positions.") for c in references[:1]]
     return blocks + case_viewers(
         first,

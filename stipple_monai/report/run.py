@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from stipple_monai.bundle import MODEL, read_model
+from stipple_monai.bundle import MODEL, read_model, weights_folder
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.ownership import claim, owned, refuse_foreign
@@ -48,7 +48,8 @@ def report(
 
     Args:
         run: a datalist or the folder with its ``dataset.json``; ``prior_*.nii.gz`` or a folder of
-            such; a folder of models; that of a self-training; or a folder of segmentations.
+            such; a folder of models, or one above; that of a self-training; or a folder of
+            segmentations.
         out: ``….html``; the Markdown and a folder of its pictures lie beside it. Without it,
             ``report.html`` in the folder of ``run``, or beside a file.
         datalist: whose labelled scans are references for priors and truth for predictions.
@@ -114,10 +115,13 @@ def detect(run: Path) -> Kind:
             return "prior"
         if (run / "dataset.json").is_file():
             return "data set"
+        if weights_folder(run) != run.resolve():
+            return "training"
     what = "which does not exist" if not run.exists() else "where none of these is"
     raise DatasetError(
         "`run` must be a datalist (.json), a prior (.nii.gz), or a folder with dataset.json, "
-        f"prior_*.nii.gz, curve.csv or *.pt, or *_seg.nii.gz, got {run}, {what}."
+        "prior_*.nii.gz, curve.csv or *.pt, rounds, or *_seg.nii.gz, got "
+        f"{run}, {what}."
     )
 
 
@@ -155,6 +159,8 @@ def _page(
     logs: Path | None,
     most: int,
 ) -> Page:
+    run = weights_folder(run) if kind == "training" else run
+    models = None if models is None else weights_folder(models)
     labels = labels or _known_names(models, run, run.parent)
     if kind == "data set":
         file = run / "dataset.json" if run.is_dir() else run

@@ -16,10 +16,10 @@ HEADER = [
     *("organ", "volume (ml)", "volume in the prior's cases (ml)", "confidence (0–1)"),
     *("Dice (%)", "HD95 (mm)", "position error (mm)", "scans with remarks"),
 ]
-NOTE = (
-    "Volume, confidence, HD95, position error: of several scans the median, and in brackets the "
-    "least and the greatest. Dice: the mean and the standard deviation. Confidence: of the "
-    "position; near 0.5 another place fits the network's output as well."
+SEVERAL = "The median of all scans, and in brackets the least and the greatest."
+SEVERAL_DICE = "Of Dice the mean and the standard deviation."
+CONFIDENCE = (
+    "Confidence: of the position; near 0.5 another place fits the network's output as well."
 )
 
 
@@ -44,7 +44,14 @@ def summary_blocks(
     elif known.remarks:
         said += " No remarks."
     rows = [_row(known, k, name, priors.get(k)) for k, name in organs.items()]
-    return [Text(said, "summary"), Table("", *filled(HEADER, rows, always=2), NOTE)]
+    header, shown = filled(HEADER, rows, always=2)
+    several = len(known.cases) > 1
+    notes = [
+        *([SEVERAL] if several else []),
+        *([SEVERAL_DICE] if several and "Dice (%)" in header else []),
+        *([CONFIDENCE] if "confidence (0–1)" in header else []),
+    ]
+    return [Text(said, "summary"), Table("", header, shown, " ".join(notes))]
 
 
 def _row(known: Predictions, organ: int, name: str, prior: SpatialPrior | None) -> list[str]:

@@ -90,11 +90,13 @@ def _intensity(low: float, high: float, known: Mapping[str, float], modality: st
     # units of MR are arbitrary, and its scans are scaled one by one; a CT has air
     if modality != "CT" and not low < AIR_HU < least:
         return []
-    if shared / whole >= LEAST_SHARED:
+    # every CT has fat or air, also in a window
+    without_air = modality == "CT" and least < 0 <= low
+    if shared / whole >= LEAST_SHARED and not without_air:
         return []
     return [
         f"intensities {low:.4g} to {high:.4g} are unlike the {least:.4g} to {greatest:.4g} of the "
-        f"training ({modality})"
+        f"training{'' if modality == 'unknown' else f' ({modality})'}"
     ]
 
 

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
-from tqdm import tqdm
 
 from stipple_monai.bundle import only_process
 from stipple_monai.calibration import Samples, draw_samples, fit_samples
@@ -31,6 +30,7 @@ from stipple_monai.files import fingerprint, sha256, whole_file, write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META, Fused, fuse_logits
 from stipple_monai.networks import Calibration
 from stipple_monai.priors import SpatialPrior, load_priors, own_cases, prior_organs, prior_path
+from stipple_monai.progress import follow
 from stipple_monai.results import (
     add_remarks,
     on_grid_of,
@@ -84,7 +84,7 @@ def fuse(
         labels: names of the label values.
         decision: ``"dice"``, the label map of the highest expected Dice, or ``"argmax"``.
         overwrite: fuse anew and replace what is there.
-        progress: show a progress bar.
+        progress: tell how far it is.
 
     Returns:
         ``volumes.csv``.
@@ -135,7 +135,7 @@ def _fuse_all(
     numbers = _calibrations(run, maps, truths, progress=progress)
     numbers[""].save(out / CALIBRATION)
     waiting = [each for each in maps if each.name in left]
-    for each in tqdm(waiting, desc="fuse", unit="scan", disable=None if progress else True):
+    for each in follow(waiting, "fuse", unit="scan", shown=progress):
         calibration = numbers.get(each.name, numbers[""])
         _write(run, each, out, calibration, decision, truths.get(each.name))
 
@@ -221,8 +221,8 @@ def _calibrations(
     constants = Calibration.unfitted(len(run.organs))
     drawn: dict[str, Samples] = {}
     labelled = [each for each in maps if each.name in truths]
-    bar = {"desc": "calibrate", "unit": "scan", "disable": None if progress else True}
-    for number, each in enumerate(tqdm(labelled, **bar)):
+    told = follow(labelled, "calibrate", unit="scan", shown=progress)
+    for number, each in enumerate(told):
         truth = truths[each.name]
         probability, affine, label = run.read(each, truth)
         logits, fused = run.fused(each, probability, affine, constants, truth)

@@ -33,6 +33,7 @@ from stipple_monai.bundle import (
     only_process,
     read_model,
     run_bundle,
+    weights_folder,
 )
 from stipple_monai.data import label_names, write_datalist
 from stipple_monai.errors import DatasetError
@@ -56,7 +57,10 @@ from stipple_monai.segmentation.folder import (
 from stipple_monai.segmentation.scans import find_scans, sound_scans
 
 NNUNET = "nnunet"
-FREE = ("amp", "batch_size", "cache_rate", "device", "num_workers", "progress", "sw_batch_size")
+FREE = (
+    *("amp", "batch_size", "cache_rate", "device", "num_workers", "sw_batch_size"),
+    *("lines", "progress"),
+)
 """Knobs that change how much is computed at once, not what."""
 
 
@@ -83,7 +87,8 @@ def segment(
             them, and datalists (``.json``), see `stipple_monai.segmentation.scans`. Scans with the
             same file name are told apart by their folders.
         out: folder of the results; a begun one goes on.
-        models: folder with ``model.pt``, the priors and ``model.json``, which has the settings.
+        models: folder with ``model.pt``, the priors and ``model.json``, which has the settings; or
+            one above, see `stipple_monai.bundle.weights_folder`.
         bundle: folder of the bundle.
         section: of the datalists.
         overlays: names or paths of configs on top of inference; the folder's own need not be
@@ -110,7 +115,7 @@ def segment(
         ImportError: ``dicom_seg`` without highdicom.
     """
     configs, out = configs_of(bundle), Path(out).resolve()
-    model = _known_model(Path(models).resolve(), dicom_seg=dicom_seg)
+    model = _known_model(weights_folder(models), dicom_seg=dicom_seg)
     check_knobs(configs, ["inference", *overlays, *model.overlays, "volumes"], options or {})
     model.agree(configs, overlays=overlays, options=options, free=FREE)
     items, faults = sound_scans(_found(model, inputs, section), out, dicom_seg=dicom_seg)
@@ -268,7 +273,7 @@ def _run(
             "section": "test",
         }
         try:
-            run_bundle(configs, names, **{**places, **knobs})
+            run_bundle(configs, names, **{"lines": True, **places, **knobs})
         except (RuntimeError, ValueError, OSError) as error:
             done, said = finished(out), _chain(error)
             waiting = [item for item in items if item["name"] not in done] or items[-1:]

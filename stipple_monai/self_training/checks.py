@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from stipple_monai.bundle import load_weights
 from stipple_monai.data import files_of_item, read_sections, stem_of
@@ -20,6 +19,7 @@ from stipple_monai.ownership import (
     refuse_contradictions,
     refuse_foreign,
 )
+from stipple_monai.progress import follow
 from stipple_monai.pseudo_labels import select_certain, select_top_k
 from stipple_monai.transforms import CheckScand, LoadScand
 
@@ -109,7 +109,7 @@ def check_unlabelled(
         CheckScand("image", channels=channels),
     )
     seen: dict[str, str] = {}
-    for item in tqdm(items, desc="check the unlabelled scans", unit="scan"):
+    for item in follow(items, "check the unlabelled scans", unit="scan"):
         first = files_of_item(item, ("image",))[0]
         other = seen.setdefault(stem_of(Path(first)).casefold(), first)
         if other != first:

@@ -327,7 +327,8 @@ class _Rounds:
         return {"stage": stage, "datalist": sha256(datalist), "knobs": {**self.knobs, **knobs}}
 
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
-        run_bundle(self.configs, names, **{**self.knobs, "bundle_root": self.out, **knobs})
+        places = {"bundle_root": self.out, **knobs}
+        run_bundle(self.configs, names, **{"lines": True, **self.knobs, **places})
 
     def say(self, text: str) -> None:
         """Print a line with the time that has passed."""

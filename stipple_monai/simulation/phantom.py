@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
 
+from stipple_monai.progress import follow
 from stipple_monai.simulation.anatomy import ORGANS, Canvas
 from stipple_monai.simulation.trunk import paint_trunk
 from stipple_monai.simulation.viscera import paint_viscera
@@ -201,7 +201,7 @@ def write_phantom(
         organs: which are labelled; ``dataset.json`` names them under ``labels``.
         orientation: of the grid.
         overwrite: replace another phantom, once this one is whole; other files stay.
-        progress: show a progress bar.
+        progress: tell how far it is.
 
     Returns:
         Path of ``dataset.json``.
@@ -224,7 +224,7 @@ def write_phantom(
     recipe = {"version": _VERSION, "seed": seed, **options}
     names = [f"phantom_{index:03d}.nii.gz" for index in range(cases)]
     work = begin_folder(folder, recipe, names, name="phantom", overwrite=overwrite, what="phantom")
-    for index, name in enumerate(tqdm(names, desc="phantom", unit="case", disable=not progress)):
+    for index, name in enumerate(follow(names, "phantom", unit="case", shown=progress)):
         _write_case(work, name, np.random.SeedSequence(seed, spawn_key=(index,)), options)
     names_of_labels = ORGANS if organs == "all" else ORGANS[:2]
     return end_folder(

@@ -16,11 +16,11 @@ from monai.data import MetaTensor
 from monai.transforms import CropForeground, ResizeWithPadOrCrop, Spacing
 from numpy.typing import NDArray
 from scipy import fft, ndimage
-from tqdm import tqdm
 
 from stipple_monai.data import read_label_map
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint
+from stipple_monai.progress import follow
 from stipple_monai.simulation.body import (
     BOWEL,
     BTCV_TISSUES,
@@ -151,7 +151,7 @@ def write_simulated(
         tissues: see `simulate_ct`.
         seed: decides on all cases.
         overwrite: replace another set, once this one is whole; other files stay.
-        progress: show a progress bar.
+        progress: tell how far it is.
 
     Returns:
         Path of ``dataset.json``.
@@ -175,7 +175,7 @@ def write_simulated(
         what="set of scans",
         inputs=labels,
     )
-    for index, name in enumerate(tqdm(files, desc="simulation", unit="case", disable=not progress)):
+    for index, name in enumerate(follow(files, "simulation", unit="case", shown=progress)):
         paths = work / "imagesTr" / name, work / "labelsTr" / name
         if all(path.is_file() for path in paths):
             continue

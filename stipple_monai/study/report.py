@@ -137,7 +137,7 @@ def rewrite_report(folder: str | Path) -> Path:
     known = begun_with(folder / STUDY) or {}
     told = known.get(TOLD, {})
     drawn = [
-        Picture(kind.capitalize(), folder / "figures" / name, told.get("pictures", ""))
+        Picture(kind.capitalize(), folder / "figures" / name, told.get("pictures", ""), wide=True)
         for kind, name in KINDS.items()
         if (folder / "figures" / name).is_file()
     ]
@@ -189,11 +189,11 @@ def _tables(results: Results, rounds: Sequence[Row]) -> list[Table | None]:
 
 
 def _lead(rows: Sequence[Row], results: Results, dataset: str) -> str:
-    counts = {name: len({row[name] for row in rows}) for name in ("fold", "seed", "scan")}
+    counts = {name: len({row[name] for row in rows}) for name in ("method", "fold", "seed", "scan")}
     said = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
     start = f"Data: {dataset}. " if dataset else ""
     return (
-        f"{start}{len(results.methods)} methods, {said} tested. A dash: not run, or undefined. "
+        f"{start}{said} tested. A dash: not run, or undefined. "
         f"Figures marked “paper” are from TCIA Pancreas-CT ({DOI}) and not the same data."
     )
 

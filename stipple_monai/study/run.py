@@ -158,7 +158,7 @@ def _run_cell(study: Study, job: Job, method: Method, place: Path, configs: Path
             "reference_seed": job.seed,
             "output_dir": part,
         }
-        run_bundle(configs, names, **{**study.options, **method.options, **knobs})
+        run_bundle(configs, names, **{"lines": True, **study.options, **method.options, **knobs})
         with whole_file(part / "network.json") as file:
             file.write_text(json.dumps({"round": last.name}) + "\n", encoding="utf-8")
 
@@ -321,6 +321,7 @@ def _draw(study: Study, jobs: Sequence[Job], out: Path) -> list[Picture]:
             kind.capitalize(),
             path,
             f"The case and slice of {where} with the most such voxels of organ {study.organ}.",
+            wide=True,
         )
         for kind, path in drawn.items()
     ]

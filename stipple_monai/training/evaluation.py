@@ -59,7 +59,7 @@ def evaluate(
             "section": section,
         }
         names: list[str | Path] = ["inference", "evaluate", *model.overlays]
-        run_bundle(configs, names, **{**model.knobs, **places})
+        run_bundle(configs, names, **{"lines": True, **model.knobs, **places})
     return out / SCORES
 
 

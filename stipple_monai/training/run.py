@@ -16,7 +16,6 @@ Killed at any moment, the same command goes on.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,10 +162,9 @@ def _run(
     out, knobs = model.folder, {**model.knobs, **places, "models_dir": model.folder}
     if prior and not all(prior_path(out, organ).is_file() for organ in model.organs):
         run_bundle(configs, ["prior", *model.overlays], **knobs)
-    shown = {"lines": True, "progress": sys.stderr.isatty()}
     logs = {"output_dir": out / LOGS, "resume": True}
     names: list[str | Path] = ["train", *model.overlays, *train_overlays]
-    run_bundle(configs, names, **{**shown, **knobs, **logs})
+    run_bundle(configs, names, **{"lines": True, **knobs, **logs})
 
 
 def adopt(

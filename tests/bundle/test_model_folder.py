@@ -8,7 +8,15 @@ from helpers.bundle_runs import CONFIGS
 from monai.bundle import ConfigParser
 
 from stipple_monai import DatasetError
-from stipple_monai.bundle import MODEL, model_facts, read_model, trained_knobs, write_model
+from stipple_monai.bundle import (
+    MODEL,
+    model_facts,
+    read_model,
+    trained_knobs,
+    weights_folder,
+    write_model,
+)
+from stipple_monai.files import write_csv
 
 
 def made(folder, **more):
@@ -52,6 +60,23 @@ def test_what_contradicts_it_is_refused_with_both_values(tmp_path):
     model.agree(CONFIGS, options={"floor": 0.5}, free=["floor"])
     with pytest.raises(DatasetError, match=r"`overlays` must be those of .* got phantom, where"):
         model.agree(CONFIGS, overlays=["phantom"])
+
+
+def test_the_weights_below_a_folder_are_found(tmp_path):
+    assert weights_folder(tmp_path) == tmp_path
+    for number in (0, 2, 10):
+        (tmp_path / f"round_{number}").mkdir()
+        made(tmp_path / f"round_{number}" / "models")
+        (tmp_path / f"round_{number}" / "models" / "model.pt").touch()
+    (tmp_path / "round_11" / "models.part").mkdir(parents=True)
+    rounds = [tmp_path / f"round_{number}" / "models" for number in (0, 2, 10)]
+    assert weights_folder(tmp_path) == rounds[2]
+    assert weights_folder(tmp_path / "round_2") == weights_folder(rounds[1]) == rounds[1]
+    best = [[0, 9, 0.5, "no"], [2, 7, 0.7, "yes"], [10, 3, 0.6, "no"]]
+    write_csv(tmp_path / "comparison.csv", ["round", "epoch", "dice", "best"], best)
+    assert read_model(tmp_path).folder == rounds[1]
+    made(tmp_path / "alone")
+    assert weights_folder(tmp_path / "alone") == tmp_path / "alone"
 
 
 def test_an_old_or_broken_folder_is_refused_with_the_remedy(tmp_path):

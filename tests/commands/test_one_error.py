@@ -1,6 +1,7 @@
 """One clear error, before anything expensive and whatever is wrong."""
 
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -192,6 +193,49 @@ def test_a_broken_unlabelled_scan_stops_before_the_first_training(scans, tmp_pat
 
 
 # small
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", "list.json", "--csv", "OUT/a.csv"],
+        ["prior", "list.json", "--out", "OUT"],
+        ["plan", "list.json", "--out", "OUT/plan.yaml"],
+        ["split", "list.json", "OUT/split.json", "--labelled", "1"],
+        ["ingest", "source", "OUT"],
+        ["train", "list.json", "--out", "OUT"],
+        ["self-train", "list.json", "OUT"],
+        ["segment", "a.nii.gz", "--models", "m", "--out", "OUT"],
+        ["fuse", "a.nii.gz", "--priors", "p", "--out", "OUT"],
+        ["evaluate", "m", "list.json", "--out", "OUT"],
+        ["report", "list.json", "--out", "OUT/a.html"],
+        ["study", "study.yaml", "--out", "OUT"],
+        ["publish", "OUT/zoo", "--models", "m"],
+        ["phantom", "OUT"],
+        ["simulate", "OUT", "a.nii.gz"],
+        ["demo", "--out", "OUT"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_nothing_is_written_below_a_file(tmp_path, capsys, command):
+    (tmp_path / "file").write_text("mine")
+    given = [text.replace("OUT", str(tmp_path / "file" / "sub")) for text in command]
+    line = error_of(capsys, *given)
+    assert re.search(r"Outputs must lie in a folder, got .*/sub.*/file is a file: choose", line)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_labels_without_the_organ_are_named_with_what_they_have(tmp_path, capsys):
+    items = [bright_scan(tmp_path, number) for number in range(3)]
+    for number, value in ((1, 7), (2, 0)):
+        label = nib.load(items[number]["label"])
+        changed = np.asarray(label.dataobj) * value
+        nib.save(nib.Nifti1Image(changed.astype(np.uint8), label.affine), items[number]["label"])
+    write_datalist(tmp_path / "list.json", {"training": items})
+    command = ["prior", str(tmp_path / "list.json"), "--out", str(tmp_path / "p")]
+    told = r"scan_1_label.nii.gz does not contain organ 1: skipped; it has 7. So are 1 more: "
+    with pytest.warns(UserWarning, match=told + r".*scan_2_label.nii.gz \(has 0 alone\)"):
+        assert main(command) == 0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from stipple_monai.data import read_datalist
 from stipple_monai.demo import run as demo
 from stipple_monai.errors import DatasetError
+from stipple_monai.segmentation import segment
 from stipple_monai.simulation import write_phantom
 
 pytestmark = pytest.mark.training
@@ -152,6 +153,19 @@ def test_only_what_was_removed_is_made_again(finished):
     again = torch.load(model, weights_only=True)
     assert all(torch.equal(again[key], weights[key]) for key in weights)
     assert scores(out) == before
+
+
+def test_its_networks_segment_as_they_did_in_the_demo(finished, tmp_path):
+    out, _ = finished
+    device = {"device": OPTIONS["device"]}
+    for models, method in ((out, "stipple"), (out / "models" / "round_1", "relabelled")):
+        results = tmp_path / method
+        segment([out / "phantom" / "split.json"], results, models=models, options=device)
+        for path in (out / "eval" / method).glob("*_seg.nii.gz"):
+            same = np.asarray(nib.load(path).dataobj)
+            assert np.array_equal(np.asarray(nib.load(results / path.name).dataobj), same)
+            assert path.name.startswith("phantom_")
+        assert len(list(results.glob("*_seg.nii.gz"))) == 2
 
 
 def test_pictures_of_what_the_prior_changed(finished):

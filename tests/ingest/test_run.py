@@ -302,6 +302,14 @@ def test_labels_that_cannot_be_used(pairs, tmp_path, array, match):
         quiet(pairs, tmp_path / "out")
 
 
+@pytest.mark.parametrize("sign", ["\n", "\t", "\x1b"])
+def test_a_name_that_segment_refuses_is_refused(pairs, tmp_path, sign):
+    image = pairs / "images" / "img1.nii.gz"
+    image.rename(image.with_name(f"im{sign}g1.nii.gz"))
+    with pytest.raises(DatasetError, match=r"1 of 2 that are refused.* control characters"):
+        quiet(pairs, tmp_path / "out")
+
+
 def test_a_scan_with_nan_is_refused(pairs, tmp_path):
     image = organ()[0].astype(np.float32)
     image[3] = np.nan

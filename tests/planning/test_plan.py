@@ -1,6 +1,7 @@
 """The plan: one overlay for every config, the same for the same data."""
 
 import json
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -110,6 +111,60 @@ def test_a_step_is_measured():
     made["channels"] = [4, 8, 16]
     assert memory.step_bytes(memory.make_network(3, **made), [1, 3, 16, 16, 16], device) > 0
     assert memory.device_bytes(device) == memory.machine_bytes() // 4
+
+
+def test_a_gpu_that_is_not_here(phantom, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    plan, needed = tmp_path / "plan.yaml", {}
+    for given in (80, 2):
+        command = ["plan", str(phantom), "--out", str(plan), "--memory-gib", str(given)]
+        assert main([*command, "--set", "spacing_mm=[1,1,-1]"]) == 0
+        needed[given] = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    capsys.readouterr()
+    text = " ".join(plan.read_text(encoding="utf-8").replace("\n#", "").split())
+    assert "of 2 GiB, counted for a GPU that is not here" in text
+    assert needed[80]["channels"][0] == 32
+    assert needed[80]["batch_size"] * needed[80]["channels"][0] > (
+        needed[2]["batch_size"] * needed[2]["channels"][0]
+    )
+    assert needed[80]["max_epochs"] == 100
+    assert main(["plan", str(phantom), "--out", str(plan), "--device", "cuda"]) == 1
+    assert "this machine has no GPU: give `memory_gib`" in capsys.readouterr().err
+    for wrong in ({"device": "cpu", "memory_gib": 8}, {"memory_gib": 0}):
+        with pytest.raises(ValueError, match="`memory_gib` must be a GPU's, above 0"):
+            make_plan(phantom, progress=False, **wrong)
+    with pytest.raises(ValueError, match="`device` must be cuda or cpu, got tpu"):
+        make_plan(phantom, progress=False, device="tpu")
+
+
+@pytest.mark.parametrize(("dimensions", "size"), [(2, [64, 48]), (3, [32, 32, 16])])
+def test_shapes_alone_count_what_a_step_keeps(dimensions, size):
+    network = memory.make_network(dimensions, image_channels=1, organs=2, channels=[4, 8, 16])
+    here = memory.step_bytes(network, [2, 3, *size], torch.device("cpu"))
+    counted = memory.step_bytes(network, [2, 3, *size], torch.device("meta"))
+    widest = 2 * 4 * np.prod(size) * 4
+    # and the gradients of the widest layer's input and output
+    assert 2 * widest <= counted - here <= 4 * widest
+
+
+def test_a_gpu_that_is_here_is_asked_for_its_memory(phantom, monkeypatch):
+    """Without one: its memory, and what a step took there, are given."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=10 * 2**30)
+    )
+    asked = []
+
+    def took(network, shape, device):
+        asked.append(device.type)
+        return 5 * 2**30
+
+    monkeypatch.setattr("stipple_monai.planning.plan.step_bytes", took)
+    plan = make_plan(phantom, progress=False)
+    assert asked == ["cuda"]
+    # 2 of a batch take 5 of 8 GiB
+    assert plan.choices["batch_size"].value == 2
+    assert plan.choices["batch_size"].why == "a step takes 5.00 of 8 GiB, measured"
 
 
 def test_a_plan_that_is_there_stays(phantom, tmp_path, capsys):

@@ -74,9 +74,10 @@ def test_missing_prior(labels, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_progress_is_shown_on_a_terminal(labels, tmp_path, capsys, monkeypatch, num_workers):
+def test_progress_is_a_bar_on_a_terminal(labels, tmp_path, capsys, monkeypatch, num_workers):
     estimate_priors(labels, organs=[1], folder=tmp_path / "no", num_workers=num_workers)
-    assert "priors" not in capsys.readouterr().err
+    lines = [f"priors: scan {number}/{len(labels)}" for number in range(1, len(labels) + 1)]
+    assert capsys.readouterr().err.splitlines() == lines
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     estimate_priors(labels, organs=[1], folder=tmp_path, num_workers=num_workers)
     assert "priors: 100%" in capsys.readouterr().err

@@ -523,8 +523,10 @@ def test_warnings_and_errors_are_those_of_one_worker(tmp_path, num_workers):
     paths = in_files([*random_volumes(SAME), *random_volumes(SAME, organ=2)], tmp_path)
     with pytest.warns(UserWarning, match="skipped") as caught:
         SpatialPrior.estimate(paths, num_workers=num_workers)
+    first, *others = paths[4:]
+    told = ", ".join(f"{path} (has 2)" for path in others[:4]) + ", …" * (len(others) > 4)
     assert [str(w.message) for w in caught] == [
-        f"{path} does not contain organ 1: skipped." for path in paths[4:]
+        f"{first} does not contain organ 1: skipped; it has 2. So are {len(others)} more: {told}."
     ]
     assert {w.filename for w in caught} == {__file__}
     paths[2].write_text("not an image")

@@ -96,6 +96,49 @@ def test_markdown_links_pictures_beside_it(tmp_path):
     assert "![v](figures/a%20b.png)" in text
 
 
+def test_columns_are_numbers_texts_or_long_texts():
+    cells = [
+        ("12.5", "<0.1", "liver", "1.2.840", "", "x" * 25, "−3 × 4"),
+        ("", "2 (1 to 3)", "–", "7", "", "y", "+1e-3"),
+    ]
+    table = Table("t", ["a"] * 7, cells)
+    expected = ["number", "number", "text", "text", "text", "long", "number"]
+    assert table.looks() == expected
+    text = render_html(Page("t", [], [Section("s", [table])]))
+    assert re.findall('<th scope="col" class="([a-z]+)"', text) == expected
+    # seven columns: cards on a phone, each cell with the name of its column
+    assert 'class="scroll wide"' in text
+    assert text.count('data-name="a"') == 14
+
+
+def test_many_rows_scroll_and_folded_tables_are_closed():
+    few, many = (Table("t", ["a"], [["1"]] * n, folded=n > 14) for n in (14, 15))
+    text = render_html(Page("t", [], [Section("s", [few, many])]))
+    first, second = re.findall('<div class="(scroll[^"]*)"', text)
+    assert (first, second) == ("scroll", "scroll tall")
+    assert text.count("<details><summary>t</summary>") == 1
+
+
+def test_a_sheet_of_pictures_can_be_reached_by_keys(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    sheet, plain = (Picture("A", tmp_path / "a.png", "", wide=wide) for wide in (True, False))
+    text = render_html(Page("t", [], [Section("s", [sheet, plain])]))
+    assert '<figure class="picture sheet" tabindex="0">' in text
+    assert '<figure class="picture">' in text
+
+
+@pytest.mark.parametrize(
+    ("widths", "fits"), [((400, 400, 400), True), ((400, 400, 300), False), ((90, 90, 85), True)]
+)
+def test_planes_are_beside_each_other_where_each_is_large_enough(tmp_path, widths, fits):
+    planes = [PlaneView("axial", width, 30, "RLAP", [], {}) for width in widths]
+    shown = Viewer("t", "", planes, [], [], tmp_path)
+    assert shown.fits is fits
+    # of the 1184 pixels of a wide page, less two gaps
+    assert (min(widths) / sum(widths) * (1184 - 26) >= 360) is fits
+    assert shown.third == widths[2] / widths[0]
+
+
 def test_a_page_is_html(tmp_path):
     with pytest.raises(ValueError, match=r"A page is written as '.html', got .*p.txt"):
         write_page(tmp_path / "p.txt", Page("t", [], []))

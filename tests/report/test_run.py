@@ -319,7 +319,7 @@ def test_several_organs_and_the_phantom(tmp_path):
     write_phantom(tmp_path, cases=1, size=24, organs="all")
     page = report(tmp_path)
     assert len(table(page, "Organs")) > 4
-    assert "phantom_000 (only)" in text_of(page)
+    assert "<h3>phantom_000</h3>" in text_of(page)
     assert "Settings: phantom.json" in text_of(page)
 
 

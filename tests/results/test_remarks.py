@@ -13,6 +13,7 @@ from stipple_monai.priors.cases import Volumes
 from stipple_monai.results import add_remarks, organ_remarks, scan_remarks, write_tables
 
 CT = {"mean": 0.0, "sd": 300.0, "p00_5": -1020.0, "p50": 0.0, "p99_5": 400.0}
+WINDOWED = {"mean": 0.0, "sd": 90.0, "p00_5": -125.0, "p50": 20.0, "p99_5": 275.0}
 MR = {"mean": 100.0, "sd": 80.0, "p00_5": 0.0, "p50": 90.0, "p99_5": 700.0}
 
 
@@ -53,6 +54,9 @@ def scan(folder, low, high, spacing=(1, 1, 3)):
         ("CT", CT, -1000, 250, False),
         ("CT", CT, 0, 900, True),
         ("CT", CT, -1, 1, True),
+        ("CT", WINDOWED, -125, 260, False),
+        # MR of 8 bits in a model of windowed CT
+        ("CT", WINDOWED, 0, 255, True),
         ("MR", MR, 0, 4000, False),
         ("MR", MR, -1000, 400, True),
     ],

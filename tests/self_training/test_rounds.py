@@ -57,6 +57,21 @@ def two_rounds(datalist, tmp_path_factory):
     return out
 
 
+def test_a_folder_of_rounds_segments_and_is_reported(datalist, two_rounds, tmp_path, capsys):
+    maps = []
+    for models in (two_rounds, two_rounds / "round_2"):
+        out = tmp_path / models.name
+        assert main(["segment", str(datalist), "--models", str(models), "--out", str(out)]) == 0
+        (path,) = out.glob("*_seg.nii.gz")
+        maps.append(np.asarray(nib.load(path).dataobj))
+    assert np.array_equal(*maps)
+    page = tmp_path / "rounds.html"
+    assert main(["report", str(two_rounds), "--out", str(page)]) == 0, capsys.readouterr().err
+    text = page.with_suffix(".md").read_text(encoding="utf-8")
+    assert "Self-training" in text
+    assert "## Pseudo-labels" in text
+
+
 def again(datalist, out, **changes):
     return self_train(datalist, out, **{"shares": [0.5], "options": KNOBS, **changes})
 

@@ -1,6 +1,7 @@
 """Tables, figures and pages of a study, from results that were made up."""
 
 import html.parser
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from helpers.study_rows import HEADER, made_up, row, write
 from PIL import Image
 
 from stipple_monai import DatasetError
+from stipple_monai.__main__ import main
 from stipple_monai.report.page import Picture
 from stipple_monai.results.statistics import compare_paired
 from stipple_monai.study import paper
@@ -240,7 +242,7 @@ def test_the_same_results_give_the_same_bytes(folder):
 def test_a_single_cell_is_enough(tmp_path):
     write(tmp_path, "results.csv", [row()])
     text = write_report(tmp_path, title="t", dataset="d").read_text(encoding="utf-8")
-    assert "1 methods, 1 fold, 1 seed, 1 scan tested" in text.replace("scans", "scan")
+    assert "1 method, 1 fold, 1 seed, 1 scan tested" in text
     assert "<img" not in text
 
 
@@ -250,6 +252,48 @@ def test_a_folder_without_results(tmp_path):
     (tmp_path / "results.csv").write_text(",".join(HEADER))
     with pytest.raises(DatasetError, match=r"`folder` must have a results.csv with rows, got"):
         write_report(tmp_path, title="t", dataset="d")
+
+
+def test_what_says_nothing_is_left_out(tmp_path):
+    """Columns of dashes alone, and the table of rivals where there is none."""
+    write(tmp_path, "results.csv", made_up(["baseline", "stipple"], proportions=(0.19,)))
+    text = write_report(tmp_path, title="t", dataset="d").with_suffix(".md").read_text("utf-8")
+    headers = [line for line in text.splitlines() if line.startswith("| Method")]
+    assert "| Method | 19% |" in headers
+    assert not any("paper" in line for line in headers)
+    assert "other data, for orientation only" not in text
+    assert "table 3" not in text
+
+
+def study_folder(folder):
+    """One that was run, but for its cells."""
+    write(folder, "results.csv", made_up(["baseline", "stipple"], organs=(1, 2)))
+    names = {"labels": {"0": "none", "1": "liver", "2": "spleen"}, "training": []}
+    (folder / "dataset.json").write_text(json.dumps(names), encoding="utf-8")
+    told = {"title": "My study", "dataset": "ten scans", "notes": ["A note."]}
+    known = {"study": {"datalist": str(folder / "dataset.json")}, "methods": {}, "told": told}
+    (folder / "study.json").write_text(json.dumps(known), encoding="utf-8")
+    return folder
+
+
+def test_the_report_command_writes_a_studys_report_anew(tmp_path, capsys):
+    folder = study_folder(tmp_path)
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("# My study\n")
+    assert "Data: ten scans." in text
+    assert "A note." in text
+    assert "| Method | labels | n | liver | spleen | mean |" in text
+
+
+def test_a_studys_report_stays_in_its_folder(tmp_path, capsys):
+    folder = study_folder(tmp_path)
+    assert main(["report", str(folder), "--out", str(tmp_path / "p.html")]) == 1
+    assert "`out` must not be given for a study" in capsys.readouterr().err
+    (folder / "study.json").write_text("[]", encoding="utf-8")
+    assert main(["report", str(folder)]) == 1
+    assert "must be JSON that this command wrote" in capsys.readouterr().err
 
 
 def test_the_papers_figures_are_the_papers():

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import yaml
 from helpers.bright_scans import KNOBS, bright_scan
@@ -20,7 +22,7 @@ from stipple_monai.__main__ import main
 from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import StudyError
-from stipple_monai.files import read_csv
+from stipple_monai.files import read_csv, sha256
 from stipple_monai.study import run as study
 from stipple_monai.study.plan import Study
 from stipple_monai.study.rows import write_rows
@@ -108,6 +110,23 @@ def test_all_labels_are_the_same_with_and_without_rounds(done):
     kinds = {(row["method"], row["round"]) for row in curves if row["proportion"] == "0.5"}
     assert kinds == {(m, "0") for m in METHODS} | {("stipple", "1"), ("relabelling", "1")}
     assert {row["epoch"] for row in curves} == {"1", "2"}
+
+
+def test_its_networks_segment_as_they_did_in_the_study(done, tmp_path, capsys):
+    cell = done / "out" / "cells" / "p050_fold0_seed0"
+    weights = {sha256(path): path.parents[2] for path in cell.glob("networks/*/round_*/*/model.pt")}
+    for method in ("baseline", "stipple"):
+        record = json.loads((cell / "methods" / method / "provenance.json").read_text("utf-8"))
+        network, results = weights[record["weights"]["model"]], tmp_path / method
+        arguments = ["segment", cell / "test.json", "--models", network, "--out", results]
+        assert main(list(map(str, arguments))) == 0
+        for path in (cell / "methods" / method).glob("*_seg.nii.gz"):
+            same = np.asarray(nib.load(path).dataobj)
+            assert np.array_equal(np.asarray(nib.load(results / path.name).dataobj), same)
+        assert len(list(results.glob("*_seg.nii.gz"))) == 2
+    told = capsys.readouterr().err
+    assert "scan 2/2: " in told
+    assert "it/s" not in told
 
 
 def test_published_rows_are_those_of_the_results(done, tmp_path):

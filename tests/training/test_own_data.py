@@ -116,6 +116,13 @@ def test_four_commands(make, tmp_path, capsys, monkeypatch):
     (label,) = (run / "evaluation").glob("*_seg.nii.gz")
     known = json.loads((run / "model.json").read_text(encoding="utf-8"))["organs"]
     assert set(np.unique(np.asarray(nib.load(label).dataobj))) <= {0, *map(int, known)}
-    said = capsys.readouterr().out
-    assert "next: stipple evaluate runs/a split.json" in said
-    assert "epoch 2/2 | loss " in said
+    (item,) = json.loads((tmp_path / "split.json").read_text(encoding="utf-8"))["test"]
+    found, scan = nib.load(label), nib.load(tmp_path / item["image"])
+    assert found.shape == scan.shape
+    np.testing.assert_array_equal(found.affine, scan.affine)
+    said = capsys.readouterr()
+    assert "next: stipple evaluate runs/a split.json" in said.out
+    assert "epoch 2/2 | loss " in said.out
+    # lines in a log, and no bar
+    assert f"scan 1/1: {Path(item['image']).name}" in said.err
+    assert not [sign for sign in ("it/s", "%|", "\r") if sign in said.err]

@@ -168,8 +168,7 @@ def test_segmenting_needs_nothing_else(trained, datalist, tmp_path):
         datalist=str(datalist),
         models_dir=str(out),
         output_dir=str(tmp_path / "monai"),
-        **{name: KNOBS[name] for name in ("num_workers", "progress", "device", "calibration")},
-        minimum_confidence=0,
+        device=KNOBS["device"],
     )
     same = tmp_path / "monai" / label.name
     np.testing.assert_array_equal(nib.load(same).get_fdata(), nib.load(label).get_fdata())
@@ -191,7 +190,9 @@ def test_flags_that_contradict_the_folder(trained, datalist, tmp_path, capsys):
     scan = datalist.parent / json.loads(datalist.read_text(encoding="utf-8"))["test"][0]["image"]
     command = ["segment", str(scan), "--models", str(out), "--out", str(tmp_path / "x")]
     assert main([*command, "--set", "channels=[4,8]"]) == 1
-    assert "`channels` must be [8, 16], with which" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "`channels` must be [8, 16], with which" in said
+    assert "was trained, got [4, 8]" in said
     assert main([*command, "--overlays", "phantom"]) == 1
     assert "`overlays` must be those of" in capsys.readouterr().err
 
