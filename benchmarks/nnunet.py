@@ -54,6 +54,9 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+# nnU-Net's commands take all cores before they read this file
+torch.set_num_threads(1)
+
 
 class {name}(nnUNetTrainer):
     # nnU-Net reads the arguments' names
@@ -157,8 +160,7 @@ class Work:
         places = {f"nnUNet_{kind}": str(folder / kind) for kind in kinds}
         for place in places.values():
             Path(place).mkdir(parents=True, exist_ok=True)
-        # nnU-Net asks torch for all cores; OpenMP's own limit is above that
-        threads = {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1", "MKL_NUM_THREADS": "1"}
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         own = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
         trainers = {"nnUNet_extTrainer": str(folder / "trainers")}
         self.environment = {**os.environ, **places, **threads, **own, **trainers}
@@ -313,7 +315,8 @@ def _positions(folder: Path, cell: Cell, item: Mapping[str, str]) -> dict[int, d
     priors = dict(zip(cell.organs, load_priors(cell.priors, list(cell.organs)), strict=True))
     for row in read_csv(folder / "volumes.csv"):
         organ = int(row["organ"])
-        if row["scan"] == scan and row["r_mm"] and (label == organ).any():
+        same = stem_of(Path(row["scan"])) == f"{scan}_0000"
+        if same and row["r_mm"] and (label == organ).any():
             point = torch.tensor([float(row[axis]) for axis in ("r_mm", "a_mm", "s_mm")])
             error = float((point - measure_position(label, priors[organ])).norm())
             found[organ] = {"position_error_mm": _text(error), "confidence": row["confidence"]}

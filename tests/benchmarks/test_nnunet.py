@@ -121,7 +121,8 @@ def test_what_nnunet_and_the_fusion_wrote_is_scored_in_a_studys_columns(scans, t
     nib.save(fused, tmp_path / "work/run_prior/one_seg.nii.gz")
     (tmp_path / "work/run_prior/volumes.csv").write_text(
         "scan,organ,name,volume_ml,r_mm,a_mm,s_mm,confidence,remarks\n"
-        "one,6,liver,1,-30,11,9,0.75,\none,11,pancreas,1,,,,,\n"
+        "in/one_0000.nii.gz,6,liver,1,-30,11,9,0.75,\nin/one_0000.nii.gz,11,pancreas,1,,,,,\n"
+        "in/two_0000.nii.gz,6,liver,1,0,0,0,0.5,\n"
     )
     cell = nnunet.Cell(tmp_path / "study/cells/p050_fold1_seed2")
     work = nnunet.Work(tmp_path / "work", tmp_path)
