@@ -11,6 +11,8 @@ TESTS ?=
 # processes of `make test`; the tests of a file stay in one of them
 WORKERS ?= 2
 PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# all but the project's own tests
+INNER = tests --ignore=tests/project --ignore=tests/benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick test-lowest check docs bench gpu build clean
@@ -28,11 +30,14 @@ $(VENV)/installed: setup.cfg pyproject.toml
 demo: $(VENV)/installed ## phantom, prior, training, pseudo-labels, test: table and pictures
 	$(BIN)/python -m stipple_monai demo --out $(DEMO)
 
+# workers, and what they start, read what was compiled before
+test quick: export PYTHONDONTWRITEBYTECODE =
+
 test: $(VENV)/installed ## the whole test suite, doctests included
 	$(BIN)/python $(PYTEST) $(TESTS)
 
-quick: $(VENV)/installed ## those without training, real scans and what else is slow: two and a half minutes
-	$(BIN)/python $(PYTEST) -m "not slow and not training and not real" $(TESTS)
+quick: $(VENV)/installed ## tests of less than a quarter of a second each, without trainings and real scans
+	$(BIN)/python $(PYTEST) -m "not slow and not training and not real" $(or $(TESTS),$(INNER))
 
 test-lowest: $(VENV)/installed ## the same with the oldest dependencies that setup.cfg admits
 	$(PYTHON) -m venv $(LOWEST)
@@ -69,4 +74,4 @@ build: $(VENV)/installed ## wheel and sdist, in dist
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) $(LOWEST) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	rm -rf docs/_build docs/_outside
+	rm -rf docs/_build docs/_outside .coverage*

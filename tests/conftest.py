@@ -1,25 +1,27 @@
-"""One thread for each process, trained models that all workers share, and marks by fixtures."""
+"""One thread for each process, marks by fixtures, and the order of files."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-from filelock import FileLock
-from helpers.bundle_runs import INFERENCE, TRAINING, Runs
+import yaml
 from helpers.real_data import absent
 
-from stipple_monai.bundle.publish import publish_bundle
-from stipple_monai.data import read_datalist, split_datalist, write_datalist
-from stipple_monai.simulation import write_phantom
-
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-# a test that uses one of these waits for a training
-TRAINED = {"runs", "published", "trained", "bundle"}
+# a test that uses one of these waits for a training, or for a whole run of a trained network
+TRAINED = {"runs", "published", "trained", "bundle", "evaluated", "whole", "finished", "done"}
 # files with most to do: a worker begins with each of these, in this order, and small ones fill up
 FIRST = ("study/test_run", "bundles/test_pancreas", "project/test_examples", "self_training")
+
+
+def pytest_configure(config):
+    """Import what the tests share, and torch with it, but where tests are only handed out."""
+    hands_out = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if not hands_out:
+        if yaml.__with_libyaml__:
+            # reads configs ten times as fast, for MONAI as well, which takes its name when imported
+            yaml.SafeLoader = yaml.CSafeLoader
+        config.pluginmanager.import_plugin("helpers.shared")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -37,79 +39,3 @@ def pytest_collection_modifyitems(config, items):
 def turn(item):
     """Place of a test's file in `FIRST`, or after them all."""
     return next((i for i, name in enumerate(FIRST) if name in str(item.path)), len(FIRST))
-
-
-@pytest.fixture(scope="session")
-def once(tmp_path_factory):
-    """Fill a folder in the first worker that asks for it; ``once(name, fill)`` is its path."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-
-    def filled(name, fill):
-        folder, full = root / f"once_{name}", root / f"once_{name}.full"
-        with FileLock(root / f"once_{name}.lock"):
-            if not full.exists():
-                folder.mkdir()
-                fill(folder)
-                full.touch()
-        return folder
-
-    return filled
-
-
-@pytest.fixture(scope="session")
-def runs(once):
-    """Every command of the README once, on two labelled scans."""
-    root = once("bundle", run_bundle_commands)
-    return Runs(root, root / "data" / "split.json")
-
-
-@pytest.fixture(scope="session")
-def published(runs, once):
-    """The bundle with the small network of `runs`, to be read and not to be changed."""
-
-    def publish(folder):
-        publish_bundle(
-            folder / "models" / "pancreas_stipple",
-            models=runs.root / "models",
-            options={**TRAINING, **INFERENCE},
-        )
-
-    return once("zoo", publish) / "models" / "pancreas_stipple"
-
-
-def run_bundle_commands(root):
-    """What `runs` has."""
-    dataset = write_phantom(
-        root / "data",
-        cases=6,
-        size=32,
-        slices=(12, 14),
-        slice_spacing_mm=(10.0, 10.0),
-        progress=False,
-    )
-    sections = split_datalist(
-        read_datalist(dataset, "training"), labelled=2, validation=1, test=1, seed=0
-    )
-    datalist = root / "data" / "split.json"
-    write_datalist(datalist, sections)
-    it = Runs(root, datalist)
-    # the baseline first: it needs no prior
-    it.run("train", "baseline", **TRAINING)
-    it.run("prior")
-    longer = {"max_epochs": 6, "slices_per_scan": 48, "val_interval": 2}
-    it.run("train", **{**TRAINING, **longer})
-    it.run("inference", **INFERENCE, probabilities=True)
-    for name, overlays in {
-        "stipple": [],
-        "baseline": ["baseline"],
-        "true_position": ["true_position"],
-        "located": ["locator"],
-    }.items():
-        out = str(root / "eval" / name)
-        it.run("inference", "evaluate", *overlays, **INFERENCE, output_dir=out)
-    it.run("inference", "pseudo_label", **INFERENCE, share=0.5)
-    it.models("round_1")
-    again = {"models_dir": str(root / "round_1"), "output_dir": str(root / "eval" / "round_1")}
-    it.pseudo.run("train", **TRAINING, **again)

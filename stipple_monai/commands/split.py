@@ -21,6 +21,7 @@ from stipple_monai.data import (
     write_nnunet_splits,
 )
 from stipple_monai.ownership import claim, refuse_foreign, refuse_inputs
+from stipple_monai.segmentation import further_scans
 
 
 def add_parser(commands: Commands) -> None:
@@ -37,6 +38,7 @@ def add_parser(commands: Commands) -> None:
     numbers.add_argument("--labelled", type=int, help="patients that train with label")
     numbers.add_argument("--validation", type=int, default=0)
     numbers.add_argument("--test", type=int)
+    numbers.add_argument("--unlabelled", nargs="+", type=Path, default=[], help="further folders")
     _add_folds(parser.add_argument_group("into folds, written as `fold` of each item"))
     one = parser.add_argument_group("into the sections of one fold of a datalist with folds")
     one.add_argument("--fold", type=int)
@@ -99,8 +101,12 @@ def _drawn(options: argparse.Namespace) -> dict[str, list[Item]]:
     there = read_sections(options.datalist)
     there.pop(options.section, None)
     sections, left = keep_sections(drawn, there)
+    more = further_scans(options.unlabelled, sections) if options.unlabelled else []
+    sections["unlabelled"] = [*sections.get("unlabelled", []), *more]
+    added = [item["image"] for item in more]
     for name, items in left.items():
-        print(f"left out: {name}, {len(items)} of {options.datalist}")
+        if gone := [item for item in items if item["image"] not in added]:
+            print(f"left out: {name}, {len(gone)} of {options.datalist}")
     return sections
 
 
@@ -117,6 +123,8 @@ def _check(options: argparse.Namespace) -> None:
         )
     if (options.proportions or options.stratify) and not ways["--folds"]:
         raise ValueError("`--proportions` and `--stratify` must be given with --folds.")
+    if options.unlabelled and options.labelled is None:
+        raise ValueError("`--unlabelled` must be given with --labelled and --test.")
     if options.nnunet is not None and not (ways["--folds"] or ways["--from-nnunet"]):
         raise ValueError("`--nnunet` must be given with --folds or --from-nnunet.")
 

@@ -271,7 +271,7 @@ class _Stage:
 
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
         places = {"bundle_root": str(self.out), **knobs}
-        run_bundle(self.configs, names, **{"lines": True, **self.knobs, **places})
+        run_bundle(self.configs, names, **{"lines": True, "picture": False, **self.knobs, **places})
 
 
 def _items(datalist: str | Path) -> dict[str, list[dict[str, Any]]]:

@@ -184,7 +184,7 @@ def _elsewhere(
     return DatasetError(
         f"`label` must lie on the scan's grid, got corners that are {off_mm:.4g} mm apart in "
         f"{name}, and not the same grid stored otherwise: resample it, or, if its voxels are known "
-        "to be those of the scan, say so with --ignore-label-header."
+        "to be those of the scan, say so with `ingest --ignore-label-header`."
     )
 
 

@@ -92,14 +92,16 @@ def run_demo(
 def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) -> Path:
     started = time.monotonic()
     datalist = _prepare_data(out, seed)
-    knobs = {"bundle_root": out, "datalist": datalist, **_SCHEDULE, **options}
+    # a line an epoch, and no picture of each network
+    seen = {"lines": True, "picture": False}
+    knobs = {"bundle_root": out, "datalist": datalist, **seen, **_SCHEDULE, **options}
 
     def stage(title: str, done: Path, names: Sequence[str], **extra: Any) -> None:
         if done.exists():
             print(f"[{_clock(started)}] {title}: done before", flush=True)
             return
         print(f"[{_clock(started)}] {title}", flush=True)
-        run_bundle(configs, [*names, "phantom"], **{"lines": True, **knobs, **extra})
+        run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
 
     told = {"configs": configs, "overlays": ["phantom"], "knobs": {**_SCHEDULE, **options}}
     second = _train(stage, out, seed, {"datalist": datalist, **told})

@@ -119,14 +119,14 @@ def _judge(alignment: Alignment, label: LabelMap, options: Options, case: Case) 
             f"`label` must lie on its organ, got {case.label}, which fits "
             f"{alignment.ratio:.1f} times better than any other way when reversed along "
             f"{axis_names(alignment.best)} ({_score(alignment, alignment.best):.2f} bits, as it is "
-            f"{_score(alignment, ()):.2f}): look at it, then reverse it with --repair."
+            f"{_score(alignment, ()):.2f}): look at it, then reverse it with `ingest --repair`."
         )
     if alignment.verdict == "undecided" and not label.by_header and not options.flip:
         raise DatasetError(
             f"`label` must lie on its organ, got {case.label}, whose header does not say where it "
             "lies, and intensities do not tell either (best "
             f"{_score(alignment, alignment.best):.2f} bits, {alignment.ratio:.1f} times the next): "
-            "look at it, then say with --flip how its axes run."
+            "look at it, then say with `ingest --flip` how its axes run."
         )
     return ()
 

@@ -8,6 +8,9 @@ count for each organ. Imports from the ground (`errors`, `files`) alone.
 from stipple_monai.networks.calibration import (
     Calibration,
 )
+from stipple_monai.networks.ensemble import (
+    MeanLogits,
+)
 from stipple_monai.networks.fusion import (
     DEFAULT_FLOOR,
     SILENT,
@@ -30,6 +33,7 @@ __all__ = [
     "SILENT",
     "BFloat16SliceUNet",
     "Calibration",
+    "MeanLogits",
     "PriorDrivenNet",
     "SliceUNet",
     "prior_driven_sigmoid",

@@ -73,10 +73,10 @@ def count_labels(
                 histogram.add(case, organ)
             else:
                 without[histogram.organ].append(name)
-    for organ, names in without.items():
-        if names:
+    for value, maps in without.items():
+        if maps:
             # Seen from what calls `estimate`.
-            warnings.warn(_skipped(names, organ), stacklevel=5)
+            warnings.warn(_skipped(maps, value), stacklevel=5)
     for histogram in histograms:
         histogram.align()
 

@@ -11,8 +11,12 @@ from stipple_monai.segmentation.fuse import (
 from stipple_monai.segmentation.run import (
     segment,
 )
+from stipple_monai.segmentation.scans import (
+    further_scans,
+)
 
 __all__ = [
+    "further_scans",
     "fuse",
     "mean_gain",
     "segment",

@@ -151,3 +151,29 @@ def sound_scans(
     if not sound:
         raise faults[0]
     return sound, faults
+
+
+def further_scans(
+    folders: Sequence[str | Path], sections: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Scans of folders that no section of a datalist has, as items without label.
+
+    Args:
+        folders: of NIfTI files, such as nnU-Net's ``imagesTs``, or of DICOM series, see
+            `find_scans`.
+        sections: of the datalist; their scans have as many files as one of these.
+
+    Raises:
+        DatasetError: see `find_scans`; or there is no further scan.
+    """
+    items = [item for found in sections.values() for item in found]
+    known = {os.path.realpath(file) for item in items for file in files_of_item(item, ("image",))}
+    channels = len(files_of_item(items[0], ("image",))) if items else 1
+    found = [{"image": each["image"]} for each in find_scans(folders, channels=channels)]
+    more = [item for item in found if os.path.realpath(first_file(item["image"])) not in known]
+    if not more:
+        raise DatasetError(
+            "`unlabelled` must have scans that the datalist has not, got "
+            f"{', '.join(map(str, folders))}, with {len(found)} scans: leave it out."
+        )
+    return more

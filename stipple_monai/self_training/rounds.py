@@ -274,7 +274,8 @@ class _Rounds:
         if models.exists():
             self.say(f"round {number}: trained before")
         else:
-            self.say(f"round {number}: train on {len(read_datalist(datalist, 'training'))} scans")
+            count = len(read_datalist(datalist, "training"))
+            self.say(f"round {number}: train on {count} scan{'s' * (count != 1)}")
             made_with = self._made_with(f"training of round {number}", datalist, knobs)
             with whole_folder(models, made_with=made_with) as part:
                 places = {"datalist": datalist, "models_dir": part}
@@ -328,7 +329,7 @@ class _Rounds:
 
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
         places = {"bundle_root": self.out, **knobs}
-        run_bundle(self.configs, names, **{"lines": True, **self.knobs, **places})
+        run_bundle(self.configs, names, **{"lines": True, "picture": False, **self.knobs, **places})
 
     def say(self, text: str) -> None:
         """Print a line with the time that has passed."""

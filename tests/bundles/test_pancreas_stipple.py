@@ -52,6 +52,7 @@ OVERLAYS = {
     "coord_conv": ("train", "inference"),
     "copy_paste": ("train", "baseline", "unlabelled"),
     "cross_pseudo": ("train", "baseline", "unlabelled"),
+    "ensemble": ("inference",),
     "equation_2": ("inference", "evaluate"),
     "evaluate": ("inference",),
     "locator": ("inference",),
@@ -148,6 +149,7 @@ def test_overlay_has_no_dead_key(overlay):
         assert name in base or used or added or name in ("initialize", "finalize"), name
 
 
+@pytest.mark.slow
 def test_default_network_and_schedule_are_the_papers():
     parser = ConfigParser()
     parser.read_config(files("train"))
@@ -269,6 +271,21 @@ def test_locator_is_the_second_network(runs):
     baseline = weights(runs.root / "models" / "baseline" / "model.pt")
     assert same(inferer.locator.state_dict(), baseline)
     assert same(evaluator.network.state_dict(), weights(runs.root / "models" / "model.pt"))
+
+
+def test_ensemble_is_the_mean_of_two_networks(runs):
+    second = str(runs.root / "models" / "baseline")
+    parser = runs.parser("inference", "ensemble", **INFERENCE, second_models=second)
+    evaluator = parser.get_parsed_content("evaluator")
+    evaluator.run()
+    one, other = (n.eval() for n in evaluator.network.network.networks)
+    assert same(parser.get_parsed_content("second").state_dict(), weights(f"{second}/model.pt"))
+    first = parser.get_parsed_content("first_def")
+    assert same(first.state_dict(), weights(runs.root / "models" / "model.pt"))
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        assert not torch.equal(one(x), other(x))
+        torch.testing.assert_close(evaluator.network.network.eval()(x), (one(x) + other(x)) / 2)
 
 
 # training

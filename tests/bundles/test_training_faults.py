@@ -15,7 +15,7 @@ from helpers.bundle_runs import BUNDLE, QUIET
 from stipple_monai.bundle import run_bundle
 from stipple_monai.errors import DatasetError, TrainingError
 
-pytestmark = QUIET
+pytestmark = [*QUIET, pytest.mark.training]
 TRAINING = {k: v for k, v in KNOBS.items() if k != "minimum_confidence"}
 
 

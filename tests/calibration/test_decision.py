@@ -38,6 +38,7 @@ def test_no_set_has_a_higher_expected_dice(seed):
     assert threshold == pytest.approx(best / 2, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_the_ratio_of_expectations_is_close_to_the_expected_ratio(seed):
     p = np.random.default_rng(seed).beta(0.7, 0.7, 8)

@@ -82,6 +82,7 @@ def likelihoods(samples, calibration, activation="softmax"):
     return [likelihood(theta)[0] for theta in (numbers(calibration), network, prior)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_known_numbers_are_recovered(activation):
     true = TRUE if activation == "softmax" else TRUE[:1]
@@ -92,6 +93,7 @@ def test_known_numbers_are_recovered(activation):
     assert fit.record["scans"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_equals_an_independent_optimiser(activation):
     true = TRUE if activation == "softmax" else TRUE[:1]
@@ -120,6 +122,7 @@ def test_gradient(activation):
     np.testing.assert_allclose(got, numeric, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shrinkage", [0.0, 1.0, 1e6])
 @pytest.mark.parametrize("case", ["both", "only network", "only prior", "neither", "against"])
 def test_at_least_as_likely_as_network_alone_and_prior_alone(case, shrinkage):

@@ -5,6 +5,7 @@ import warnings
 
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 from monai.data import MetaTensor
 
@@ -31,11 +32,13 @@ def datalist(folder, *, names, mirrored=False):
     return str(folder / "dataset.json")
 
 
+@pytest.mark.slow
 def test_a_label_that_is_right(tmp_path, capsys):
     assert main(["check", datalist(tmp_path, names=NAMES), "--priors", "atlas"]) == 0
     assert "problem" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_mirrored_one_and_organs_that_the_atlas_has_not(tmp_path, capsys):
     path = datalist(tmp_path, names={**NAMES, 1: "colon"}, mirrored=True)
     with warnings.catch_warnings():

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
-from stipple_monai.__main__ import main
+from stipple_monai.__main__ import main, make_parser
 from stipple_monai.bundle import BUNDLE
 from stipple_monai.commands import demo, phantom
 from stipple_monai.data import keep_sections, label_names, read_datalist
@@ -111,6 +111,38 @@ def test_split_keeps_what_is_in_sections_and_says_what_it_leaves_out(tmp_path, c
     assert any(line.startswith("left out: test without label, 1 of") for line in said[:-1])
     assert len(said) == 2 + bool(items[8:])
     assert items[6]["image"].rpartition("/")[2] in str(read_datalist(out, "test"))
+
+
+def test_split_takes_further_scans_as_unlabelled(tmp_path, capsys):
+    source = listed(tmp_path / "dataset.json")
+    content = json.loads(source.read_text())
+    folder = tmp_path / "imagesTs"
+    folder.mkdir()
+    for name in ("a_0000", "b_0000", ".hidden"):
+        (folder / f"{name}.nii.gz").touch()
+    # as `ingest` lists nnU-Net's imagesTs
+    content["test"] = [{"image": "imagesTs/a_0000.nii.gz"}]
+    source.write_text(json.dumps(content))
+    out = tmp_path / "out.json"
+    arguments = ["split", str(source), str(out), "--unlabelled", str(folder)]
+    numbers = ["--labelled", "2", "--test", "1"]
+    assert main([*arguments, *numbers]) == 0
+    assert capsys.readouterr().out == "training: 2, unlabelled: 7, validation: 0, test: 1\n"
+    assert {"a_0000.nii.gz", "b_0000.nii.gz"} < names(out, "unlabelled")
+    assert main(["split", str(source), str(out), "--folds", "2", "--unlabelled", str(folder)]) == 1
+    assert "`--unlabelled` must be given with --labelled and --test" in one_line(capsys)
+    fewer = ["--labelled", "1", "--test", "1"]
+    assert main(["split", str(out), str(tmp_path / "b.json"), *arguments[3:], *fewer]) == 1
+    assert "must have scans that the datalist has not" in one_line(capsys)
+
+
+def test_help_groups_the_commands_by_what_a_person_does():
+    text = make_parser("stipple").format_help()
+    groups = {title: text.index(f"{title}:\n") for title in ("data", "train", "use", "try")}
+    assert list(groups.values()) == sorted(groups.values())
+    for title, command in (("data", "plan"), ("train", "evaluate"), ("use", "segment")):
+        assert f"\n  {command} " in text[groups[title] :]
+    assert text.index("\n  evaluate ") < groups["use"] < text.index("\n  segment ")
 
 
 def test_a_patient_in_two_sections_is_refused():

@@ -155,7 +155,7 @@ def cut_short(path):
         (
             "a.nii",
             lambda p: saved(p, array=np.zeros((2, 2, 2), np.complex64), affine=np.eye(4)),
-            "whole NIfTI file",
+            "one real number a voxel, got complex64",
         ),
     ],
 )

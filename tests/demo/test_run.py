@@ -18,8 +18,6 @@ from stipple_monai.errors import DatasetError
 from stipple_monai.segmentation import segment
 from stipple_monai.simulation import write_phantom
 
-pytestmark = pytest.mark.training
-
 STAGES = [
     "estimate the prior",
     "train the network",

@@ -186,6 +186,7 @@ def trainer(networks, data, device="cpu", **options):
     )
 
 
+@pytest.mark.slow
 def test_training_equals_the_same_by_hand():
     data, networks = batches(4), small_networks()
     network, judge = (copy.deepcopy(n).train() for n in networks)

@@ -267,6 +267,7 @@ def test_the_student_is_kept_and_segments_with_the_baselines_configs(trained):
     assert len(list((trained / "eval").glob("*_seg.nii.gz"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.25, 0.75])
 def test_resumed_training_equals_an_uninterrupted_one(root, tmp_path, share):
     """The checkpoint is of two of four steps: from self-training or from pre-training."""
@@ -288,6 +289,7 @@ def weight_names(checkpoint):
     return [name for name in checkpoint["model"] if name.endswith((".weight", ".bias"))]
 
 
+@pytest.mark.slow
 def test_the_network_may_compute_in_bfloat16(root, tmp_path):
     names = ("train", "bfloat16", *METHOD[1:])
     run(names, root, **{**TRAINING, "max_epochs": 1, "models_dir": str(tmp_path)})

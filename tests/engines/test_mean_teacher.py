@@ -351,6 +351,7 @@ def test_data_overlay_may_come_last(root):
     assert isinstance(parser.get_parsed_content("train#trainer"), MeanTeacherTrainer)
 
 
+@pytest.mark.slow
 def test_other_sections_are_not_needed(root, tmp_path):
     sections = json.loads((root / "split.json").read_text(encoding="utf-8"))
     only = {

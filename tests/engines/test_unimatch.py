@@ -275,6 +275,7 @@ def test_resumed_training_equals_an_uninterrupted_one(trained):
     assert same(first, second)
 
 
+@pytest.mark.slow
 def test_the_network_may_compute_in_bfloat16(root, tmp_path):
     names = ("train", "bfloat16", *METHOD[1:])
     run(names, root, **{**TRAINING, "max_epochs": 1, "models_dir": str(tmp_path)})

@@ -36,6 +36,7 @@ def test_a_reversed_label_is_found_along_its_axes(flip):
     assert [s.flip for s in found.scores] == list(FLIPS)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_voxels():
     image, label = blob()
     found = check_alignment(image, label, spacing_mm=(2, 2, 3)).scores[0].organs[1]

@@ -116,7 +116,10 @@ def test_cases_that_cannot_be_used_are_problems_and_the_others_go_on(tmp_path):
     found = check(tmp_path, {"training": items})
     assert [p.split(":")[0] for p in found.problems] == ["ct0", "ct1", "ct2"]
     assert "reversed along H" in found.problems[0]
+    # `check` itself changes nothing
+    assert found.problems[0].endswith("then reverse it with `ingest --repair`.")
     assert "mm apart" in found.problems[1]
+    assert "say so with `ingest --ignore-label-header`" in found.problems[1]
     assert "whole NIfTI file" in found.problems[2]
     assert [row[2] for row in found.rows] == ["ct0", "ct1", "ct2", "ct3"]
 

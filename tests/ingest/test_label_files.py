@@ -95,6 +95,7 @@ def test_values_are_chosen(ct, tmp_path):
     np.testing.assert_array_equal(found.array, 7 * (boxes() == 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 def test_dicom_seg_is_the_label_map_that_it_was_made_of(tmp_path, turned):
     affine = write_series(tmp_path / "ct", np.zeros(SHAPE, int), turned=turned)

@@ -141,7 +141,7 @@ def test_a_header_that_is_not_believed_needs_evidence(pairs, tmp_path):
     _, label = organ(0)
     save(pairs / "labels" / "label0.nii.gz", label[:, ::-1], other)
     with pytest.raises(
-        DatasetError, match=r"img0: .* mm apart .* say so with --ignore-label-header"
+        DatasetError, match=r"img0: .* mm apart .* say so with `ingest --ignore-label-header"
     ):
         quiet(pairs, tmp_path / "a")
     with pytest.raises(DatasetError, match="reversed along H"):
@@ -306,7 +306,7 @@ def test_labels_that_cannot_be_used(pairs, tmp_path, array, match):
 def test_a_name_that_segment_refuses_is_refused(pairs, tmp_path, sign):
     image = pairs / "images" / "img1.nii.gz"
     image.rename(image.with_name(f"im{sign}g1.nii.gz"))
-    with pytest.raises(DatasetError, match=r"1 of 2 that are refused.* control characters"):
+    with pytest.raises(DatasetError, match=r"(?s)1 of 2 that are refused.* control characters"):
         quiet(pairs, tmp_path / "out")
 
 

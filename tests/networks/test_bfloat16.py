@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 
 from stipple_monai import SliceUNet
@@ -34,6 +35,7 @@ def test_weights_stay_float32_and_serve_the_other():
     plain.load_state_dict(fast.state_dict())
 
 
+@pytest.mark.slow
 def test_learns_and_is_copied_for_an_average():
     _, fast = both()
     fast.train()

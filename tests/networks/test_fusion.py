@@ -221,6 +221,7 @@ def test_torchscript(form):
             scripted(logits, prior[:, :1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_export_leaves_the_value_check_out(form):
     class Fusion(torch.nn.Module):

@@ -115,19 +115,17 @@ def test_a_step_is_measured():
 
 def test_a_gpu_that_is_not_here(phantom, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    plan, needed = tmp_path / "plan.yaml", {}
-    for given in (80, 2):
-        command = ["plan", str(phantom), "--out", str(plan), "--memory-gib", str(given)]
-        assert main([*command, "--set", "spacing_mm=[1,1,-1]"]) == 0
-        needed[given] = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    plan, found = tmp_path / "plan.yaml", {}
+    for given in ("80", "0.4"):
+        assert main(["plan", str(phantom), "--out", str(plan), "--memory-gib", given]) == 0
+        found[given] = yaml.safe_load(plan.read_text(encoding="utf-8"))
     capsys.readouterr()
     text = " ".join(plan.read_text(encoding="utf-8").replace("\n#", "").split())
-    assert "of 2 GiB, counted for a GPU that is not here" in text
-    assert needed[80]["channels"][0] == 32
-    assert needed[80]["batch_size"] * needed[80]["channels"][0] > (
-        needed[2]["batch_size"] * needed[2]["channels"][0]
-    )
-    assert needed[80]["max_epochs"] == 100
+    assert "GiB, counted for a GPU that is not here" in text
+    large, small = found["80"], found["0.4"]
+    assert (large["channels"][0], large["batch_size"]) == (32, 4)
+    assert small["batch_size"] * small["channels"][0] < 4 * 32
+    assert large["max_epochs"] == 100
     assert main(["plan", str(phantom), "--out", str(plan), "--device", "cuda"]) == 1
     assert "this machine has no GPU: give `memory_gib`" in capsys.readouterr().err
     for wrong in ({"device": "cpu", "memory_gib": 8}, {"memory_gib": 0}):
@@ -144,7 +142,7 @@ def test_shapes_alone_count_what_a_step_keeps(dimensions, size):
     counted = memory.step_bytes(network, [2, 3, *size], torch.device("meta"))
     widest = 2 * 4 * np.prod(size) * 4
     # and the gradients of the widest layer's input and output
-    assert 2 * widest <= counted - here <= 4 * widest
+    assert 2 * widest <= counted - here <= 5 * widest
 
 
 def test_a_gpu_that_is_here_is_asked_for_its_memory(phantom, monkeypatch):

@@ -121,6 +121,7 @@ def reference(prior, position, affine, shape, mode):
     return (value * inside).reshape(shape), near.reshape(shape)
 
 
+@pytest.mark.slow
 @some
 @given(anything, st.sampled_from(["nearest", "linear"]), st.tuples(*[st.floats(-9, 9)] * 3))
 def test_a_placed_prior_is_what_its_definition_says(affine, mode, off):
@@ -141,6 +142,7 @@ def test_placing_commutes_with_the_order_of_voxels(affine, storage, mode):
     np.testing.assert_allclose(now.affine.numpy(), turned)
 
 
+@pytest.mark.slow
 @some
 @given(anything, st.sampled_from(["RAS", "LPS", "SLA", "PIR"]))
 def test_placing_commutes_with_orientation_of_monai(affine, codes):
@@ -178,6 +180,7 @@ def test_a_position_does_not_depend_on_the_order_of_voxels(affine, storage, cent
     np.testing.assert_allclose(here, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @some
 @given(straight, storages, st.sampled_from(["bbox", "mass", "groupwise"]), st.booleans())
 def test_an_estimate_does_not_depend_on_the_order_of_voxels(affine, storage, center, own):
@@ -192,6 +195,7 @@ def test_an_estimate_does_not_depend_on_the_order_of_voxels(affine, storage, cen
     np.testing.assert_allclose(here.probability, there.probability, atol=1e-4)
 
 
+@pytest.mark.slow
 @some
 @given(tilted, storages, st.sampled_from(["bbox", "mass"]))
 def test_an_estimate_on_a_grid_of_its_own_is_the_same_for_any_storage(affine, storage, center):
@@ -204,6 +208,7 @@ def test_an_estimate_on_a_grid_of_its_own_is_the_same_for_any_storage(affine, st
     assert (np.abs(here.probability - there.probability).numpy() > 1e-3).mean() < 0.02
 
 
+@pytest.mark.slow
 @some
 @given(straight)
 def test_a_label_comes_back_from_its_own_prior(affine):
@@ -216,6 +221,7 @@ def test_a_label_comes_back_from_its_own_prior(affine):
     assert float(prior.probability.sum()) == pytest.approx(mask.sum(), rel=1e-4)
 
 
+@pytest.mark.slow
 @some
 @given(anything, storages)
 def test_measuring_and_locating_follow_the_order_of_voxels(affine, storage):

@@ -122,6 +122,7 @@ def test_the_same_mask_twice_has_the_same_centre(linear):
     np.testing.assert_allclose(first, centers([crop])[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @every_grid
 def test_a_mask_that_is_moved_takes_its_centre_along(linear):
     crops = beans(linear)

@@ -127,6 +127,7 @@ def put_labels(folder, name, values):
     nib.save(nib.Nifti1Image(label, affine), folder / name)
 
 
+@pytest.mark.slow
 def test_the_script_makes_one(tmp_path, monkeypatch):
     names = {str(k): f"organ {k}" for k in range(1, 12)} | {"0": "background"}
     (tmp_path / "btcv_ct").mkdir()

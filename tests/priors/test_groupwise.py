@@ -126,6 +126,7 @@ def test_the_prior_is_sharper_than_about_box_centres(labels, prior):
     assert squares[0] > 1.05 * squares[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 3])
 def test_the_number_of_workers_does_not_change_a_bit(labels, num_workers):
     options = {"organs": [1, 2], "center": "groupwise"}
@@ -181,6 +182,7 @@ def test_organs_that_no_scan_has_in_common_have_no_offsets(labels):
     assert [p.offset_mm for p in priors] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_kept_organ_is_small():
     """Of each map, only the organ's voxels stay, packed, and its coarse copy."""
     shape = (80, 80, 60)

@@ -1,6 +1,7 @@
 """What ruff, mypy and import-linter cannot say of the package's code."""
 
 import ast
+import functools
 import itertools
 import re
 import shutil
@@ -39,6 +40,7 @@ FROM_MONAI = {
 }
 
 
+@functools.cache
 def tree(module):
     return ast.parse(SOURCES[module].read_text(encoding="utf-8"))
 

@@ -186,6 +186,7 @@ def test_grids_must_be_one(tmp_path):
     assert not (tmp_path / "s.png").exists()
 
 
+@pytest.mark.slow
 def test_eight_flips_agree(tmp_path):
     """A slice's picture does not depend on the order in which voxels are stored."""
     _, affine = in_ras()

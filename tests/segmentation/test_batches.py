@@ -35,6 +35,7 @@ def hu():
     return np.where(organ(), 100, -100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_scan_that_cannot_be_used_stops_no_other(tmp_path, model, which):
     made = [tmp_path / "in" / f"{n}.nii.gz" for n in "abc"]
@@ -85,6 +86,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_headers_with_faults_have_their_segmentation(tmp_path, model, fault):
@@ -94,6 +96,7 @@ def test_headers_with_faults_have_their_segmentation(tmp_path, model, fault):
     np.testing.assert_array_equal(found, organ())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("charset", "name"),

@@ -33,6 +33,7 @@ def segmented(series, out, model):
     return np.asarray(nib.load(out / f"{series.name}_seg.nii.gz").dataobj)
 
 
+@pytest.mark.slow
 def test_every_slice_has_its_own_slope_and_intercept(tmp_path, model):
     hu = body()
     hu[..., 0] = abs(hu[..., 0])
@@ -80,6 +81,7 @@ def test_a_single_slice_may_have_a_spacing_instead(tmp_path):
     assert open_series(tmp_path / "ct").affine[2, 2] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tilt", "turned"), [(0.2, False), (-0.3, True)])
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")
 def test_a_tilted_gantry_is_read_as_ingest_reads_it(tmp_path, model, tilt, turned):
@@ -103,6 +105,7 @@ def test_a_tilted_gantry_is_read_as_ingest_reads_it(tmp_path, model, tilt, turne
     np.testing.assert_allclose(label.affine, scan.affine, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keyword", "values"),
     [

@@ -131,6 +131,7 @@ def test_patients_numbers_of_four_digits_are_no_channels(data, fused, tmp_path):
     assert {Path(row["scan"]).name[:7] for row in rows} == {"ct_0000", "ct_0001"}
 
 
+@pytest.mark.slow
 def test_nifti_with_a_channel_for_each_class_says_the_same(data, fused, tmp_path):
     fuse([data / "nifti"], tmp_path, priors=data / "priors")
     for name in NAMES:
@@ -141,6 +142,7 @@ def test_nifti_with_a_channel_for_each_class_says_the_same(data, fused, tmp_path
         assert (one != two).mean() < 5e-3
 
 
+@pytest.mark.slow
 def test_the_gain_is_that_of_numbers_fitted_to_other_scans(data, tmp_path):
     options = {"priors": data / "priors", "like": [data / "scans"]}
     fuse([data / "nnunet"], tmp_path / "a", calibrate=[data / "labels"], **options)
@@ -160,6 +162,7 @@ def test_the_gain_is_that_of_numbers_fitted_to_other_scans(data, tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_one_label_calibrates_others_and_not_its_own_scan(data, tmp_path):
     labels = [data / "labels/s0.nii.gz"]
     options = {"priors": data / "priors", "like": [data / "scans"]}
@@ -168,6 +171,7 @@ def test_one_label_calibrates_others_and_not_its_own_scan(data, tmp_path):
     assert mean_dice(tmp_path / "a", data, NAMES[1:]) > alone(data)
 
 
+@pytest.mark.slow
 def test_a_priors_own_label_is_left_out(data, tmp_path):
     """A prior of the labels that are scored says no more than one of the others."""
     files = [str(data / f"labels/{name}.nii.gz") for name in NAMES]
@@ -204,6 +208,7 @@ def test_a_map_of_one_organ_needs_no_background(data, tmp_path):
     assert nib.load(tmp_path / "a/s0_seg.nii.gz").get_fdata().any()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_other_settings_are_refused(data, tmp_path):
     options = {"priors": data / "priors"}
     fuse([data / "nifti"], tmp_path / "a", **options)
@@ -218,12 +223,14 @@ def test_a_run_goes_on_and_other_settings_are_refused(data, tmp_path):
     assert (tmp_path / "a/s1_seg.nii.gz").stat().st_mtime_ns != before
 
 
+@pytest.mark.slow
 def test_settings_without_results_do_not_count(data, tmp_path):
     with pytest.raises(ValueError, match="`channels` must be from 1 to 2"):
         fuse([data / "nifti"], tmp_path / "a", priors=data / "priors", channels={1: 7})
     fuse([data / "nifti"], tmp_path / "a", priors=data / "priors")
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_gain(data, tmp_path, capsys):
     places = ["--priors", str(data / "priors"), "--out", str(tmp_path / "a")]
     arguments = [*places, "--calibrate", str(data / "labels"), "--labels", "1=first"]

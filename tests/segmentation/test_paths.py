@@ -17,6 +17,7 @@ def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", ["#", "@", "%", "@#", "%#", "::", "$", "[0]", "{a}", " : "])
 def test_results_lie_in_the_folder_that_was_named(tmp_path, model, sign):
     mask = np.zeros((12, 10, 6), bool)
@@ -34,6 +35,7 @@ def test_results_lie_in_the_folder_that_was_named(tmp_path, model, sign):
     assert {p.name for p in tmp_path.iterdir()} - others == {out.name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".NII.GZ", ".NII"])
 def test_endings_may_be_upper_case(tmp_path, model, ending):
     mask = np.zeros((12, 10, 6), bool)

@@ -40,6 +40,7 @@ def rows(out):
     }
 
 
+@pytest.mark.slow
 def test_an_odd_scan_and_an_odd_volume_are_marked_and_warned_of(tmp_path, model, recwarn):
     scans = [scan(tmp_path / "a.nii.gz", 6), scan(tmp_path / "b.nii.gz", 1)]
     segment(scans, tmp_path / "out", models=model)
@@ -51,6 +52,7 @@ def test_an_odd_scan_and_an_odd_volume_are_marked_and_warned_of(tmp_path, model,
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_at_once_is_repeated_with_other_settings(tmp_path, model):
     bad = scan(tmp_path / "a.nii", 6)
     whole = bad.read_bytes()

@@ -84,6 +84,7 @@ def rows(folder):
 # inputs
 
 
+@pytest.mark.slow
 def test_a_folder_a_file_a_series_and_a_datalist_together(tmp_path, model):
     scans(tmp_path / "folder", "a.nii.gz", "b.nii", "._b.nii", "pat.1.nii")
     (tmp_path / "folder" / "readme.txt").touch()
@@ -123,6 +124,7 @@ def test_another_section_and_images_of_several_files(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_equal_file_names_are_told_apart(tmp_path, model):
     for i in (0, 1):
         write_scan_in = tmp_path / f"patient{i}"
@@ -188,6 +190,7 @@ def test_bad_inputs_end_with_one_line(tmp_path, model, capsys, given, message):
     assert not out.exists() or names_in(out) == {"settings.json", "logs"}
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_told_in_a_line(tmp_path, model):
     holes = np.full(SHAPE, np.nan, np.float32)
     nib.save(nib.Nifti1Image(holes, AFFINE), tmp_path / "b.nii.gz")
@@ -205,6 +208,7 @@ def test_an_error_in_a_worker_is_told_in_a_line(tmp_path, model):
     assert names_in(out) == results("a")
 
 
+@pytest.mark.slow
 def test_what_else_is_missing(tmp_path, model, monkeypatch):
     scan = scans(tmp_path, "a.nii.gz")
     with pytest.raises(DatasetError, match=r"`models` must be a folder with model.pt"):
@@ -262,6 +266,7 @@ def grids():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", grids())
 def test_results_lie_on_the_scans_grid(tmp_path, model, name):
     affine = grids()[name]
@@ -290,6 +295,7 @@ def test_results_lie_on_the_scans_grid(tmp_path, model, name):
 # DICOM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 def test_dicom_seg_and_nifti_agree(tmp_path, model, turned):
     mask = organ()
@@ -344,6 +350,7 @@ def test_a_real_series_and_back(tmp_path):
 # going on
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_a_third_only_what_is_missing(tmp_path, model):
     made = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
     out = tmp_path / "out"
@@ -369,6 +376,7 @@ def test_a_second_run_does_nothing_and_a_third_only_what_is_missing(tmp_path, mo
     assert [Path(row["scan"]).name for row in rows(out)] == ["a.nii.gz", "b.nii.gz"]
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_killed_run_goes_on(tmp_path, model):
     names = [f"s{i:02d}" for i in range(30)]
@@ -391,6 +399,7 @@ def test_a_killed_run_goes_on(tmp_path, model):
     assert len(rows(out)) == 30
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten_unasked(tmp_path, model):
     scan, other = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
     out = tmp_path / "out"
@@ -421,6 +430,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, model):
     assert state(out)["a_seg.nii.gz"] > after["a_seg.nii.gz"]
 
 
+@pytest.mark.slow
 def test_a_replacement_that_was_stopped_goes_on(tmp_path, model, monkeypatch):
     made = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
     out = tmp_path / "out"
@@ -455,6 +465,7 @@ def test_a_replacement_that_was_stopped_goes_on(tmp_path, model, monkeypatch):
     assert read_records(out) == older
 
 
+@pytest.mark.slow
 def test_a_scan_that_cannot_replace_its_result_leaves_it(tmp_path, model):
     made = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz")
     out = tmp_path / "out"
@@ -468,6 +479,7 @@ def test_a_scan_that_cannot_replace_its_result_leaves_it(tmp_path, model):
     assert [row["remarks"].count("of an earlier run") for row in rows(out)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_what_older_settings_wrote_goes_when_the_new_result_is_there(tmp_path, model):
     scan = scans(tmp_path / "in", "a.nii.gz")
     out = tmp_path / "out"
@@ -477,6 +489,7 @@ def test_what_older_settings_wrote_goes_when_the_new_result_is_there(tmp_path, m
     assert names_in(out) == results("a", more=["_seg.dcm"])
 
 
+@pytest.mark.slow
 def test_another_or_a_changed_scan_of_a_name_is_refused(tmp_path, model):
     scan = scans(tmp_path / "in", "a.nii.gz")
     other = scans(tmp_path / "other", "a.nii.gz")
@@ -536,6 +549,7 @@ def test_the_overlay_by_itself(tmp_path, model):
     assert names_in(tmp_path / "out") == results("a", "b") - {"settings.json", "logs"}
 
 
+@pytest.mark.slow
 def test_without_prior_there_is_no_position(tmp_path, model):
     shutil.copytree(model["models"], tmp_path / "models")
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)

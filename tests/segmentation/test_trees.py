@@ -84,6 +84,7 @@ def test_each_folder_of_a_tree_is_told_of(tree):
     assert sum(each.taken for each in list_series(tree)) == 3
 
 
+@pytest.mark.slow
 def test_a_tree_is_segmented_and_listed(tree, model, tmp_path, capsys):
     command = ["segment", str(tree), "--models", str(model), "--out", str(tmp_path / "out")]
     assert main(command) == 0
@@ -104,6 +105,7 @@ def test_a_tree_without_a_scan(tree):
         find_scans([tree])
 
 
+@pytest.mark.slow
 def test_names_as_nnunet_has_them(model, tmp_path):
     (tmp_path / "imagesTs").mkdir()
     for number in (1, 2):

@@ -50,6 +50,7 @@ def model(tmp_path, labels):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "kept"), [([], [7, 9]), (["--organs", "9"], [9]), (["--organs", "Liver"], [7])]
 )

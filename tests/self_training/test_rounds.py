@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
+from stipple_monai.bundle import read_model
 from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
@@ -70,6 +71,20 @@ def test_a_folder_of_rounds_segments_and_is_reported(datalist, two_rounds, tmp_p
     text = page.with_suffix(".md").read_text(encoding="utf-8")
     assert "Self-training" in text
     assert "## Pseudo-labels" in text
+
+
+def test_it_starts_from_the_plan_that_train_would_make(datalist, tmp_path, capsys):
+    out, plan = tmp_path / "out", tmp_path / "plan.yaml"
+    settings = ["--set", *(f"{name}={value}" for name, value in KNOBS.items())]
+    assert main(["plan", str(datalist), "--out", str(plan), *settings]) == 0
+    assert main(["self-train", str(datalist), str(out), "--rounds", "0", *settings]) == 0
+    assert (out / "plan.yaml").read_text("utf-8") == plan.read_text("utf-8")
+    model = read_model(out)
+    assert model.folder == out / "round_0" / "models"
+    assert [path.name for path in model.overlays] == ["0_plan.yaml"]
+    said = capsys.readouterr().out
+    assert "epoch 2/2 | loss " in said
+    assert f"next: stipple segment SCANS --models {out} --out results" in said
 
 
 def again(datalist, out, **changes):

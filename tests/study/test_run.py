@@ -19,6 +19,7 @@ from helpers.forks import exit_status, fork, needs_fork
 
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
+from stipple_monai.bundle import weights_folder
 from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import StudyError
@@ -114,7 +115,9 @@ def test_all_labels_are_the_same_with_and_without_rounds(done):
 
 def test_its_networks_segment_as_they_did_in_the_study(done, tmp_path, capsys):
     cell = done / "out" / "cells" / "p050_fold0_seed0"
-    weights = {sha256(path): path.parents[2] for path in cell.glob("networks/*/round_*/*/model.pt")}
+    networks = [path for path in (cell / "networks").iterdir() if path.is_dir()]
+    # what `segment` takes of a network's rounds
+    weights = {sha256(weights_folder(path) / "model.pt"): path for path in networks}
     for method in ("baseline", "stipple"):
         record = json.loads((cell / "methods" / method / "provenance.json").read_text("utf-8"))
         network, results = weights[record["weights"]["model"]], tmp_path / method

@@ -1,13 +1,11 @@
 """Training on own data: what the folder holds, goes on with, and is used with."""
 
+import contextlib
 import csv
+import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import monai.bundle
@@ -15,12 +13,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.bright_scans import KNOBS, bright_scan
 from helpers.bundle_runs import files
+from helpers.forks import fork, kill_when, needs_fork
 
-from stipple_monai import DatasetError
+from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
-from stipple_monai.bundle import read_model
+from stipple_monai.bundle import BUNDLE, read_model
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.files import read_csv
 from stipple_monai.report import report
@@ -29,8 +29,6 @@ from stipple_monai.training import adopt, evaluate, next_command, train
 from stipple_monai.training import run as module
 
 VALUE = 63
-SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
@@ -58,16 +56,23 @@ def datalist(tmp_path_factory):
 def trained(datalist, tmp_path_factory):
     """The folder of a run without plan, as the command leaves it, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "a"
+    printed = Printed()
+    with contextlib.redirect_stdout(printed.out), contextlib.redirect_stderr(printed.err):
+        assert main(command(datalist, out)) == 0
+    return out, printed
+
+
+@dataclass
+class Printed:
+    """What a command printed; neither is a terminal."""
+
+    out: io.StringIO = field(default_factory=io.StringIO)
+    err: io.StringIO = field(default_factory=io.StringIO)
+
+
+def command(datalist, out):
     settings = [f"{name}={value}" for name, value in KNOBS.items()]
-    command = [sys.executable, "-m", "stipple_monai", "train", str(datalist), "--out", str(out)]
-    done = subprocess.run(
-        [*command, "--set", *settings, "val_interval=1"],
-        env={**SINGLE, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return out, done
+    return ["train", str(datalist), "--out", str(out), "--set", *settings, "val_interval=1"]
 
 
 def test_the_folder_is_whole(trained, datalist):
@@ -96,15 +101,15 @@ def test_the_folder_is_whole(trained, datalist):
 
 
 def test_a_line_an_epoch_and_the_next_command(trained, datalist):
-    out, done = trained
-    lines = done.stdout.splitlines()
+    out, printed = trained
+    lines = printed.out.getvalue().splitlines()
     epochs = [line for line in lines if line.startswith("epoch")]
     assert len(epochs) == 2
     for part in ("epoch 2/2", "loss ", "validation Dice spleen ", "lr ", " s | ", "0:00 left"):
         assert part in epochs[1]
     assert lines[-2:] == [f"{out / 'model.pt'}", f"next: stipple evaluate {out} {datalist}"]
     # bars are for terminals
-    assert "epoch" not in done.stderr
+    assert "epoch" not in printed.err.getvalue()
     assert next_command(datalist, "x").startswith("stipple evaluate x")
 
 
@@ -118,6 +123,7 @@ def test_a_trained_folder_is_left_as_it_is(trained, datalist):
         train(datalist, out, seed=1)
 
 
+@pytest.mark.slow
 def test_contents_count(datalist, tmp_path, monkeypatch):
     """Overlays, scans and labels are told by what they hold."""
     monkeypatch.setattr(module, "run_bundle", lambda *a, **k: None)
@@ -241,12 +247,25 @@ def test_publishing_reads_the_folder(trained, tmp_path):
     assert main(command) == 1
 
 
+@pytest.mark.slow
 def test_without_prior(datalist, tmp_path):
     knobs = KNOBS | {"max_epochs": 1}
     train(datalist, tmp_path / "b", baseline=True, options=knobs)
     assert not list((tmp_path / "b").glob("prior_*"))
     (row,) = read_csv(evaluate(tmp_path / "b", datalist))
     assert row["position_error_mm"] == ""
+
+
+def test_the_papers_recipe(datalist, tmp_path):
+    recipe = yaml.safe_load((BUNDLE / "configs" / "paper.yaml").read_text(encoding="utf-8"))
+    knobs = {name: value for name, value in KNOBS.items() if name not in recipe}
+    settings = [f"{name}={value}" for name, value in {**knobs, "max_epochs": 1}.items()]
+    command = ["train", str(datalist), "--out", str(tmp_path / "p"), "--paper"]
+    assert main([*command, "--set", *settings]) == 0
+    known = read_model(tmp_path / "p").values()
+    assert {name: known[name] for name in recipe} == recipe
+    prior = SpatialPrior.load(tmp_path / "p" / f"prior_{VALUE}.nii.gz")
+    assert (prior.bins, prior.smoothing_mm or None) == (recipe["bins"], None)
 
 
 def test_old_weights_are_adopted(trained, datalist, tmp_path):
@@ -283,6 +302,7 @@ def test_what_is_refused_before_anything_is_written(datalist, tmp_path):
         train(tmp_path / "none.json", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_warning_where_plan_and_data_contradict(datalist, tmp_path, capsys):
     plan = tmp_path / "plan.yaml"
     plan.write_text(f"organs: [{VALUE}, 7]\npercentiles: true\n", encoding="utf-8")
@@ -294,21 +314,15 @@ def test_a_warning_where_plan_and_data_contradict(datalist, tmp_path, capsys):
     assert "warning: Scans are CT and `percentiles` is true" in said
 
 
-@pytest.mark.slow
+@needs_fork
 def test_a_killed_training_goes_on(trained, datalist, tmp_path):
     """It ends with the same weights as one that was left alone."""
     whole, _ = trained
     out = tmp_path / "a"
-    settings = [f"{name}={value}" for name, value in KNOBS.items()]
-    command = [sys.executable, "-m", "stipple_monai", "train", str(datalist), "--out", str(out)]
-    command += ["--set", *settings, "val_interval=1"]
-    environment = {**SINGLE, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment)
-    while process.poll() is None and not list(out.glob("checkpoint_*.pt")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run(command, env=environment, check=True)
+    child = fork(lambda: main(command(datalist, out)))
+    kill_when(lambda: list(out.glob("checkpoint_*.pt")), child, every_s=0.02)
+    assert not (out / "last.pt").exists()
+    assert main(command(datalist, out)) == 0
     with (whole / "curve.csv").open() as one, (out / "curve.csv").open() as other:
         assert list(csv.reader(one)) == list(csv.reader(other))
     one, other = (torch.load(x / "last.pt", weights_only=True) for x in (whole, out))

@@ -386,6 +386,7 @@ def loaded(workers, *, epochs=2):
         set_determinism(seed=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_in_a_cached_dataset_and_loader(workers):
     first, again = loaded(workers), loaded(workers)
@@ -474,6 +475,7 @@ def densely(data):
     return {**data, "dense": MetaTensor(aligned(data), affine=AFFINE)}
 
 
+@pytest.mark.slow
 def test_on_random_slices_the_prior_is_the_slice_of_the_dense_one():
     crop = RandCropByLabelClassesd(
         ["image", "label", "dense"],

@@ -146,6 +146,7 @@ def test_an_organ_that_only_this_scan_has_is_unknown_and_the_other_is_not():
     assert positions.isfinite().all(1).tolist() == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_training_pipeline_with_crops_cache_and_workers(files, tmp_path, num_workers):
     estimate_priors([i["label"] for i in files], organs=[1, 2], folder=tmp_path)

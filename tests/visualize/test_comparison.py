@@ -46,9 +46,6 @@ def turned(tensor, axcodes):
     return Orientation(axcodes, labels=(("L", "R"), ("P", "A"), ("I", "S")))(tensor)
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.fixture(scope="module")
 def case():
     """Image, truth, two predictions and a placed prior; slices differ in what they count."""
@@ -219,6 +216,7 @@ def all_figures(case, bins, folder):
     return [found, *(p.read_bytes() for p in paths)]
 
 
+@pytest.mark.slow
 def test_orientation_does_not_change_a_byte(case, bins, tmp_path):
     written = all_figures(case, bins, tmp_path)
     for axcodes in ("LAI", "SRP"):
@@ -226,6 +224,7 @@ def test_orientation_does_not_change_a_byte(case, bins, tmp_path):
         assert all_figures(here, bins, tmp_path / axcodes) == written
 
 
+@pytest.mark.slow
 def test_a_png_says_what_it_shows_and_not_when_it_was_made(case, bins, tmp_path):
     text = prior_figure(case["image"], bins, (0, 0, 130), tmp_path / "new" / "prior.png")
     assert "organ 1 from 7 cases, 3 bins" in text
@@ -235,6 +234,7 @@ def test_a_png_says_what_it_shows_and_not_when_it_was_made(case, bins, tmp_path)
         assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_failed_write_keeps_the_old_figure(case, bins, tmp_path, monkeypatch):
     path = tmp_path / "prior.png"
     path.write_bytes(b"old")
@@ -250,6 +250,7 @@ def test_a_failed_write_keeps_the_old_figure(case, bins, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_the_callers_matplotlib_is_left_alone(case, kept):
     before = json.dumps(dict(matplotlib.rcParams), default=str)
     comparison_figure(**case, path="x.png", kind=KINDS[0])
@@ -292,6 +293,7 @@ def test_rounding_of_an_affine_is_no_other_grid(case):
 # The prior
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axcodes", ["RAS", "PIR"])
 def test_each_panel_shows_its_bin_at_the_position(case, bins, kept, monkeypatch, axcodes):
     drawn = []
@@ -322,12 +324,14 @@ def test_each_panel_shows_its_bin_at_the_position(case, bins, kept, monkeypatch,
             assert rows.max() == 12
 
 
+@pytest.mark.slow
 def test_bins_beyond_the_scan_are_said_to_be(case, bins, kept):
     prior_figure(case["image"], bins, (0, 0, 155), "x.png")
     panels = [any("outside the scan" in t.get_text() for t in ax.texts) for ax in kept[0].axes[:3]]
     assert panels == [False, False, True]
 
 
+@pytest.mark.slow
 def test_many_bins_are_shown_at_even_steps(case, kept):
     prior = SpatialPrior(np.ones((4, 4, 29)), spacing_mm=(4, 6, 1))
     prior_figure(case["image"], prior, (0, 0, 130), "x.png")
@@ -337,6 +341,7 @@ def test_many_bins_are_shown_at_even_steps(case, kept):
     assert "Prior of organ 1 from 1 case, 10 of 29 bins" in said
 
 
+@pytest.mark.slow
 def test_the_organ_of_the_prior_is_outlined(case, bins, kept):
     for label in (case["truth"], volume(np.full(SHAPE, 2))):
         prior_figure(case["image"], bins, (0, 0, 130), "x.png", label=label)
@@ -345,6 +350,7 @@ def test_the_organ_of_the_prior_is_outlined(case, bins, kept):
     assert "the organ in this scan" in texts(kept[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", [(200, 0, 130), (0, -90, 130), (0, 0, 300), (-45, 0, 130)])
 def test_a_prior_outside_the_scan_is_an_error(case, bins, kept, position):
     with pytest.raises(
@@ -368,6 +374,7 @@ def counts_by_hand(kind, truth, baseline, stipple):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_slice_is_the_one_that_changed_most(case, kept, kind):
     counts = counts_by_hand(kind, case["truth"], case["baseline"], case["stipple"])
@@ -379,6 +386,7 @@ def test_the_slice_is_the_one_that_changed_most(case, kept, kind):
     assert f"slice {index + 1} of 12 from inferior, z = {100 + 5 * index} mm" in title
 
 
+@pytest.mark.slow
 def test_errors_are_painted_where_they_are(case, kept):
     index, _ = comparison_figure(**case, path="x.png", kind=KINDS[1])
     truth, baseline, stipple = (
@@ -395,6 +403,7 @@ def test_errors_are_painted_where_they_are(case, kept):
     assert {"truth", "true positive", "false positive", "false negative"} <= set(said)
 
 
+@pytest.mark.slow
 def test_only_the_neighbourhood_is_shown(kept):
     shape = (100, 90, 4)
     truth = np.zeros(shape)
@@ -407,6 +416,7 @@ def test_only_the_neighbourhood_is_shown(kept):
     assert kept[0].axes[0].get_ylim() == (0, (4 + 2 * 4) * 3)
 
 
+@pytest.mark.slow
 def test_a_slice_without_organ_has_no_dice(case, kept):
     nothing = volume(np.zeros(SHAPE))
     comparison_figure(
@@ -418,6 +428,7 @@ def test_a_slice_without_organ_has_no_dice(case, kept):
     assert "prior (zero on this slice)" in texts(kept[0])
 
 
+@pytest.mark.slow
 def test_comparison_errors(case, kept):
     with pytest.raises(ValueError, match=r"`kind` must be one of .*recovered miss.* got 'miracle'"):
         comparison_figure(**case, path="x.png", kind="miracle")
@@ -461,6 +472,7 @@ def test_best_case_errors(case):
 # Overlays
 
 
+@pytest.mark.slow
 def test_overlays_go_through_most_of_all_organs(kept):
     label = np.zeros(SHAPE, np.uint8)
     label[2:6, 2:6, 2:9] = 1
@@ -489,6 +501,7 @@ def test_overlays_go_through_most_of_all_organs(kept):
         assert word in words
 
 
+@pytest.mark.slow
 def test_a_small_organ_weighs_as_much_as_a_large_one(kept):
     label = np.zeros(SHAPE, np.uint8)
     label[2:14, 2:14, 2] = 1
@@ -502,6 +515,7 @@ def test_a_small_organ_weighs_as_much_as_a_large_one(kept):
     assert [int(mask.sum()) for mask in shown] == [121, 4]
 
 
+@pytest.mark.slow
 def test_overlays_without_prior_and_of_many_organs(case, kept):
     organs = {k: f"organ {k}" for k in range(1, 14)}
     overlay_figure(case["image"], case["truth"], case["stipple"], None, "x.png", organs=organs)
@@ -513,6 +527,7 @@ def test_overlays_without_prior_and_of_many_organs(case, kept):
     assert len(fills) == 13
 
 
+@pytest.mark.slow
 def test_overlay_errors(case, kept):
     given = [case[k] for k in ("image", "truth", "stipple")]
     for organs in ({}, {4: "spleen"}):
