@@ -42,7 +42,7 @@ from stipple_monai.results import (
 from stipple_monai.segmentation.folder import PROBABILITIES, SEG, begin_results
 from stipple_monai.segmentation.probabilities import (
     MapFile,
-    case_name,
+    files_of_case,
     find_maps,
     label_files,
     read_map,
@@ -194,12 +194,12 @@ def mean_gain(folder: str | Path) -> list[tuple[str, int, float, float]]:
 
 def _truths(given: Sequence[str | Path], maps: Sequence[MapFile]) -> dict[str, Path]:
     """Labels by the names of their scans."""
-    names = {each.name for each in maps}
     paths = label_files(given)
-    found = {case_name(path): path for path in paths if case_name(path) in names}
+    named = {each.name: files_of_case(each.name, paths) for each in maps}
+    found = {name: files[0] for name, files in named.items() if files}
     if given and not found:
         raise DatasetError(
-            f"`calibrate` must have labels that are called as the maps, such as {min(names)}, got "
+            f"`calibrate` must have labels that are called as the maps, such as {min(named)}, got "
             f"{', '.join(p.name for p in paths[:3])}: rename them."
         )
     return found

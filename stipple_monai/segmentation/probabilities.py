@@ -73,12 +73,27 @@ def find_maps(inputs: Sequence[str | Path], *, like: Sequence[str | Path] = ()) 
 def case_name(path: Path) -> str:
     """Name of the case in a file's name.
 
+    Four digits at its end stay: nnU-Net's number of a channel looks like a patient's.
+
     Example:
-        >>> [case_name(Path(n)) for n in ("a.npz", "a_0000.nii.gz", "a_prob.nii", "a_seg.nii.gz")]
-        ['a', 'a', 'a', 'a']
+        >>> [case_name(Path(n)) for n in ("a_0005.npz", "a.nii.gz", "a_prob.nii", "a_seg.nii.gz")]
+        ['a_0005', 'a', 'a', 'a']
     """
     plain = path.name[:-4] if path.suffix.lower() == ".npz" else stem_of(path)
-    return re.sub(r"_(?:\d{4}|prob|probabilities|seg)$", "", plain)
+    return re.sub(r"_(?:prob|probabilities|seg)$", "", plain)
+
+
+def files_of_case(name: str, paths: Sequence[Path]) -> list[Path]:
+    """Files that are called as a case; or else those where ``_0000`` makes the difference.
+
+    Example:
+        >>> scans = [Path(f"scans/{n}.nii.gz") for n in ("a_0000", "a_0005_0000", "b")]
+        >>> [files_of_case(n, scans)[0].name for n in ("a", "a_0005", "b_0000")]
+        ['a_0000.nii.gz', 'a_0005_0000.nii.gz', 'b.nii.gz']
+    """
+    exact = [path for path in paths if case_name(path) == name]
+    others = {f"{name}_0000", name.removesuffix("_0000")}
+    return exact or [path for path in paths if case_name(path) in others]
 
 
 def _in_folder(path: Path) -> list[Path]:
@@ -107,7 +122,7 @@ def _nifti_in(path: Path, option: str = "like") -> list[Path]:
 
 
 def _grid_of(name: str, path: Path, scans: Sequence[Path]) -> Path:
-    named = [scan for scan in scans if case_name(scan) == name]
+    named = files_of_case(name, scans)
     if named:
         return named[0]
     if path.suffix.lower() != ".npz":

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -108,6 +110,25 @@ def test_maps_of_nnunet_gain_by_priors_without_a_label(data, fused):
     assert 0 < float(rows[0]["confidence"]) <= 1
     assert not json.loads((fused / "calibration.json").read_text())["record"]["fitted"]
     assert not (fused / "gain.csv").exists()
+
+
+def test_patients_numbers_of_four_digits_are_no_channels(data, fused, tmp_path):
+    for i, name in enumerate(NAMES[:2]):
+        for kind, old, new in (
+            ("nnunet", f"{name}.npz", f"ct_000{i}.npz"),
+            ("scans", f"{name}_0000.nii.gz", f"ct_000{i}_0000.nii.gz"),
+            ("labels", f"{name}.nii.gz", f"ct_000{i}.nii.gz"),
+        ):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            shutil.copyfile(data / kind / old, tmp_path / kind / new)
+    options = {"priors": data / "priors", "like": [tmp_path / "scans"]}
+    fuse([tmp_path / "nnunet"], tmp_path / "out", **options)
+    for i, name in enumerate(NAMES[:2]):
+        one, two = fused / f"{name}_seg.nii.gz", tmp_path / f"out/ct_000{i}_seg.nii.gz"
+        assert np.array_equal(nib.load(one).dataobj, nib.load(two).dataobj)
+    fuse([tmp_path / "nnunet"], tmp_path / "b", calibrate=[tmp_path / "labels"], **options)
+    rows = list(csv.DictReader((tmp_path / "b/gain.csv").open(encoding="utf-8")))
+    assert {Path(row["scan"]).name[:7] for row in rows} == {"ct_0000", "ct_0001"}
 
 
 @pytest.mark.slow
