@@ -302,8 +302,7 @@ class _Rounds:
             self.say(f"round {number}: pseudo-labelled before")
             return
         datalist = self.out / "round_0" / "datalist.json"
-        scans = len(read_datalist(datalist, "unlabelled"))
-        self.say(f"round {number}: pseudo-label {scans} scans")
+        self.say(f"round {number}: pseudo-label {len(read_datalist(datalist, 'unlabelled'))} scans")
         made_with = self._made_with(f"pseudo-labels of round {number}", datalist, knobs)
         with whole_folder(labels, made_with=made_with) as part:
             places: dict[str, Any] = {
