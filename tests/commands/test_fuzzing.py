@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import struct
 import tempfile
 from pathlib import Path
@@ -64,8 +65,11 @@ def state(root):
     }
 
 
+PROGRESS = re.compile(r"[a-z -]+: \w+ \d+/\d+")
+
+
 def run(arguments):
-    """Exit status and the lines on standard error."""
+    """Exit status and the lines on standard error, but for those of progress."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -73,7 +77,7 @@ def run(arguments):
         except SystemExit as ended:
             status = ended.code
     lines = [line for line in err.getvalue().replace("\r", "\n").splitlines() if line.strip()]
-    return status, [line for line in lines if "%|" not in line]
+    return status, [line for line in lines if "%|" not in line and not PROGRESS.fullmatch(line)]
 
 
 def assert_promises(status, lines, before, after):

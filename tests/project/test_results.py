@@ -73,7 +73,7 @@ def test_a_methods_dice_is_the_plain_mean_of_its_rows(measured):
     for path in sorted(RESULTS.glob("*.json")):
         with path.with_suffix(".csv").open(encoding="utf-8") as file:
             rows = [r for r in csv.DictReader(file) if r["method"] == "baseline" and r["dice"]]
-        if not rows:
+        if len({row["organ"] for row in rows}) < 2:  # no mean over organs
             continue
         folds = {}
         for row in rows:

@@ -384,12 +384,13 @@ NO_SETTING = {
     "dataset_dir",
     "label_channels",
     "labels",
+    "lines",
     "locator",
     "more_channels",
     "num_workers",
+    "of_probabilities",
     "prior_channels",
     "probabilities",
-    "progress",
     "wanted",
 }
 

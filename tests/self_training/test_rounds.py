@@ -554,7 +554,9 @@ def test_on_the_command_line(datalist, two_rounds, tmp_path, capsys):
     knobs = [f"{k}={json.dumps(v)}" for k, v in KNOBS.items()]
     arguments = ["self-train", str(datalist), str(out), "--shares", "0.3", "--set", *knobs]
     assert main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(out / "round_1")
+    said = capsys.readouterr().out.splitlines()[-2:]
+    further = f"next: stipple segment SCANS --models {out} --out results"
+    assert said == [str(out / "round_1"), further]
     assert main([*arguments[:-1], "progress"]) == 1
     assert "Settings must look like KNOB=VALUE, got progress" in capsys.readouterr().err
 
