@@ -7,7 +7,6 @@ training its checkpoints, when it is run again.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
@@ -62,14 +61,11 @@ def run_bundle(configs: Path, names: Sequence[str | Path], **knobs: Any) -> None
     """
     # MONAI takes None for "not given".
     given = {k: "$None" if v is None else as_written(v) for k, v in knobs.items()}
-    try:
-        monai.bundle.run(
-            config_file=[str(config_path(configs, name)) for name in names],
-            meta_file=str(configs / "metadata.json"),
-            **given,
-        )
-    finally:
-        gc.collect()  # engines and handlers refer to each other, and hold all cached scans
+    monai.bundle.run(
+        config_file=[str(config_path(configs, name)) for name in names],
+        meta_file=str(configs / "metadata.json"),
+        **given,
+    )
 
 
 def as_written(value: Any) -> Any:
