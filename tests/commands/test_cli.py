@@ -59,6 +59,7 @@ def test_wrong_usage_ends_with_one_line_and_status_1(arguments, capsys):
     assert re.search("^python -m stipple_monai.*--help shows what there is", line)
 
 
+@pytest.mark.slow
 def test_phantom_writes_a_data_set_and_goes_on_with_it(tmp_path, capsys):
     arguments = ["phantom", str(tmp_path / "data"), "--size", "24", "--organs", "all"]
     assert main([*arguments, "--cases", "1"]) == 0
