@@ -9,6 +9,7 @@ above: only where the bound reaches a score that was seen can the best translati
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,8 +23,10 @@ EQUAL = 1e-9
 """Scores in double precision that differ by so much of the greatest differ by rounding alone."""
 # Single precision may put a bound this much too low.
 _ROUNDING = 1e-4
+# Ten times what transforms in single precision were seen to be wrong by, of the greatest possible.
+_SINGLE = 2e-6
 # So many translations are summed one by one faster than by a transform.
-_FEW = 4
+_FEW = 8
 
 
 class Box(NamedTuple):
@@ -144,7 +147,7 @@ def best_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
     """
     rough = scores_in(volume, kernel, box, dtype=torch.float32)
     # No score is greater than this product, and a transform's rounding is a share of it.
-    slack = _ROUNDING / 10 * float(volume.norm()) * float(kernel.norm())
+    slack = _SINGLE * float(volume.norm()) * float(kernel.norm())
     start = torch.tensor(box.start)
     near = torch.nonzero(rough >= rough.amax() - slack).cpu()
     if len(near) == 1:
@@ -193,9 +196,13 @@ def reduced(
         if f == 1:
             continue
         n = values.shape[axis]
+        every = (slice(None),) * axis
+        if zeros == 0 and n % f == 0:
+            parts = [values[(*every, slice(i, None, f))] for i in range(f)]
+            values = functools.reduce(operation, parts)
+            continue
         shape = [-(-(n + zeros) // f) if a == axis else m for a, m in enumerate(values.shape)]
         out = values.new_zeros(shape)
-        every = (slice(None),) * axis
         for i in range(f):
             slot, first = (0, i - zeros) if i >= zeros else (1, i - zeros + f)
             part = values[(*every, slice(first, None, f))]
