@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import trials
 from sphinx.application import Sphinx
 
@@ -22,13 +23,17 @@ from stipple_monai.report import Table
 from stipple_monai.study import (
     TITLES,
     Results,
+    bins_figure,
     comparison_table,
+    curves_by_method,
     dice_by_method,
+    learning_curves,
     measures_table,
     never_loses,
     organ_differences,
     organ_positions,
     organ_table,
+    position_table,
 )
 
 DOCS = Path(__file__).parents[1]
@@ -38,6 +43,7 @@ MARKED = re.compile(
     r"(?P<end><!-- measured end -->)",
     re.DOTALL,
 )
+NOTHING = "Nothing measured yet.\n"
 SHORT = {
     "baseline": "network alone",
     "prior_alone": "prior alone",
@@ -103,7 +109,7 @@ def cell_of(row: Mapping[str, str]) -> tuple[str, str]:
 def markdown(table: Table | None) -> str:
     """A table, numbers right-aligned, and its note."""
     if table is None or not table.rows:
-        return "Nothing measured yet.\n"
+        return NOTHING
     header = [str(cell) for cell in table.header]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *map(list, table.rows)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -183,13 +189,11 @@ def side_by_side(
 
 
 def main_table(names: str, place: Place) -> str:
-    """Data sets × the methods of `SHORT`: Dice, the mean over organs."""
+    """Data sets × the methods of `SHORT`: Dice, the mean over organs and scans, as in `figure`."""
     body = []
     for asked in shown(names):
         rows, dice = side_by_side(asked, list(SHORT))
-        results = Results(rows)
-        (proportion,) = results.proportions
-        means = {m: results.spread(m, proportion, asked.organ).mean for m in dice}
+        means = {m: float(np.mean(list(scans.values()))) for m, scans in dice.items()}
         best = max(means.values())
         texts = {m: f"**{x:.1f}**" if x == best else f"{x:.1f}" for m, x in means.items()}
         scans = str(len(dice["baseline"]))
@@ -208,6 +212,34 @@ def figure(names: str, place: Place) -> str:
     studies = "_".join(asked.study.replace("+", "_") for asked in wanted)
     path = place.figures / f"dice_{studies}.png"
     description = dice_by_method(panels, path)
+    return picture(description, path, place)
+
+
+def curve(names: str, place: Place) -> str:
+    """Training loss by epoch of each network of a study, see ``update.py``."""
+    name = names.strip()
+    path = place.figures / f"curves_{name}.png"
+    values = curves_by_method(
+        Results(rows_of(name)), read_csv(RESULTS / f"{name}_curves.csv"), "loss"
+    )
+    called = {TITLES[method]: short for method, short in SHORT.items()}
+    learning_curves({called.get(k, k): v for k, v in values.items()}, path, measure="training loss")
+    said = []
+    for title, epochs in values.items():
+        first, last = (f"{np.mean(epochs[epoch]):.2f}" for epoch in (min(epochs), max(epochs)))
+        said.append(f"{called.get(title, title)} {first} to {last} in {max(epochs)} epochs")
+    return picture(f"Training loss by epoch. {'; '.join(said)}.", path, place)
+
+
+def bins(names: str, place: Place) -> str:
+    """Dice by number of bins (figure 6)."""
+    path = place.figures / f"bins_{names.strip()}.png"
+    made = bins_figure(Results(rows_of(names.strip())), path)
+    return picture(f"{made[0].title}. {made[0].caption}", path, place) if made else NOTHING
+
+
+def picture(description: str, path: Path, place: Place) -> str:
+    """Markdown of a figure."""
     return f"![{description}]({os.path.relpath(path, place.page.parent)})\n"
 
 
@@ -243,6 +275,9 @@ KINDS: dict[str, Callable[[str, Place], str]] = {
     "organs": study_table(organ_differences),
     "reached": study_table(never_loses),
     "positions": study_table(organ_positions),
+    "table4": study_table(position_table),
+    "bins": bins,
+    "curve": curve,
     "measures": study_table(measures_table),
     "fusion": trial_table(trials.fusion),
     "likelihood": trial_table(trials.likelihood),

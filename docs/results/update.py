@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1]
@@ -17,7 +18,24 @@ sys.path[:0] = [str(ROOT), str(DOCS / "extensions")]
 
 from measured import MARKED, RESULTS, rendered  # noqa: E402
 
+from stipple_monai.files import read_csv, write_csv  # noqa: E402
 from stipple_monai.study import write_rows  # noqa: E402
+
+CURVES = ("method", "fold", "seed", "round", "epoch", "loss")
+
+
+def write_curves(folder: Path, out: Path) -> None:
+    """Losses of the first round of a study's networks; methods that share one come once."""
+    found: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in read_csv(folder / "curves.csv"):
+        if row["round"] == "0":
+            found[row["method"]].append(row)
+    distinct: list[list[dict[str, str]]] = []
+    for rows in found.values():
+        losses = [[row["loss"] for row in of] for of in (rows, *distinct)]
+        if losses[0] not in losses[1:]:
+            distinct.append(rows)
+    write_csv(out, CURVES, [[row[k] for k in CURVES] for rows in distinct for row in rows])
 
 
 def main() -> None:
@@ -29,6 +47,8 @@ def main() -> None:
     for folder in options.studies:
         path = RESULTS / f"{folder.resolve().name}.csv"
         print(f"{path.name}: {write_rows(folder, path, machine=options.machine)} rows")
+        if (folder / "curves.csv").is_file():
+            write_curves(folder, RESULTS / f"{path.stem}_curves.csv")
     for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
         text = page.read_text(encoding="utf-8")
         if MARKED.search(text) and (new := rendered(text, page)) != text:

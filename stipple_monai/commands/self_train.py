@@ -28,7 +28,11 @@ def add_parser(commands: Commands) -> None:
     gamma.add_argument("--counts", nargs="+", type=int, help="γ of each round as voxels")
     parser.add_argument("--minimum", type=float, default=0.0, help="least probability of a voxel")
     parser.add_argument("--components", type=int, help="only the largest components of an organ")
-    parser.add_argument("--fine-tune", action="store_true", help="not from scratch in each round")
+    parser.add_argument(
+        "--fine-tune",
+        action=argparse.BooleanOptionalAction,
+        help="rounds begin with the weights of the round before; by default unless γ is given",
+    )
     parser.add_argument("--position-with", default="newest", help="newest, first or weights")
     parser.add_argument("--reestimate-prior", action="store_true", help="from pseudo-labels, too")
     parser.add_argument("--unlabelled-sections", nargs="+", default=["unlabelled"])

@@ -89,7 +89,7 @@ def self_train(
     counts: Sequence[int | Sequence[int]] | None = None,
     minimum: float = 0.0,
     components: int | None = None,
-    fine_tune: bool = False,
+    fine_tune: bool | None = None,
     position_with: str | Path = "newest",
     reestimate_prior: bool = False,
     unlabelled_sections: Sequence[str] = ("unlabelled",),
@@ -120,6 +120,7 @@ def self_train(
             voxels of the others; None: select from all.
         fine_tune: start a round from the network of the one before, with a new optimizer and the
             whole schedule, rather than from scratch (or from the option ``initial_weights``).
+            None: where pseudo-labels are chosen by certainty, but not with γ_t, as in the paper.
         position_with: ``"newest"``, whose own output locates the priors; ``"first"``, the network
             of round 0; or the path of a network's weights, such as a baseline's ``model.pt``.
         reestimate_prior: estimate the priors of a round from labels and pseudo-labels; otherwise
@@ -205,10 +206,13 @@ def _run_rounds(
         rounds.pseudo_label(number, knobs, locator=locator)
         before, now = out / f"round_{number - 1}", out / f"round_{number}"
         start = {"initial_weights": before / "models" / "model.pt"}
+        fine_tune = settings["fine_tune"]
+        if fine_tune is None:
+            fine_tune = gamma == {"share": None, "count": None}
         rounds.train(
             number,
             now / "pseudo_labels" / "datalist.json",
-            {**training, **(start if settings["fine_tune"] else {})},
+            {**training, **(start if fine_tune else {})},
             priors=None if settings["reestimate_prior"] else first / "models",
         )
     tables = {

@@ -4,7 +4,7 @@ Words: a *method* is a named set of overlays and knobs; a *job* is one training 
 *cell* is what one row of the tables stands for. Imports from `report` and below.
 """
 
-from stipple_monai.study.figures import dice_by_method
+from stipple_monai.study.figures import dice_by_method, learning_curves
 from stipple_monai.study.organs import (
     never_loses,
     organ_differences,
@@ -14,25 +14,40 @@ from stipple_monai.study.organs import (
 from stipple_monai.study.plan import (
     Study,
 )
-from stipple_monai.study.report import is_study, rewrite_report
+from stipple_monai.study.report import (
+    bins_figure,
+    curves_by_method,
+    is_study,
+    rewrite_report,
+)
 from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import (
     run_study,
 )
-from stipple_monai.study.tables import TITLES, Results, comparison_table, measures_table
+from stipple_monai.study.tables import (
+    TITLES,
+    Results,
+    comparison_table,
+    measures_table,
+    position_table,
+)
 
 __all__ = [
     "TITLES",
     "Results",
     "Study",
+    "bins_figure",
     "comparison_table",
+    "curves_by_method",
     "dice_by_method",
     "is_study",
+    "learning_curves",
     "measures_table",
     "never_loses",
     "organ_differences",
     "organ_positions",
     "organ_table",
+    "position_table",
     "rewrite_report",
     "run_study",
     "write_rows",

@@ -214,9 +214,9 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
                 "Dice by label proportion (figure 3)", folder / "dice_by_proportion.png", caption
             )
         )
-    made += _bins_figure(results, folder / "dice_by_bins.png")
+    made += bins_figure(results, folder / "dice_by_bins.png")
     for column, measure in (("loss", "training loss"), ("validation_dice", "validation Dice")):
-        values = _curves(results, curves, column)
+        values = curves_by_method(results, curves, column)
         if values:
             path = folder / f"curves_{column}.png"
             learning_curves(values, path, measure=measure)
@@ -235,7 +235,7 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
     return made
 
 
-def _curves(
+def curves_by_method(
     results: Results, rows: Sequence[Row], column: str
 ) -> dict[str, dict[int, list[float]]]:
     """Values of round 0 by method and epoch; methods whose values are all the same come once."""
@@ -255,7 +255,8 @@ def _line(results: Results, method: str) -> dict:
     return {p: spread for p, spread in spreads.items() if spread.folds}
 
 
-def _bins_figure(results: Results, path: Path) -> list[Picture]:
+def bins_figure(results: Results, path: Path) -> list[Picture]:
+    """Dice by number of bins, where several were tried."""
     lines: dict[str, dict] = {}
     for proportion in results.proportions:
         for method in results.methods:

@@ -27,6 +27,7 @@ TITLES = {
     "stipple_single": "STIPPLE without relabelling",
     "relabelling": "Baseline with relabelling (Bai et al. 2017)",
     "stipple": "STIPPLE",
+    "stipple_scratch": "STIPPLE with pseudo-labels, round from scratch",
     "stipple_ensemble": "STIPPLE with pseudo-labels, averaged with the network before",
     "paper_baseline": "Baseline, recipe of the paper",
     "paper_single": "STIPPLE of the paper without relabelling",

@@ -293,15 +293,24 @@ def test_knobs_of_the_selection_reach_it(two_rounds, datalist, tmp_path):
 def test_a_round_starts_from_scratch_or_from_the_one_before(two_rounds, datalist, tmp_path):
     still = {**KNOBS, "learning_rate": 0.0, "max_epochs": 1}
     found = {}
-    for name, fine_tune in (("scratch", False), ("tuned", True)):
+    by_certainty = {"shares": [None]}
+    for name, asked in {
+        "scratch": {},
+        "tuned": {"fine_tune": True},
+        "certain": by_certainty,
+        "certain, scratch": {**by_certainty, "fine_tune": False},
+    }.items():
         out = tmp_path / name
         link(two_rounds, out, 0)
-        again(datalist, out, fine_tune=fine_tune, options=still)
+        again(datalist, out, **asked, options=still)
         found[name] = weights(out / "round_1" / "models" / "model.pt")
     first = weights(two_rounds / "round_0" / "models" / "model.pt")
     learnt = [key for key in first if "running" not in key and "batches" not in key]
-    assert all(torch.equal(found["tuned"][key], first[key]) for key in learnt)
-    assert not all(torch.equal(found["scratch"][key], first[key]) for key in learnt)
+    kept = {
+        name: all(torch.equal(now[key], first[key]) for key in learnt)
+        for name, now in found.items()
+    }
+    assert kept == {"scratch": False, "tuned": True, "certain": True, "certain, scratch": False}
 
 
 def test_priors_are_kept_or_estimated_again(two_rounds, datalist, tmp_path):
