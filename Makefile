@@ -36,7 +36,7 @@ test quick: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/installed ## the whole test suite, doctests included
 	$(BIN)/python $(PYTEST) $(TESTS)
 
-quick: $(VENV)/installed ## tests of less than a quarter of a second each, without trainings and real scans
+quick: $(VENV)/installed ## tests of less than a tenth of a second each, without trainings and real scans
 	$(BIN)/python $(PYTEST) -m "not slow and not training and not real" $(or $(TESTS),$(INNER))
 
 test-lowest: $(VENV)/installed ## the same with the oldest dependencies that setup.cfg admits

@@ -278,9 +278,9 @@ def run_on(
     prior = simulated_prior()
     size = f"{' × '.join(map(str, shape))}, {device}"
     # the first call of a library loads it
-    small = Ways(volumes((256, 256, 120), device)["hard"], prior)
-    small.on_host = host
     if device == "cuda" or shape[0] > 256:
+        small = Ways(volumes((256, 256, 120), device)["hard"], prior)
+        small.on_host = host
         compare_ways("", small, rounds=1, backbone=None, show=False)
     backbone = backbone_seconds(shape, device)
     for name, probability in volumes(shape, device).items():

@@ -62,6 +62,7 @@ def test_all_readers_have_one_geometry(contradictory):
     np.testing.assert_allclose(organ_position(path), expected[:3], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ingest_check_and_report_say_that_a_header_contradicts_itself(contradictory, capsys):
     out = contradictory.parent / f"{contradictory.name}_out"
     assert main(["ingest", str(contradictory), str(out), "--layout", "nifti"]) == 0
@@ -77,6 +78,7 @@ def test_ingest_check_and_report_say_that_a_header_contradicts_itself(contradict
     assert len(re.findall(said, page.with_suffix(".md").read_text())) == 6
 
 
+@pytest.mark.slow
 def test_segment_measures_in_the_same_mm(contradictory, tmp_path):
     model = write_model(tmp_path / "model")
     scan, out = contradictory / "images/c0.nii.gz", tmp_path / "out"

@@ -9,6 +9,8 @@ settings are not left out.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -122,12 +124,16 @@ def versions() -> dict[str, str | None]:
         >>> versions()["torch"] == torch.__version__
         True
     """
-    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    return {"python": platform.python_version(), "cuda": torch.version.cuda, **_installed()}
+
+
+@functools.cache
+def _installed() -> Mapping[str, str]:
+    """Versions of packages; each is read from a file, and a run asks several times."""
+    found = {}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

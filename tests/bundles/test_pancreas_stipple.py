@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from helpers.bundle_runs import (
     same,
     weights,
 )
+from helpers.forks import exit_status, fork, needs_fork
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
@@ -542,19 +544,16 @@ def flags(knobs):
     return [text for key, value in knobs.items() for text in (f"--{key}", str(value))]
 
 
+@needs_fork
 def test_prior_by_the_command_of_the_readme(runs):
     places = {**runs.places, "models_dir": str(runs.root / "by_command")}
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/prior.yaml"]
-    done = subprocess.run(
-        [*command, *flags(places)],
-        cwd=BUNDLE,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+
+    def command():
+        os.chdir(BUNDLE)
+        sys.argv = ["monai.bundle", "run", "--config_file", "configs/prior.yaml", *flags(places)]
+        runpy.run_module("monai.bundle", run_name="__main__")
+
+    assert exit_status(fork(command)) == 0
     ours = runs.root / "models" / "prior_1.nii.gz"
     assert (runs.root / "by_command" / "prior_1.nii.gz").read_bytes() == ours.read_bytes()
 

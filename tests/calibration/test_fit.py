@@ -154,6 +154,7 @@ def few_of_the_second(seed):
     return Samples(*(column[kept] for column in part._replace(odds=odds)))
 
 
+@pytest.mark.slow
 def test_an_organ_with_little_evidence_is_drawn_to_the_shared_numbers():
     errors = {0.0: [], 1.0: []}
     for seed in range(6):
@@ -237,6 +238,7 @@ def test_scans_of_any_shape_are_read_one_by_one():
         assert fused < plain
 
 
+@pytest.mark.slow
 def test_a_few_voxels_stand_for_all():
     scans = [scan(seed, (32, 30, 12)) for seed in range(3)]
     columns = list(zip(*scans, strict=True))
@@ -310,6 +312,7 @@ def test_errors():
         fit_samples([empty])
 
 
+@pytest.mark.slow
 def test_the_record_tells_what_probabilities_are_worth():
     """Equal to counting on all voxels: fused probabilities come true, those of the network not."""
     samples = simulated(TRUE, voxels=30_000, scans=1)

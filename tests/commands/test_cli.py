@@ -1,9 +1,10 @@
 """The command line: `python -m stipple_monai`."""
 
 import json
-import os
 import re
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,19 +38,17 @@ def one_line(capsys):
     return line
 
 
-@pytest.mark.slow
-def test_help_of_the_module():
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "stipple_monai", "--help"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_help_of_the_module(monkeypatch, capsys):
+    """As by ``python -m``, in this process, which has all imports."""
+    monkeypatch.setattr(sys, "argv", ["stipple_monai", "--help"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("stipple_monai", run_name="__main__")
+    assert not end.value.code
+    said = capsys.readouterr().out
     for command in ("demo", "phantom", "split"):
-        assert command in done.stdout
+        assert command in said
 
 
 @pytest.mark.parametrize("arguments", [[], ["prior"], ["split", "a.json"], ["phantom"]])
@@ -59,6 +58,7 @@ def test_wrong_usage_ends_with_one_line_and_status_1(arguments, capsys):
     assert re.search("^python -m stipple_monai.*--help shows what there is", line)
 
 
+@pytest.mark.slow
 def test_phantom_writes_a_data_set_and_goes_on_with_it(tmp_path, capsys):
     arguments = ["phantom", str(tmp_path / "data"), "--size", "24", "--organs", "all"]
     assert main([*arguments, "--cases", "1"]) == 0

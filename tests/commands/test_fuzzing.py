@@ -90,6 +90,7 @@ def assert_promises(status, lines, before, after):
     assert not [name for name in after if Path(name).name.startswith(".part-")]
 
 
+@pytest.mark.slow
 @fuzzed
 @given(
     st.lists(st.tuples(st.integers(0, 347), st.integers(0, 255)), min_size=1, max_size=6),
@@ -133,6 +134,7 @@ items = st.fixed_dictionaries({}, optional=entries)
 sections = st.sampled_from(["training", "test", "labels"])
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.dictionaries(sections, st.lists(items, max_size=3) | json_values))
 def test_datalists(content):
@@ -151,6 +153,7 @@ def test_datalists(content):
             read_sections(root / "fuzz.json")
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.binary(max_size=300) | st.integers(1, 30000).map(lambda n: b"[" * n))
 def test_files_that_are_no_datalists(data):
@@ -169,6 +172,7 @@ ingest check split simulate report --labels --map --csv --folds 2 --names 1=a 1=
 words = st.sampled_from([*WORDS.split(), ""]) | st.text(max_size=6).filter(lambda t: "/" not in t)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.lists(words, max_size=6))
 def test_command_lines(arguments):
@@ -184,6 +188,7 @@ def test_command_lines(arguments):
         assert_promises(status, lines, before, state(root))
 
 
+@pytest.mark.slow
 @fuzzed
 @given(
     st.lists(

@@ -59,6 +59,7 @@ def test_json_of_any_depth(capsys, tmp_path, text):
         read_json(tmp_path / "list.json")
 
 
+@pytest.mark.slow
 def test_yaml_of_any_depth(tmp_path, monkeypatch):
     # the parser that PyYAML takes by itself, which goes as deep as Python does
     monkeypatch.setattr(yaml, "SafeLoader", yaml.loader.SafeLoader)

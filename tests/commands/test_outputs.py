@@ -87,6 +87,7 @@ def test_ingest_leaves_foreign_files(data, tmp_path):
         assert (out / name).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_an_ingest_that_fails_leaves_the_older_one(data, tmp_path):
     out = tmp_path / "out"
     ingest(data, out, layout="nifti", progress=False)
@@ -138,6 +139,7 @@ def test_a_changed_label_is_another_set(tmp_path):
         write_simulated([tmp_path / "none.nii.gz"], tmp_path / "out", **options)
 
 
+@pytest.mark.slow
 def test_a_phantom_replaces_only_its_own(tmp_path):
     options = {"cases": 1, "size": 16, "slices": (4, 4), "progress": False}
     write_phantom(tmp_path, **options)
@@ -148,6 +150,7 @@ def test_a_phantom_replaces_only_its_own(tmp_path):
         write_phantom(tmp_path, seed=2, overwrite=True, **{**options, "cases": 8})
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_page(data, tmp_path, monkeypatch):
     page = report(data / "all.json", tmp_path / "page.html", pictures=1)
     before = state(tmp_path)
@@ -161,6 +164,7 @@ def test_a_full_disk_leaves_the_older_page(data, tmp_path, monkeypatch):
     assert state(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_page_s_older_pictures_go_and_foreign_ones_stay(data, tmp_path):
     page = report(data / "all.json", tmp_path / "page.html", pictures=2)
     (tmp_path / "page_files/mine.png").write_text("mine")

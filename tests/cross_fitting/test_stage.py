@@ -144,6 +144,7 @@ def test_networks_of_folds_take_as_many_steps(done):
         assert record["config"]["slices_per_scan"] * scans == 36
 
 
+@pytest.mark.slow
 def test_one_labelled_scan_gets_constants(datalist, tmp_path):
     path = tmp_path / "one.json"
     write_datalist(path, {"training": read_datalist(datalist, "training")[:1]})

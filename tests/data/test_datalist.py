@@ -58,6 +58,7 @@ def test_seed_decides_and_order_does_not():
     assert split(ITEMS, 0)["test"] != split(ITEMS, 1)["test"]
 
 
+@pytest.mark.slow
 def test_draw_is_uniform():
     counts = dict.fromkeys(images(ITEMS), 0)
     for seed in range(700):

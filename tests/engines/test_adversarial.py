@@ -224,6 +224,7 @@ def test_training_equals_the_same_by_hand():
             torch.testing.assert_close(ours.state_dict()[name], value)
 
 
+@pytest.mark.slow
 def test_discriminator_learns_to_tell_labels_from_predictions():
     networks, data = small_networks(), batches(1)
     label, known = data[0]["label"][[1, 3]], data[0]["label"][[1, 3]] != 255

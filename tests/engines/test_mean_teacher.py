@@ -272,6 +272,7 @@ def test_overlay_has_the_papers_numbers(root):
     assert dropouts == [0.1] * 3
 
 
+@pytest.mark.slow
 def test_batches_are_half_unlabelled(root):
     parser = parsed(METHOD[:3], root, **TRAINING)
     loader = parser.get_parsed_content("train#dataloader")
@@ -307,6 +308,7 @@ def test_unlabelled_images_go_through_the_steps_of_labelled_ones(root):
     assert len(parser["train#slices"]) == 3
 
 
+@pytest.mark.slow
 def test_unlabelled_slices_are_any_of_the_scan(root):
     knobs = {**TRAINING, "train#slices#2#prob": 0.0}
     parser = parsed(METHOD[:3], root, **knobs)
@@ -344,6 +346,7 @@ def test_resumed_training_equals_an_uninterrupted_one(trained):
         assert same(first, second)
 
 
+@pytest.mark.slow
 def test_data_overlay_may_come_last(root):
     parser = parsed((*METHOD, "phantom"), root, num_workers=0, device=NETWORK["device"])
     batch = next(iter(parser.get_parsed_content("train#dataloader")))

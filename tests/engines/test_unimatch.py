@@ -146,6 +146,7 @@ def box_by_hand(width, height):
     return box
 
 
+@pytest.mark.slow
 def test_training_equals_the_same_by_hand():
     data, network = batches(4), small_network()
     oracle = copy.deepcopy(network).train()

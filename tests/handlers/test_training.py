@@ -132,6 +132,7 @@ def test_a_table_for_other_organs_than_the_priors_is_none(tmp_path):
     assert not (tmp_path / "t.csv").exists()
 
 
+@pytest.mark.slow
 def test_every_epoch_draws_what_its_number_says():
     class Noise(torch.utils.data.Dataset):
         def __init__(self):

@@ -319,12 +319,19 @@ def test_the_scan_stays_as_it_is_and_learns_its_positions():
 @pytest.mark.parametrize(
     "wrap",
     [
-        nn.DataParallel,
-        torch.compile,
-        lambda net: torch.compile(nn.DataParallel(net)),
-        lambda net: nn.DataParallel(torch.compile(net)),
+        pytest.param(nn.DataParallel, id="parallel"),
+        pytest.param(torch.compile, id="compiled", marks=pytest.mark.slow),
+        pytest.param(
+            lambda net: torch.compile(nn.DataParallel(net)),
+            id="compiled parallel",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda net: nn.DataParallel(torch.compile(net)),
+            id="parallel compiled",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["parallel", "compiled", "compiled parallel", "parallel compiled"],
 )
 def test_the_network_is_found_inside_wrappers(wrap):
     net = PriorDrivenNet(Threshold(), image_channels=1)
@@ -501,6 +508,7 @@ def test_the_least_confidence_depends_on_whether_organs_are_located_together():
         assert infer.minimum_confidence == expected
 
 
+@pytest.mark.slow
 def test_priors_that_were_estimated_together_are_located_together():
     """Organ 2 is seen by a corner and, more of it, in the wrong place."""
     net = PriorDrivenNet(Threshold(), image_channels=1)

@@ -116,6 +116,7 @@ def test_dicom_seg_is_the_label_map_that_it_was_made_of(tmp_path, turned):
         read_label(tmp_path / "seg.dcm", scan, choose={"Heart": 1})
 
 
+@pytest.mark.slow
 def test_dicom_seg_of_another_series_is_refused(ct, tmp_path):
     affine = write_series(tmp_path / "other", np.zeros(SHAPE, int))
     label = MetaTensor(boxes()[None].astype(np.float32), affine=affine)
@@ -173,6 +174,7 @@ def test_structure_sets_are_rasterized(tmp_path, turned):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @rtstruct
 def test_structures_that_overlap_must_be_chosen(ct, tmp_path):
     series, scan = ct

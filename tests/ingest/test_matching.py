@@ -100,6 +100,7 @@ def without_reference(path):
     seg.save_as(path)
 
 
+@pytest.mark.slow
 def test_a_seg_that_refers_to_none_is_matched_by_its_frame_of_reference(tmp_path):
     without_reference(with_seg(tmp_path / "src" / "p1"))
     write_series(tmp_path / "src/p2/ct", body(1))

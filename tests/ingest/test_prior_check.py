@@ -52,6 +52,7 @@ def priors(tmp_path):
     return tmp_path / "priors"
 
 
+@pytest.mark.slow
 def test_a_pair_that_is_mirrored_together_is_found(tmp_path, priors, capsys):
     path = datalist(tmp_path, {"right": organs(5), "wrong": organs(6)[::-1]})
     assert main(["check", str(path)]) == 0
@@ -63,6 +64,7 @@ def test_a_pair_that_is_mirrored_together_is_found(tmp_path, priors, capsys):
     assert "got 1 problems" in done.err
 
 
+@pytest.mark.slow
 def test_organs_in_another_place(tmp_path, priors):
     label = organs(5)
     swapped = np.array([0, 1, 3, 2], np.uint8)[label]
@@ -78,6 +80,7 @@ def test_organs_in_another_place(tmp_path, priors):
     assert not any(text.startswith("right") for text in found.problems)
 
 
+@pytest.mark.slow
 def test_a_scan_is_not_held_against_its_own_label(tmp_path):
     """One mirrored label of two would draw the prior to itself."""
     labels = {"a": organs(1), "b": organs(2), "wrong": organs(3)[::-1]}

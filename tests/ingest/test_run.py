@@ -135,6 +135,7 @@ def test_weak_evidence_is_said_and_nothing_is_repaired(pairs, tmp_path):
     np.testing.assert_array_equal(voxels(tmp_path / "out/labelsTr/img0.nii.gz"), label[::-1])
 
 
+@pytest.mark.slow
 def test_a_header_that_is_not_believed_needs_evidence(pairs, tmp_path):
     """Without header and without evidence, nobody knows how the label lies."""
     other = np.diag([2.0, 2, 3, 1])
@@ -193,6 +194,7 @@ def tcia(tmp_path):
     return tmp_path / "tcia"
 
 
+@pytest.mark.slow
 def test_pancreas_ct_as_downloaded(tcia, tmp_path, capsys):
     arguments = ["ingest", str(tcia), str(tmp_path / "out"), "--labels", str(tmp_path / "labels")]
     assert main([*arguments]) == 1
@@ -214,6 +216,7 @@ def test_pancreas_ct_as_downloaded(tcia, tmp_path, capsys):
     assert "patient" not in content["training"][0]
 
 
+@pytest.mark.slow
 def test_scans_of_one_patient_are_kept_together(tmp_path):
     for number, patient in enumerate(["a", "a", "b"]):
 
@@ -227,6 +230,7 @@ def test_scans_of_one_patient_are_kept_together(tmp_path):
     assert "a" not in (one["patient"], three["patient"])
 
 
+@pytest.mark.slow
 def test_a_damaged_series_is_refused_and_the_others_are_read(tmp_path):
     for name in ("torn", "two", "whole"):
         write_series(tmp_path / "src" / name, organ()[0])
@@ -268,6 +272,7 @@ def test_nnunet_and_its_channels(tmp_path):
         quiet(root, tmp_path / "bad")
 
 
+@pytest.mark.slow
 def test_a_value_with_two_names_is_refused(tmp_path):
     pytest.importorskip("highdicom")
     for number, name in enumerate(["liver", "spleen"]):
@@ -440,6 +445,7 @@ def test_the_commands_options_arrive(pairs, tmp_path, capsys):
         assert match in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_goes_on_and_ends_the_same(tmp_path):
     for number in range(6):
         image, label = organ(number)

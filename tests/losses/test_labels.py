@@ -86,6 +86,7 @@ def test_the_network_asks_a_device_for_nothing(activation):
     assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_the_network_is_one_graph():
     """MONAI compiles networks alone; its Dice loss would be several graphs."""
     net = PriorDrivenNet(SliceUNet(channels=(4, 8)), image_channels=1)

@@ -204,6 +204,7 @@ def test_torchscript(name, tmp_path):
         torch.testing.assert_close(torch.jit.load(path)(other), net(other))
 
 
+@pytest.mark.slow
 def test_torchscript_deep_supervision_and_errors():
     net = PriorDrivenNet(segresnet_ds(2), image_channels=1).train()
     x = torch.cat(example((16, 12)), dim=1)
@@ -213,6 +214,7 @@ def test_torchscript_deep_supervision_and_errors():
         scripted(x[:, :1])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_trace():
     net = PriorDrivenNet(SliceUNet(1, 3, (4, 6)), image_channels=1).eval()
@@ -339,6 +341,7 @@ def ddp_worker(rank: int, x: Tensor, path: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_ddp_gradients_equal_those_of_one_process(tmp_path):
     x = torch.cat(example((8, 8), batch=4), dim=1)
@@ -475,6 +478,7 @@ def test_dropout_is_that_of_the_networks_layers():
     assert PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, dropout=0.0)(x).shape == x.shape
 
 
+@pytest.mark.slow
 def test_dropout_must_fit():
     with pytest.raises(ValueError, match=r"`dropout` must lie in \[0, 1\), got 1"):
         PriorDrivenNet(SliceUNet(), image_channels=1, dropout=1.0)
@@ -540,6 +544,7 @@ def test_weights_without_calibration_leave_it(prefix):
     assert torch.equal(net.network.weight, bare.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("way", ["script", "trace", "export", "compile", "onnx"])
 def test_exports_keep_the_calibration(way, tmp_path):

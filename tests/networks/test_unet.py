@@ -106,6 +106,7 @@ def test_odd_size_replicates_at_the_far_end():
     assert torch.equal(up[:, :, 8], up[:, :, 7])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_torchscript_keeps_any_size():
     net = SliceUNet(1, 2, SMALL).eval()

@@ -66,6 +66,8 @@ near = st.tuples(*[st.sampled_from([2.0, 2.5, 3.0])] * 3)
 rounded = st.builds(build, near, orders, signs, turn=turns, tilt=st.floats(-30, 30))
 steep = st.builds(build, spacings, orders, signs, tilt=st.sampled_from([-30, -20, 20, 30]))
 anything = st.one_of(straight, oblique, tilted)
+# a network's prior has a million voxels on finer grids, and is a second on its way to each place
+coarse = st.one_of(steep, anything).filter(lambda affine: abs(np.linalg.det(affine)) > 1)
 storages = st.tuples(orders, signs).map(lambda s: np.stack([s[0], s[1]], -1).astype(float))
 
 
@@ -131,6 +133,7 @@ def test_a_placed_prior_is_what_its_definition_says(affine, mode, off):
     np.testing.assert_allclose(placed[~rounded], expected[~rounded], atol=1e-4)
 
 
+@pytest.mark.slow
 @some
 @given(anything, storages, st.sampled_from(["nearest", "linear"]))
 def test_placing_commutes_with_the_order_of_voxels(affine, storage, mode):
@@ -153,6 +156,7 @@ def test_placing_commutes_with_orientation_of_monai(affine, codes):
     np.testing.assert_allclose(PRIOR.place(position, turn(grid)).numpy(), then.numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 @some
 @given(anything, st.tuples(*[st.floats(-2000, 2000)] * 3))
 def test_placing_follows_the_patient(affine, shift):
@@ -168,6 +172,7 @@ def test_placing_follows_the_patient(affine, shift):
 # estimating
 
 
+@pytest.mark.slow
 @some
 @given(anything, storages, st.sampled_from(["bbox", "mass"]))
 def test_a_position_does_not_depend_on_the_order_of_voxels(affine, storage, center):
@@ -236,6 +241,7 @@ def test_measuring_and_locating_follow_the_order_of_voxels(affine, storage):
         np.testing.assert_allclose(one, other, atol=1e-3)
 
 
+@pytest.mark.slow
 @some
 @given(anything, storages)
 def test_a_volume_is_that_of_the_parallelepipeds(affine, storage):
@@ -260,55 +266,85 @@ types = st.sampled_from([np.int16, np.float32, np.float64])
 shapes = st.tuples(st.integers(3, 14), st.integers(3, 14), st.integers(1, 9))
 
 
-def segmented(model, mask, affine, options=None, **header):
-    """A scan through the command and back: its segmentation, and its record."""
+def segmented(model, scans, options=None):
+    """Scans through the command and back: of each its segmentation, and its record.
+
+    Args:
+        scans: mask, affine, and what `write_scan` takes besides, of each.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        scan = write_scan(Path(folder) / "scan.nii.gz", mask, affine, **header)
-        segment([scan], Path(folder) / "out", **model, options=options, probabilities=True)
-        for kind in ("seg", "prob"):
-            assert same_grid(Path(folder) / "out" / f"scan_{kind}.nii.gz", scan)
-        result = nib.load(Path(folder) / "out" / "scan_seg.nii.gz")
-        chance = nib.load(Path(folder) / "out" / "scan_prob.nii.gz")
-        assert result.get_data_dtype() == np.uint8
-        assert chance.shape == (*mask.shape, 2)
-        (organ,) = read_records(Path(folder) / "out")["scan"]["organs"]
-        return np.asarray(result.dataobj), organ
+        out = Path(folder) / "out"
+        paths = [
+            write_scan(Path(folder) / f"scan_{number}.nii.gz", mask, affine, **header)
+            for number, (mask, affine, header) in enumerate(scans)
+        ]
+        segment(paths, out, **model, options=options, probabilities=True)
+        records, found = read_records(out), []
+        for path, (mask, *_) in zip(paths, scans, strict=True):
+            name = path.name.removesuffix(".nii.gz")
+            for kind in ("seg", "prob"):
+                assert same_grid(out / f"{name}_{kind}.nii.gz", path)
+            result = nib.load(out / f"{name}_seg.nii.gz")
+            assert result.get_data_dtype() == np.uint8
+            assert nib.load(out / f"{name}_prob.nii.gz").shape == (*mask.shape, 2)
+            (organ,) = records[name]["organs"]
+            found.append((np.asarray(result.dataobj), organ))
+        return found
+
+
+def examples(*strategies):
+    """What a test would draw one by one, for one call of the command, whose start takes longest."""
+    drawn = []
+
+    @some
+    @given(st.tuples(*strategies))
+    def draw(values):
+        drawn.append(values)
+
+    draw()
+    assert len(drawn) == some.max_examples
+    return drawn
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Organ 1 is predicted nowhere")
-@some
-@given(st.one_of(steep, anything), shapes, codes, units, types)
-def test_a_segmentation_lies_on_the_scans_grid(model, affine, shape, codes, units, dtype):
-    mask, _ = blob(affine, shape)
-    found, organ = segmented(model, mask, affine, dtype=dtype, codes=codes, units=units)
-    np.testing.assert_array_equal(found, mask)
-    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
-    assert organ["volume_ml"] == pytest.approx(mask.sum() * voxel_ml, abs=1e-3, rel=1e-4)
-
-
-@pytest.mark.slow
-@some
-@given(rounded, st.sampled_from([(14, 12, 9), (9, 14, 12), (12, 9, 14)]))
-def test_a_segmentation_comes_back_from_the_networks_grid(model, affine, shape):
-    """The network sees other voxels, at right angles: only those at the surface may differ."""
-    mask, _ = blob(affine, shape)
-    found, _ = segmented(model, mask, affine, options={"spacing_mm": [1.5, 1.5, 2.0]})
-    padded = np.pad(mask, 1)
-    around = [
-        np.roll(padded, shift, (0, 1, 2))[1:-1, 1:-1, 1:-1]
-        for shift in itertools.product((-1, 0, 1), repeat=3)
+def test_a_segmentation_lies_on_the_scans_grid(model):
+    drawn = examples(coarse, shapes, codes, units, types)
+    scans = [
+        (blob(affine, shape)[0], affine, {"dtype": dtype, "codes": code, "units": unit})
+        for affine, shape, code, unit, dtype in drawn
     ]
-    assert found[np.all(around, axis=0)].all()
-    assert not found[~np.any(around, axis=0)].any()
+    for (mask, affine, _), (found, organ) in zip(scans, segmented(model, scans), strict=True):
+        np.testing.assert_array_equal(found, mask)
+        voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+        assert organ["volume_ml"] == pytest.approx(mask.sum() * voxel_ml, abs=1e-3, rel=1e-4)
 
 
 @pytest.mark.slow
-@some
-@given(anything, storages)
-def test_segmenting_commutes_with_the_order_of_voxels(model, affine, storage):
-    mask, _ = blob(affine)
-    _, here = segmented(model, mask, affine)
-    _, there = segmented(model, *stored(mask, affine, storage))
-    assert there["volume_ml"] == pytest.approx(here["volume_ml"], rel=1e-4)
-    np.testing.assert_allclose(there["position_mm"], here["position_mm"], atol=1e-2)
+def test_a_segmentation_comes_back_from_the_networks_grid(model):
+    """The network sees other voxels, at right angles: only those at the surface may differ."""
+    sizes = st.sampled_from([(14, 12, 9), (9, 14, 12), (12, 9, 14)])
+    scans = [(*blob(affine, shape), {}) for affine, shape in examples(rounded, sizes)]
+    results = segmented(model, scans, options={"spacing_mm": [1.5, 1.5, 2.0]})
+    for (mask, *_), (found, _) in zip(scans, results, strict=True):
+        padded = np.pad(mask, 1)
+        around = [
+            np.roll(padded, shift, (0, 1, 2))[1:-1, 1:-1, 1:-1]
+            for shift in itertools.product((-1, 0, 1), repeat=3)
+        ]
+        assert found[np.all(around, axis=0)].all()
+        assert not found[~np.any(around, axis=0)].any()
+
+
+@pytest.mark.slow
+def test_segmenting_commutes_with_the_order_of_voxels(model):
+    drawn = examples(coarse, storages)
+    scans = [(*blob(affine), {}) for affine, _ in drawn]
+    turned = [
+        (*stored(mask, affine, storage), {})
+        for (mask, affine, _), (_, storage) in zip(scans, drawn, strict=True)
+    ]
+    results = segmented(model, [*scans, *turned])
+    for (_, here), (_, there) in zip(results[: len(scans)], results[len(scans) :], strict=True):
+        assert there["volume_ml"] == pytest.approx(here["volume_ml"], rel=1e-4)
+        np.testing.assert_allclose(there["position_mm"], here["position_mm"], atol=1e-2)

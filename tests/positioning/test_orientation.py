@@ -80,6 +80,7 @@ def check_with_warning(*args, match="fits the priors better", **options):
         return check_orientation(*args, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("true", FLIPS)
 def test_each_flip_is_named_and_the_truth_is_not_doubted(priors, true):
     volume = scanned(true)
@@ -94,6 +95,7 @@ def test_each_flip_is_named_and_the_truth_is_not_doubted(priors, true):
         assert (result.header, result.best, result.agrees) == ("RAS", true, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("true", ["ASR", "IPR"])
 def test_exchanged_axes_are_named(priors, true):
     volume = scanned(true)
@@ -105,6 +107,7 @@ def test_exchanged_axes_are_named(priors, true):
     assert (found.header, found.best) == ("LPI", true)
 
 
+@pytest.mark.slow
 def test_the_fit_is_that_of_relabelled_headers(priors):
     volume = scanned("LAS")
     fit = check_orientation(volume, priors).fit
@@ -125,6 +128,7 @@ def test_the_fit_of_one_organ_is_the_share_of_its_prior_that_is_supported():
         assert value == pytest.approx(0.25, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("true", ["RAS", "LPI", "AIR"])
 def test_oblique_scans(priors, true):
     volume = scanned(true, OBLIQUE)
@@ -135,6 +139,7 @@ def test_oblique_scans(priors, true):
     assert check_with_warning(wrong, priors).best == true
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("true", ["RAS", "LAS", "RPI"])
 def test_a_prediction_is_judged_like_its_label_map(priors, true, dtype):
@@ -154,6 +159,7 @@ def test_a_prediction_is_judged_like_its_label_map(priors, true, dtype):
     assert torch.equal(maps, before)
 
 
+@pytest.mark.slow
 def test_a_label_map_of_one_organ_among_others(priors):
     """Only the prior's organ counts, and a map of 0 and 1 may be either."""
     volume = claimed(scanned("LPS"), "RAS")
@@ -176,6 +182,7 @@ def test_nothing_to_judge_agrees(priors):
     assert set(result.fit.values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_the_fit_of_organs_together_is_that_of_their_best_common_place(priors):
     """Scattered over the volume, each fits by itself, but not with the other."""
     volume = scanned()
@@ -209,6 +216,7 @@ class Network:
         return MetaTensor(torch.stack(organs).float(), affine=turned.affine)
 
 
+@pytest.mark.slow
 def test_predict_is_called_under_each_set_of_axes(priors):
     label = claimed(scanned("LPS"), "RAI")
     network = Network()
@@ -220,6 +228,7 @@ def test_predict_is_called_under_each_set_of_axes(priors):
         assert value == pytest.approx(result.fit[codes], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_predict_with_exchanged_axes(priors):
     network = Network("LPS")
     label = claimed(scanned("SRA"), "RAS")
@@ -257,6 +266,7 @@ def test_the_warning_names_scan_fits_and_axes(priors):
     check_with_warning(volume, priors, match="^The volume fits the priors better")
 
 
+@pytest.mark.slow
 def test_the_margin_is_relative_to_the_headers_fit(priors):
     volume = claimed(scanned("LAS"), "RAS")
     fit = check_with_warning(volume, priors).fit

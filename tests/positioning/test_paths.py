@@ -35,6 +35,7 @@ def save(path, volume):
     return path
 
 
+@pytest.mark.slow
 def test_a_file_is_the_volume(label, tmp_path):
     path, priors = (
         save(tmp_path / "label.nii.gz", label),

@@ -58,6 +58,7 @@ def test_the_box_centre_would_be_elsewhere():
     assert max(away) > 4
 
 
+@pytest.mark.slow
 def test_the_draw_depends_on_the_seed_and_passes_over_what_lacks_an_organ():
     priors = SpatialPrior.estimate_several(LABELS, organs=[1, 2])
     several = [random_references(LABELS, priors, seed=seed) for seed in range(10)]

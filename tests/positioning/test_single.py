@@ -268,6 +268,7 @@ def test_a_plateau_of_equals_is_resolved_to_its_middle():
     assert_same_point(locate_organ(volume, block), apply_affine(volume.affine.numpy(), [7, 7, 7]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_the_centre_of_an_organ_cut_by_the_field_of_view_may_lie_outside(cut):
     """Only the top slices of an organ that widens upwards are seen."""

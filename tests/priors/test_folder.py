@@ -83,6 +83,7 @@ def test_progress_is_a_bar_on_a_terminal(labels, tmp_path, capsys, monkeypatch, 
     assert "priors: 100%" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_the_number_of_workers(labels, tmp_path):
     written = []
     for num_workers in (0, 1, 3):

@@ -146,6 +146,7 @@ def test_the_order_of_the_maps_does_not_matter(labels, prior):
     torch.testing.assert_close(found.probability, prior.probability, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_organs_know_their_offsets(labels):
     with pytest.warns(UserWarning, match="does not contain organ 2"):
         priors = SpatialPrior.estimate_several(labels, organs=[1, 2], center="groupwise")

@@ -236,6 +236,7 @@ def test_a_label_from_a_pipeline_is_known_again(tmp_path, pixdim):
         assert own_cases(Compose(steps)(path), prior) == [i]
 
 
+@pytest.mark.slow
 def test_another_patients_label_is_not_known_whatever_its_name(tmp_path):
     prior = SpatialPrior.estimate(in_files(LABELS, tmp_path))
     for i in range(5, 12):

@@ -221,6 +221,7 @@ def test_masks_keep_nothing_of_the_map():
     assert label.name == "the label map"
 
 
+@pytest.mark.slow
 def test_a_file_is_never_whole_in_memory(tmp_path):
     array = np.zeros((256, 256, 256), np.uint8)
     array[100:110, 90:110] = 1

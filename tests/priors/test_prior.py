@@ -295,6 +295,7 @@ def test_a_generator_is_read_once_and_no_label_outlives_its_turn():
     )
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_volume(tmp_path):
     rng = np.random.default_rng(0)
     paths = []
@@ -319,6 +320,7 @@ def test_memory_is_that_of_one_volume(tmp_path):
     assert twelve < loading
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_sizes_that_are_even_and_odd():
     sizes = [tuple(np.array((30, 30, 30)) - parity) for parity in np.ndindex(2, 2, 2)]
 
@@ -373,6 +375,7 @@ def difference(first, second):
     return float((a - b).abs()[inside].mean()), float((a - shifted).abs()[inside].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spacing", "turn", "limit"),
     [
@@ -470,6 +473,7 @@ def test_probability_is_a_plain_cpu_tensor(tmp_path):
 # --- several at once -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["files", "MetaTensors", "a generator"])
 @pytest.mark.parametrize("spacing_mm", [None, (0.9, 1.1, 1.7)])
 def test_the_number_of_workers_does_not_change_a_bit(tmp_path, monkeypatch, kind, spacing_mm):

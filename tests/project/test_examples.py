@@ -126,7 +126,7 @@ def test_several_organs(scans, tmp_path, monkeypatch):
 @pytest.mark.training
 def test_mri(scans, monkeypatch):
     """Without a datalist, on the phantom that is there, with the looks of MR."""
-    arguments = "--out {} --size 32 --spacing-mm 8 8 0 --patch 48 48 1 --epochs 6 --organs 2 3"
+    arguments = "--out {} --size 32 --spacing-mm 8 8 0 --patch 48 48 1 --epochs 3 --organs 2 3"
     result = load("mri", monkeypatch).main(shlex.split(arguments.format(scans)))
     assert result["loss"][-1] < result["loss"][0]
     assert len(result["dice"]) == 2

@@ -138,6 +138,7 @@ def test_long_planes_are_thinned_and_keep_what_matters(tmp_path):
     assert axial.slices[axial.start].where == "slice 302 of 400, S 301.0 mm"
 
 
+@pytest.mark.slow
 def test_the_prior_is_drawn_around_its_position(tmp_path):
     label, affine = in_ras()
     prior = SpatialPrior(np.ones((4, 4, 2)), spacing_mm=(2, 1, 7.5), organ=1)

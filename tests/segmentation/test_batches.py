@@ -56,6 +56,7 @@ def test_a_scan_that_cannot_be_used_stops_no_other(tmp_path, model, which):
     assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 3
 
 
+@pytest.mark.slow
 def test_a_header_that_cannot_be_used_stops_no_other(tmp_path, model):
     (tmp_path / "in").mkdir()
     write_scan(tmp_path / "in/a.nii.gz", organ(), AFFINE)

@@ -112,6 +112,7 @@ def test_maps_of_nnunet_gain_by_priors_without_a_label(data, fused):
     assert not (fused / "gain.csv").exists()
 
 
+@pytest.mark.slow
 def test_patients_numbers_of_four_digits_are_no_channels(data, fused, tmp_path):
     for i, name in enumerate(NAMES[:2]):
         for kind, old, new in (
@@ -314,6 +315,7 @@ def test_maps_without_a_grid_priors_or_names_are_refused(data, tmp_path):
         fuse([data / "nifti"], data / "nifti", **options)
 
 
+@pytest.mark.slow
 def test_a_map_of_another_place_or_order_is_refused(data, tmp_path):
     options = {"priors": data / "priors"}
     label = organs(0)

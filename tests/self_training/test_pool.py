@@ -1,12 +1,10 @@
 """The pool of unlabelled scans: what is done, once and by whom, also after a kill and a restart."""
 
 import functools
-import itertools
 import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ from helpers.forks import exit_status, fork, needs_fork
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import DataLoader
 
 from stipple_monai import DatasetError, SpatialPrior
@@ -459,27 +458,27 @@ class Pool:
         monai.bundle.run(config_file=[str(path) for path in configs], **self.options(more))
 
     def torchrun(self, out, probes, plans):
-        """In two processes; the probe's notes, and how the command ended."""
-        names = ("inference", "pseudo_label")
-        configs = [str(path) for path in (*map(config, names), *self.shared(probes, plans))]
-        knobs = {**KNOBS, **self.places, "output_dir": str(out)}
-        search = [str(probes), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-        quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        ended = subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *("--nproc_per_node=2", "-m", "monai.bundle", "run"),
-                *("--config_file", str(configs)),
-                *itertools.chain(*((f"--{key}", str(value)) for key, value in knobs.items())),
-            ],
-            cwd=BUNDLE,
-            env={**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(search)},
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
+        """In two forks that torchrun starts and watches; the probe's notes, and what it said."""
+        configs, said = self.shared(probes, plans), probes / "said.txt"
+        two = LaunchConfig(
+            *(1, 1, 2),
+            max_restarts=0,
+            start_method="fork",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
         )
-        return notes_in(probes), ended
+
+        def run():
+            sys.path.insert(0, str(probes))
+            self.run(out, *configs)
+
+        def launch():
+            with said.open("w") as file:
+                os.dup2(file.fileno(), 2)
+            elastic_launch(two, run)()
+
+        assert exit_status(fork(launch)) == 1
+        return notes_in(probes), said.read_text()
 
     def forked(self, out, probes):
         """In two forks with what torchrun sets; the probe's notes and the forks' statuses."""
@@ -597,9 +596,8 @@ def test_one_process_leaves_labels_records_and_the_datalist(scans, whole):
 def test_a_killed_process_and_its_restart(scans, whole, tmp_path):
     """One is killed over its second scan with half a label, and torchrun stops the other there."""
     out = tmp_path / "out"
-    notes, ended = scans.torchrun(out, tmp_path / "killed", plans=[["", "hang"], ["", "kill"]])
-    assert ended.returncode != 0
-    assert "SIGKILL" in ended.stderr
+    notes, said = scans.torchrun(out, tmp_path / "killed", plans=[["", "hang"], ["", "kill"]])
+    assert "SIGKILL" in said
     assert [len(names) for names in notes] == [2, 2]
     first, second = notes
     assert not set(first) & set(second)

@@ -109,6 +109,7 @@ def test_field_of_view_and_size_vary(abdomens):
     assert np.ptp(heights) > 0.08
 
 
+@pytest.mark.slow
 def test_seed_reproduces_and_decides():
     first, again = (simulate_abdomen(3, size=24) for _ in range(2))
     for a, b in zip(first, again, strict=True):
@@ -116,12 +117,14 @@ def test_seed_reproduces_and_decides():
     assert not np.array_equal(first.affine, simulate_abdomen(4, size=24).affine)
 
 
+@pytest.mark.slow
 def test_finer_grid_shows_the_same_patient():
     coarse, fine = (simulate_abdomen(1, size=size).label == 1 for size in (64, 128))
     pooled = fine.reshape(64, 2, 64, 2, -1).mean((1, 3)) >= 0.5
     assert 2 * (coarse & pooled).sum() / (coarse.sum() + pooled.sum()) > 0.85
 
 
+@pytest.mark.slow
 def test_orientations_are_the_same_scan():
     las = simulate_abdomen(2, size=24, orientation="LAS")
     ras = simulate_abdomen(2, size=24, orientation="RAS")
@@ -131,6 +134,7 @@ def test_orientations_are_the_same_scan():
     assert np.allclose(flipped.affine, ras.affine)
 
 
+@pytest.mark.slow
 def test_pancreas_label_alone_is_the_same_pancreas():
     alone = simulate_abdomen(5, size=24)
     everything = simulate_abdomen(5, size=24, organs="all")
@@ -138,6 +142,7 @@ def test_pancreas_label_alone_is_the_same_pancreas():
     assert np.array_equal(alone.label, everything.label == 1)
 
 
+@pytest.mark.slow
 def test_few_slices_center_on_the_pancreas():
     assert simulate_abdomen(0, size=24, slices=(4, 4)).label.any()
 
@@ -188,6 +193,7 @@ def test_refuses_arguments_out_of_range(options, message, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_writes_msd_layout(tmp_path):
     path = write_phantom(tmp_path / "set", cases=2, organs="all", **SMALL)
     content = json.loads(path.read_text())
@@ -208,11 +214,13 @@ def test_writes_msd_layout(tmp_path):
     assert not list(path.parent.rglob(".part*"))
 
 
+@pytest.mark.slow
 def test_pancreas_alone_is_one_label(tmp_path):
     content = json.loads(write_phantom(tmp_path, cases=1, **SMALL).read_text())
     assert content["labels"] == {"0": "background", "1": "pancreas"}
 
 
+@pytest.mark.slow
 def test_same_bytes_whenever_and_however_many(tmp_path, monkeypatch):
     write_phantom(tmp_path / "one", cases=1, seed=7, **SMALL)
     monkeypatch.setattr("time.time", lambda: 1e9)
@@ -225,6 +233,7 @@ def test_same_bytes_whenever_and_however_many(tmp_path, monkeypatch):
     assert not one.items() & other.items()
 
 
+@pytest.mark.slow
 def test_resumes_and_keeps_what_is_there(tmp_path, monkeypatch):
     made = []
 
@@ -245,6 +254,7 @@ def test_resumes_and_keeps_what_is_there(tmp_path, monkeypatch):
     assert len(made) == 4
 
 
+@pytest.mark.slow
 def test_refuses_a_folder_with_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("keep me")
     with pytest.raises(DatasetError, match=r"must be empty .* --overwrite"):
@@ -259,6 +269,7 @@ def test_refuses_a_folder_with_something_else(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "keep me"
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_damaged_cases(tmp_path):
     write_phantom(tmp_path, cases=1, **SMALL)
     before = digests(tmp_path)
@@ -275,6 +286,7 @@ def test_refuses_a_file_as_folder_and_no_cases(tmp_path):
         write_phantom(tmp_path / "none", cases=0)
 
 
+@pytest.mark.slow
 def test_shows_progress(tmp_path, capsys):
     write_phantom(tmp_path, cases=1, **{**SMALL, "progress": True})
     assert "1/1" in capsys.readouterr().err

@@ -47,6 +47,7 @@ def core(mask):
     return ndimage.binary_erosion(mask, iterations=2)
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_scan(label, image):
     assert image.shape == label.shape
     assert image.dtype == torch.float32
@@ -95,6 +96,7 @@ def test_the_lungs_are_above_the_liver(label, body):
     assert above > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", ["LPS", "PSR", "IAL"])
 def test_axes_however_flipped_give_the_same_scan(label, image, codes):
     turn = nib.orientations.axcodes2ornt(codes)
@@ -107,6 +109,7 @@ def test_axes_however_flipped_give_the_same_scan(label, image, codes):
     np.testing.assert_array_equal(back.get_fdata(dtype=np.float32), image[0].numpy())
 
 
+@pytest.mark.slow
 def test_noise_and_blur_are_what_was_asked_for(label):
     quiet, loud, blurred = (
         simulate_ct(label, seed=0, tissues=TISSUES, psf_mm=psf, noise_hu=(hu, hu))[0].numpy()
@@ -150,6 +153,7 @@ OPTIONS = {"tissues": TISSUES, "organs": {1: 1, 4: 2, 5: 2}, "progress": False}
 OPTIONS |= {"spacing_mm": (6.0, 6.0, 8.0), "size": (64, 64, None)}
 
 
+@pytest.mark.slow
 def test_a_set_is_in_the_layout_of_the_msd(tmp_path, paths, label):
     listed = write_simulated(paths, tmp_path / "set", **OPTIONS)
     content = json.loads(listed.read_text(encoding="utf-8"))
@@ -172,6 +176,7 @@ def test_a_set_is_in_the_layout_of_the_msd(tmp_path, paths, label):
         assert found == pytest.approx(volume, rel=0.15)
 
 
+@pytest.mark.slow
 def test_an_interrupted_set_goes_on_and_another_is_refused(tmp_path, paths):
     folder = tmp_path / "set"
     listed = write_simulated(paths, folder, **OPTIONS)

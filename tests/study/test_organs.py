@@ -37,6 +37,7 @@ def test_organs_have_their_names_and_folds_their_spread():
     assert table.rows == [cells]
 
 
+@pytest.mark.slow
 def test_differences_are_paired_and_corrected_over_methods():
     base, much = [0.2, 0.3, 0.4, 0.5, 0.6], [0.5, 0.62, 0.69, 0.8, 0.91]
     # a p that is below 0.05 as it is, but not times two
@@ -86,6 +87,7 @@ def test_positions_of_organs_that_are_there():
     assert every == ["all", *organ[1:]]
 
 
+@pytest.mark.slow
 def test_a_dot_a_patient(tmp_path):
     panels = {"CT": {"network alone": [40.0, 60.0], "STIPPLE": [70.0, 80.0]}, "MR": {"a": [50.0]}}
     said = dice_by_method(panels, tmp_path / "a.png")

@@ -182,6 +182,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_beside_it(folder):
     picture = folder / "figures" / "case.png"
     picture.parent.mkdir()
@@ -223,6 +224,7 @@ def test_the_page_needs_nothing_beside_it(folder):
     assert ">mine<" in text
 
 
+@pytest.mark.slow
 def test_the_markdown_says_the_same_and_its_links_are_there(folder):
     write_report(folder, title="t", dataset="")
     text = (folder / "report.md").read_text(encoding="utf-8")
@@ -234,6 +236,7 @@ def test_the_markdown_says_the_same_and_its_links_are_there(folder):
     assert "| STIPPLE |" in text
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(folder):
     first = write_report(folder, title="t", dataset="d").read_bytes()
     assert write_report(folder, title="t", dataset="d").read_bytes() == first
@@ -276,6 +279,7 @@ def study_folder(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_the_report_command_writes_a_studys_report_anew(tmp_path, capsys):
     folder = study_folder(tmp_path)
     assert main(["report", str(folder)]) == 0

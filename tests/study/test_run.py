@@ -284,7 +284,8 @@ def test_overlays_and_configs_that_changed_their_content(done, tmp_path):
 def test_jobs_in_processes_of_their_own(done, tmp_path):
     pytest.importorskip("submitit")
     shutil.copytree(done / "data", tmp_path / "data")
-    few = {"methods": ["baseline", "stipple_single"], "proportions": [1.0], "run_folds": [0]}
+    # one, whose imports take longer than its work; an interrupt is tried on two
+    few = {"methods": ["stipple_single"], "proportions": [1.0], "run_folds": [0]}
     path = written(tmp_path, datalist="nowhere.json", **few)
     arguments = [str(path), "--datalist", str(tmp_path / "data" / "dataset.json")]
     arguments += ["--out", str(tmp_path / "out"), "--workers", "2"]
@@ -299,7 +300,7 @@ def test_jobs_in_processes_of_their_own(done, tmp_path):
             and Path(r["scan"]).name == Path(row["scan"]).name
         ]
         assert row["dice"] == other["dice"]
-    assert len(rows) == 4
+    assert len(rows) == 2
 
 
 def processes(word):

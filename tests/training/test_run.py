@@ -256,6 +256,7 @@ def test_without_prior(datalist, tmp_path):
     assert row["position_error_mm"] == ""
 
 
+@pytest.mark.slow
 def test_the_papers_recipe(datalist, tmp_path):
     recipe = yaml.safe_load((BUNDLE / "configs" / "paper.yaml").read_text(encoding="utf-8"))
     knobs = {name: value for name, value in KNOBS.items() if name not in recipe}

@@ -650,6 +650,7 @@ def test_probability_of_the_shift():
     assert (draws(20, prob=0.0) == 0).all()
 
 
+@pytest.mark.slow
 def test_dropout_forgets_all_organs_together_and_as_often_as_it_says():
     forgotten = torch.isnan(draws(3000, dropout=0.25)).reshape(3000, 6)
     assert (forgotten.all(1) == forgotten.any(1)).all()

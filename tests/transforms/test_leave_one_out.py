@@ -75,6 +75,7 @@ def expected(i):
     return PriorAlign(others)(SCANS[i]["image"], positions).as_tensor()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", range(4))
 def test_positions_and_priors_are_those_of_the_other_scans(i):
     where = OrganPositiond("label", PRIORS, leave_one_out=True)(SCANS[i])

@@ -253,6 +253,7 @@ def test_cache_that_is_not_copied_stays_whole():
     assert torch.equal(dataset._cache[0][POSITION_KEY], known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2, "use_thread_workers": True}])
 def test_thread_loader(options):
     """One thread that fills a buffer gives what a plain loader does; so many threads may not."""

@@ -64,6 +64,7 @@ def test_equals_monai_for_the_same_draws(change, seed):
     assert float((ours["label"] != theirs["label"]).float().mean()) < 2e-3
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_monai():
     """Rotation, zoom and translation of many slices, as far as the affine tells."""
     data = slices(1)
@@ -77,6 +78,7 @@ def test_draws_are_those_of_monai():
             assert ks_2samp(found[0][:, row, column], found[1][:, row, column]).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prob", [0.0, 0.5])
 def test_it_is_as_frequent(prob):
     data, count = slices(), 0
