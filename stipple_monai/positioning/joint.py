@@ -43,10 +43,10 @@ from stipple_monai.spatial import (
     Box,
     CommonCenter,
     Votes,
+    best_in,
     common_center,
     correlate,
     in_blocks,
-    scores_in,
     seen_box,
 )
 
@@ -197,7 +197,7 @@ def supported_shares(
         kernel = around_center(reference, coarse, device=block.device).to(block)
         # A prior may have nothing in the middle of any cell.
         total = kernel.sum().clamp(min=torch.finfo(kernel.dtype).tiny)
-        share = correlate(part, kernel).div_(total).clamp_(min=0)
+        share = correlate(part, kernel.div_(total)).clamp_(min=0)
         start = [a - (n - 1) // 2 for a, n in zip(seen.start, kernel.shape, strict=True)]
         shares.append(Votes(share, tuple(start)))
     return shares
@@ -236,7 +236,7 @@ def _places(
     shares: Sequence[Votes], references: Sequence[SpatialPrior], coarse: Tensor, spread_mm: float
 ) -> list[Tensor]:
     """The cell of each organ's place, of organs that are positioned together."""
-    votes = [Votes(s / max(_FULL_VOTE, float(s.max())), start) for s, start in shares]
+    votes = [Votes(s / max(_FULL_VOTE, float(s.amax())), start) for s, start in shares]
     return [torch.tensor(p) for p in best_together(votes, references, coarse, spread_mm).places]
 
 
@@ -260,8 +260,7 @@ def _best_near(
         return to_world(affine, middle.double())
     part = q[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
     box = Box(tuple((start - low).tolist()), tuple((stop - low).tolist()))
-    score = scores_in(evidence_for(part, epsilon), kernel, box).cpu()
-    candidates = torch.nonzero(score >= score.max() - 1e-9 * score.abs().max()) + start
+    candidates = best_in(evidence_for(part, epsilon), kernel, box) + low
     distance = (candidates - middle).double().norm(dim=1)
     return to_world(affine, candidates[distance.argmin()].double())
 
@@ -280,7 +279,7 @@ def _confidence(share: Votes, coarse: Tensor, position_mm: Tensor) -> float:
     near = (((cell - middle) @ coarse[:3, :3].T).norm(dim=-1) <= APART_MM).to(share.values.device)
     inside, *outside = _parted(share.values, box)
     rest = [inside.masked_fill(near, 0), *outside]
-    greatest = [part.max() for part in rest if part.numel() > 0]
+    greatest = [part.amax() for part in rest if part.numel() > 0]
     apart = float(torch.stack(greatest).max()) if greatest else 0.0
     nearest = middle.round().long()
     within = bool(((nearest >= 0) & (nearest < size)).all())

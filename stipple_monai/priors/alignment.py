@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from stipple_monai.spatial import correlate
+from stipple_monai.spatial import Box, promising, scores_in
 
 GRID_MM = 3.0
 _MAX_ROUNDS = 20
 _STILL_MM = 0.1
+_CELLS = (3, 3, 3)
+"""Voxels of the cells in which translations are first compared."""
 
 
 class CoarseMask:
@@ -117,11 +119,12 @@ def _center_of_mass(mask: CoarseMask) -> NDArray[np.float64]:
 def _mean_about(
     masks: Sequence[CoarseMask], center: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The mean of all masks about their centres, and where its first voxel lies, in mm."""
+    """The mean of all masks about their centres, of odd lengths; its first voxel in mm."""
     first = [(mask.origin_mm - c) / GRID_MM for mask, c in zip(masks, center, strict=True)]
     low = np.floor(np.min(first, axis=0))
     last = [f + m.occupied.shape for f, m in zip(first, masks, strict=True)]
-    shape = (np.ceil(np.max(last, axis=0)) - low).astype(int) + 1
+    # one voxel more, or two
+    shape = (np.ceil(np.max(last, axis=0)) - low).astype(int) + 1 | 1
     total = np.zeros(shape)
     for f, mask in zip(first, masks, strict=True):
         whole = np.floor(f - low).astype(int)
@@ -136,9 +139,14 @@ def _best_center(
     mask: CoarseMask, mean: NDArray[np.float64], first_mm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The centre, to a fraction of a voxel, at which a mask overlaps most with the mean."""
-    score = correlate(torch.from_numpy(mask.occupied).double(), torch.from_numpy(mean)).numpy()
+    volume, kernel = torch.from_numpy(mask.occupied), torch.from_numpy(mean)
+    # The best translation lies in the box; the parabola takes a voxel more at each end.
+    box = promising(volume, kernel, _CELLS)
+    start = np.array(box.start) - 1
+    stop = [b + 1 for b in box.stop]
+    score = scores_in(volume, kernel, Box(tuple(start.tolist()), tuple(stop))).numpy()
     best = np.array(np.unravel_index(score.argmax(), score.shape))
-    translation = best - (np.array(mean.shape) - 1) + _peak_offset(score, best)
+    translation = start + best - (np.array(mean.shape) - 1) / 2 + _peak_offset(score, best)
     return mask.origin_mm + GRID_MM * translation - first_mm
 
 

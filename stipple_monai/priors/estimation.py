@@ -75,18 +75,21 @@ def estimate_organs(
         if width == 0:
             probability: NDArray[np.floating[Any]]
             probability, cases = histogram.in_bins(bins, num_workers=num_workers)
+            likelihood = leave_one_out(cases)
         else:
-            probability, cases = _density(histogram.on_kernel_grid(num_workers=num_workers), width)
-        likelihood = leave_one_out(coarser(cases) if cases.smoothing_mm else cases)
+            cases, likelihood = _density(histogram.on_kernel_grid(num_workers=num_workers), width)
+            probability = cases.mean()
         found.append(Estimate(histogram.organ, probability, cases, likelihood, offset))
     return found
 
 
-def _density(
-    cases: Cases, width: float | Literal["auto"]
-) -> tuple[NDArray[np.floating[Any]], Cases]:
-    cases = replace(cases, smoothing_mm=best_width(cases) if width == "auto" else width)
-    return cases.mean(), cases
+def _density(cases: Cases, width: float | Literal["auto"]) -> tuple[Cases, float | None]:
+    """The labels with the width of their Gaussian, and its likelihood."""
+    if width == "auto":
+        width, likelihood = best_width(cases)
+    else:
+        likelihood = leave_one_out(replace(coarser(cases), smoothing_mm=width))
+    return replace(cases, smoothing_mm=width), likelihood
 
 
 def _width(smoothing_mm: Smoothing, bins: int | None) -> float | Literal["auto"]:

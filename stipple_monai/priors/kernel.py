@@ -124,9 +124,11 @@ def blurred(
     found = np.asarray(values, np.float32)
     # The axis that shrinks most first: of a slice, that across it.
     for axis in sorted(range(3), key=lambda i: weights[i].shape[0] / weights[i].shape[1]):
-        along = np.moveaxis(found, axis, 0)
-        product = weights[axis] @ along.reshape(len(along), -1)
-        found = np.moveaxis(product.reshape(-1, *along.shape[1:]), 0, axis)
+        # In whatever form needs no copy.
+        if axis == 0:
+            found = (weights[0] @ found.reshape(len(found), -1)).reshape(-1, *found.shape[1:])
+        else:
+            found = weights[1] @ found if axis == 1 else found @ weights[2].T
     return found
 
 
@@ -138,8 +140,9 @@ def gaussian_weights(rows: range, columns: range, sigma: float) -> NDArray[np.fl
         array([[1., 0., 0.],
                [0., 1., 0.]], dtype=float32)
     """
-    offset = np.array(columns, float) - np.array(rows, float)[:, None]
+    offset = np.array(columns) - np.array(rows)[:, None]
     if sigma <= 0:
         return (offset == 0).astype(np.float32)
-    weight = special.ndtr((offset + 0.5) / sigma) - special.ndtr((offset - 0.5) / sigma)
-    return weight.astype(np.float32)
+    edges = np.arange(offset[-1, 0], offset[0, -1] + 2) - 0.5
+    weight = np.diff(special.ndtr(edges / sigma)).astype(np.float32)
+    return weight[offset - offset[-1, 0]]

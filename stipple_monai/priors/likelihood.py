@@ -94,7 +94,7 @@ def leave_one_out(cases: Cases) -> float | None:
     return nats / len(cases) * math.prod(cases.spacing_mm) / 1000
 
 
-def best_width(cases: Cases) -> float:
+def best_width(cases: Cases) -> tuple[float, float | None]:
     """Width of the Gaussian with the highest leave-one-out likelihood.
 
     Climbs :data:`WIDTHS_MM` from 6 mm as long as the likelihood grows; a grid of more than 150 000
@@ -104,16 +104,19 @@ def best_width(cases: Cases) -> float:
         cases: the labels.
 
     Returns:
-        mm; :data:`ONE_LABEL_MM` for a single label.
+        mm, and the likelihood; :data:`ONE_LABEL_MM` and ``None`` for a single label.
     """
     if len(cases) < 2:
-        return ONE_LABEL_MM
+        return ONE_LABEL_MM, None
     coarse = coarser(cases)
+    found: dict[int, float] = {}
 
     def likelihood(step: int) -> float:
-        return leave_one_out(replace(coarse, smoothing_mm=WIDTHS_MM[step])) or 0.0
+        found[step] = leave_one_out(replace(coarse, smoothing_mm=WIDTHS_MM[step])) or 0.0
+        return found[step]
 
-    return WIDTHS_MM[climb(likelihood, len(WIDTHS_MM), start=WIDTHS_MM.index(6.0))]
+    step = climb(likelihood, len(WIDTHS_MM), start=WIDTHS_MM.index(6.0))
+    return WIDTHS_MM[step], found[step]
 
 
 def climb(height: Callable[[int], float], count: int, *, start: int) -> int:

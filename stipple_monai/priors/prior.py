@@ -280,7 +280,7 @@ class SpatialPrior:
             shape=like.shape[1:],
             nearest_along_z=mode == "nearest" or (mode == "auto" and self.smoothing_mm == 0),
         )
-        return MetaTensor(placed.clamp(max=1)[None], affine=affine)
+        return MetaTensor(placed.clamp_(max=1)[None], affine=affine)
 
     def leave_out(self, without: Sequence[int]) -> SpatialPrior:
         """The prior of the other label maps, about the same centres and of the same width.

@@ -7,6 +7,7 @@ alone.
 
 from stipple_monai.spatial.correlation import (
     Box,
+    best_in,
     correlate,
     in_blocks,
     promising,
@@ -31,6 +32,7 @@ __all__ = [
     "Box",
     "CommonCenter",
     "Votes",
+    "best_in",
     "common_center",
     "correlate",
     "grid_affine",

@@ -9,7 +9,9 @@ above: only where the bound reaches a score that was seen can the best translati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,8 +19,14 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
+EQUAL = 1e-9
+"""Scores in double precision that differ by so much of the greatest differ by rounding alone."""
 # Single precision may put a bound this much too low.
 _ROUNDING = 1e-4
+# Ten times what transforms in single precision were seen to be wrong by, of the greatest possible.
+_SINGLE = 2e-6
+# So many translations are summed one by one faster than by a transform.
+_FEW = 8
 
 
 class Box(NamedTuple):
@@ -65,18 +73,21 @@ def score_at(volume: Tensor, kernel: Tensor, middle: Sequence[int]) -> float:
     pairs = list(zip(first, kernel.shape, volume.shape, strict=True))
     met = [slice(max(a, 0), max(min(a + n, size), 0)) for a, n, size in pairs]
     part = [slice(max(-a, 0), max(min(size - a, n), 0)) for a, n, size in pairs]
-    both = volume[met[0], met[1], met[2]] * kernel[part[0], part[1], part[2]]
-    return float(both.sum(dtype=torch.float64))
+    both = volume[met[0], met[1], met[2]].double() * kernel[part[0], part[1], part[2]]
+    return float(both.sum())
 
 
-def scores_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
-    """Score the translations of a box, float64, reading only what the kernel meets there.
+def scores_in(
+    volume: Tensor, kernel: Tensor, box: Box, *, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Score the translations of a box, reading only what the two have in common there.
 
     Args:
         volume: ``(W, H, D)``.
         kernel: ``(w, h, d)``, odd lengths.
         box: translations of the kernel's middle voxel, in voxels of ``volume``; they may lie
             outside of it, where the volume is zero.
+        dtype: of the sums.
 
     Returns:
         ``(stop − start)`` along each axis.
@@ -86,12 +97,20 @@ def scores_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
         slice(max(a - h, 0), max(min(b + h, n), a - h, 0))
         for a, b, h, n in zip(box.start, box.stop, half, volume.shape, strict=True)
     ]
-    part = volume[inside[0], inside[1], inside[2]].double()
+    part = volume[inside[0], inside[1], inside[2]].to(dtype)
     shape = [b - a for a, b in zip(box.start, box.stop, strict=True)]
     if part.numel() == 0:
         return part.new_zeros(shape)
-    # index i is the middle at inside.start + i − half; elsewhere the two do not overlap
-    begin = [a - s.start + h for a, s, h in zip(box.start, inside, half, strict=True)]
+    meets = [
+        slice(max(s.start - b + 1 + h, 0), min(s.stop - a + h, m))
+        for a, b, s, h, m in zip(*box, inside, half, kernel.shape, strict=True)
+    ]
+    kernel = kernel[meets[0], meets[1], meets[2]].to(dtype)
+    # index i has the kernel's last voxel, of those that are left, on voxel inside.start + i
+    begin = [
+        a - s.start - h + k.stop - 1
+        for a, s, h, k in zip(box.start, inside, half, meets, strict=True)
+    ]
     full = [n + m - 1 for n, m in zip(part.shape, kernel.shape, strict=True)]
     low = [min(max(b, 0), f) for b, f in zip(begin, full, strict=True)]
     high = [max(min(b + n, f), a) for b, n, f, a in zip(begin, shape, full, low, strict=True)]
@@ -99,11 +118,11 @@ def scores_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
         return part.new_zeros(shape)
     # A transform wraps around. It need only be so long that what wraps misses these translations.
     period = [
-        next_fast_len(min(b - a + m - 1, f), real=True)
-        for a, b, m, f in zip(low, high, kernel.shape, full, strict=True)
+        next_fast_len(max(b, f - a, n, m), real=True)
+        for a, b, m, n, f in zip(low, high, kernel.shape, part.shape, full, strict=True)
     ]
     spectrum = torch.fft.rfftn(part, s=period)
-    spectrum *= torch.fft.rfftn(kernel.double().flip((0, 1, 2)), s=period)
+    spectrum *= torch.fft.rfftn(kernel.flip((0, 1, 2)), s=period)
     score = torch.fft.irfftn(spectrum, s=period)
     for axis, (a, b, p) in enumerate(zip(low, high, period, strict=True)):
         score = score.index_select(axis, torch.arange(a, b, device=score.device) % p)
@@ -111,6 +130,35 @@ def scores_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
     for b, n, a, c in zip(*(reversed(x) for x in (begin, shape, low, high)), strict=True):
         padding += [a - b, b + n - c]
     return F.pad(score, padding)
+
+
+def best_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
+    """The best translations of a box, ``(n, 3)`` on the CPU: several only if they are equal.
+
+    Single precision tells which are worth a sum in double precision, mostly a single one.
+
+    Args:
+        volume: ``(W, H, D)``.
+        kernel: ``(w, h, d)``, odd lengths.
+        box: translations of the kernel's middle voxel, see :func:`scores_in`.
+
+    Returns:
+        Those whose scores, in float64, differ from the greatest by rounding.
+    """
+    rough = scores_in(volume, kernel, box, dtype=torch.float32)
+    # No score is greater than this product, and a transform's rounding is a share of it.
+    slack = _SINGLE * float(volume.norm()) * float(kernel.norm())
+    start = torch.tensor(box.start)
+    near = torch.nonzero(rough >= rough.amax() - slack).cpu()
+    if len(near) == 1:
+        return near + start
+    if len(near) > _FEW:
+        score = scores_in(volume, kernel, box).cpu()
+    else:
+        score = torch.full(rough.shape, -math.inf, dtype=torch.float64)
+        for index in near:
+            score[tuple(index)] = score_at(volume, kernel, (index + start).tolist())
+    return torch.nonzero(score >= score.amax() * (1 - EQUAL)) + start
 
 
 def seen_box(volume: Tensor) -> Box:
@@ -129,16 +177,39 @@ def seen_box(volume: Tensor) -> Box:
 
 def in_blocks(volume: Tensor, block: Sequence[int]) -> Tensor:
     """Sums over blocks, the last of them filled with zeros."""
-    padding = [
-        p for n, f in zip(reversed(volume.shape), reversed(block), strict=True) for p in (0, -n % f)
-    ]
-    sums = F.pad(volume, padding) if any(padding) else volume
-    # Slices take a quarter of the time of avg_pool3d.
-    for axis, f in enumerate(block):
+    return reduced(volume, block, (0, 0, 0), torch.add)
+
+
+def reduced(
+    values: Tensor, block: Sequence[int], front: Sequence[int], operation: Callable[..., Tensor]
+) -> Tensor:
+    """Sums or maxima over blocks, of which the first and the last are filled with zeros.
+
+    Args:
+        values: ``(W, H, D)``, not negative.
+        block: size of a block.
+        front: zeros before the first value along each axis, fewer than a block.
+        operation: ``torch.add`` or ``torch.maximum``, of two arrays with ``out``.
+    """
+    # Slices take a quarter of the time of pooling, and what is not there need not be padded.
+    for axis, (f, zeros) in enumerate(zip(block, front, strict=True)):
+        if f == 1:
+            continue
+        n = values.shape[axis]
         every = (slice(None),) * axis
-        first, *others = [sums[(*every, slice(i, None, f))] for i in range(f)]
-        sums = sum(others[1:], first + others[0]) if others else first
-    return sums
+        if zeros == 0 and n % f == 0:
+            parts = [values[(*every, slice(i, None, f))] for i in range(f)]
+            values = functools.reduce(operation, parts)
+            continue
+        shape = [-(-(n + zeros) // f) if a == axis else m for a, m in enumerate(values.shape)]
+        out = values.new_zeros(shape)
+        for i in range(f):
+            slot, first = (0, i - zeros) if i >= zeros else (1, i - zeros + f)
+            part = values[(*every, slice(first, None, f))]
+            into = out.narrow(axis, slot, part.shape[axis]) if part.numel() else part
+            operation(into, part, out=into)
+        values = out
+    return values
 
 
 def bounds(blocks: Tensor, kernel: Tensor, block: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from scipy import ndimage, sparse
 
 # A grid may be turned against the mask by so much, in voxels over its whole length.
 _ALIGNED = 1e-6
+_PLANES = 8
 
 
 def interpolate(
@@ -66,12 +67,28 @@ def interpolate(
         (then[i] @ _weights(straight[a, i], offset[a], shape[i], mask.shape[i])).tocsr()
         for i, a in enumerate(order)
     )
+    return _by_planes(mask, along_w, along_h, along_d)
+
+
+def _by_planes(
+    mask: NDArray[np.bool_],
+    along_w: sparse.csr_array,
+    along_h: sparse.csr_array,
+    along_d: sparse.csr_array,
+) -> NDArray[np.float32]:
+    """The three matrices times a mask, some planes of the result at once."""
+    width, height = mask.shape[:2]
     out = np.empty((along_w.shape[0], along_h.shape[0], along_d.shape[0]), np.float32, order="F")
-    for k in range(out.shape[2]):
-        plane = np.zeros(mask.shape[:2], order="F")
-        for d in range(along_d.indptr[k], along_d.indptr[k + 1]):
-            plane += along_d.data[d] * mask[..., along_d.indices[d]]
-        out[..., k] = along_w @ (along_h @ plane.T).T
+    for first in range(0, out.shape[2], _PLANES):
+        planes = range(first, min(first + _PLANES, out.shape[2]))
+        sums = np.zeros((height, len(planes), width))
+        for i, k in enumerate(planes):
+            for d in range(along_d.indptr[k], along_d.indptr[k + 1]):
+                inside = mask[..., along_d.indices[d]].T
+                np.add(sums[:, i], along_d.data[d], out=sums[:, i], where=inside)
+        lines = (along_h @ sums.reshape(height, -1)).reshape(-1, len(planes), width)
+        values = along_w @ lines.transpose(2, 0, 1).reshape(width, -1)
+        out[..., planes] = values.reshape(-1, *lines.shape[:2])
     return out
 
 

@@ -54,15 +54,17 @@ def sample_on_grid(
     """
     size = torch.tensor(image.shape, dtype=torch.float64)
     linear, offset = _to_index(size, spacing_mm, center_mm, affine)
-    out = image.new_zeros(tuple(shape))
     box = _box_under(size, linear, offset, shape)
     if any(b.start >= b.stop for b in box):
-        return out
+        return image.new_zeros(tuple(shape))
     if int((linear != 0).sum()) == 3:
         steps = _steps(image.shape, linear, offset, box, nearest_along_z=nearest_along_z)
         values = _along_axes(image, steps)
     else:
         values = _all_at_once(image, linear, offset, box, nearest_along_z=nearest_along_z)
+    if values.shape == tuple(shape):
+        return values.contiguous()
+    out = image.new_zeros(tuple(shape))
     out[box[0], box[1], box[2]] = values
     return out
 
@@ -148,12 +150,19 @@ def _along_axes(image: torch.Tensor, steps: Sequence[_Step]) -> torch.Tensor:
     for axis, (_, low, share, inside) in enumerate(steps):
         size = [-1 if a == axis else 1 for a in range(3)]
         high = (low + 1).clamp(max=image.shape[axis] - 1)
-        lower = image.index_select(axis, low.to(image.device))
+        lower = _taken(image, axis, low)
         if bool((share > 0).any()):
-            upper = image.index_select(axis, high.to(image.device))
-            lower = lower.lerp(upper, share.to(image).reshape(size))
-        image = lower * inside.to(image).reshape(size)
+            lower.lerp_(_taken(image, axis, high), share.to(image).reshape(size))
+        image = lower if bool(inside.all()) else lower.mul_(inside.to(image).reshape(size))
     return image.permute([[s.grid_axis for s in steps].index(a) for a in range(3)])
+
+
+def _taken(image: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """A copy of some planes of an image."""
+    if axis == image.ndim - 1 and image.device.type == "cpu" and image.dtype == torch.float32:
+        # Along the last axis index_select takes eight times as long on a processor.
+        return torch.from_numpy(image.detach().numpy().take(index.numpy(), axis=axis))
+    return image.index_select(axis, index.to(image.device))
 
 
 def touched(

@@ -4,9 +4,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from helpers.real_data import DATA, real
-from scipy import ndimage
+from scipy import ndimage, signal
 from scipy.spatial.transform import Rotation
 
+from stipple_monai.priors import alignment
 from stipple_monai.priors.alignment import GRID_MM, CoarseMask, common_centers, mean_offsets
 from stipple_monai.priors.organ import center_and_reach, open_label, organ_masks
 
@@ -65,6 +66,25 @@ def beans(linear, stretches=(0.9, 1.0, 1.1, 1.05), *, moves=None):
 
 def centers(crops):
     return common_centers([CoarseMask(*crop) for crop in crops])
+
+
+def whole_correlation_centers(masks):
+    """`common_centers` with every translation of every round scored, in double precision."""
+    center = np.array([alignment._center_of_mass(mask) for mask in masks])
+    for _ in range(20):
+        mean, first_mm = alignment._mean_about(masks, center)
+        moved = []
+        for mask in masks:
+            score = signal.correlate(mask.occupied.astype(float), mean, method="fft")
+            best = np.array(np.unravel_index(score.argmax(), score.shape))
+            top = best - (np.array(mean.shape) - 1) + alignment._peak_offset(score, best)
+            moved.append(mask.origin_mm + GRID_MM * top - first_mm)
+        step = np.array(moved) - center
+        step -= step.mean(0)
+        center = center + step
+        if np.linalg.norm(step, axis=1).max() < 0.1:
+            break
+    return center
 
 
 # --- the coarse mask -----------------------------------------------------------------------------
@@ -182,6 +202,18 @@ def test_the_common_box_has_the_centre_in_its_middle():
         ends.append([low - center, low + np.diag(affine)[:3] * mask.shape - center])
     low, high = np.min(ends, axis=(0, 1)), np.max(ends, axis=(0, 1))
     np.testing.assert_allclose(low, -high, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_centers_are_those_of_whole_correlations(seed):
+    """Only relative to each other: the group as a whole is moved to the middle of its box."""
+    rng = np.random.default_rng(seed)
+    masks = []
+    for _ in range(4):
+        blob = ndimage.gaussian_filter(rng.standard_normal((30, 24, 20)), 3)
+        masks.append(CoarseMask(*cropped(blob > blob.std(), affine_of(LINEAR["anisotropic"]))))
+    found, expected = common_centers(masks), whole_correlation_centers(masks)
+    np.testing.assert_allclose(found - found[0], expected - expected[0], rtol=0, atol=1e-8)
 
 
 def test_one_voxel_is_a_mask():

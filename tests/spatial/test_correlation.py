@@ -9,10 +9,12 @@ from scipy import signal
 
 from stipple_monai.spatial.correlation import (
     Box,
+    best_in,
     bounds,
     correlate,
     in_blocks,
     promising,
+    reduced,
     score_at,
     scores_in,
     seen_box,
@@ -112,6 +114,57 @@ def test_scores_in_reads_no_more_than_the_kernel_meets():
     found = scores_in(volume, torch.ones(3, 5, 1), Box((9, 11, 10), (14, 14, 17)))
     assert found.shape == (5, 3, 7)
     np.testing.assert_allclose(found.numpy(), 15)
+
+
+def test_scores_in_take_no_more_of_the_kernel_than_meets_the_volume():
+    """What it does not read may be anything, and a transform is no longer than it must be."""
+    volume = torch.ones(4, 4, 4)
+    kernel = torch.full((31, 31, 31), torch.nan)
+    kernel[10:17, 11:18, 12:19] = 1
+    found = scores_in(volume, kernel, Box((2, 1, 0), (6, 5, 4)))
+    np.testing.assert_allclose(found.numpy(), 64)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_the_best_in_a_box_are_those_of_the_loop(case):
+    volume, kernel = random_pair(case, SHAPES[case], KERNELS[case])
+    scores, first = all_scores(volume, kernel)
+    for box in random_boxes(np.random.default_rng(case), SHAPES[case], 12):
+        found = best_in(volume.float(), kernel.float(), box)
+        inside = {tuple(t): 0.0 for t in np.indices(np.subtract(*box[::-1])).reshape(3, -1).T}
+        for t in inside:
+            at = tuple(np.add(box.start, t) - first)
+            if all(0 <= a < n for a, n in zip(at, scores.shape, strict=True)):
+                inside[t] = scores[at]
+        greatest = max(inside.values())
+        best = [np.add(box.start, t).tolist() for t, s in inside.items() if s >= greatest - 1e-6]
+        assert found.tolist() == best
+
+
+@pytest.mark.parametrize("equals", [2, 3, 9])
+def test_of_nearly_equals_the_better_is_the_best_and_equals_all_are(equals):
+    """Nearer to each other than single precision tells apart."""
+    volume = torch.zeros(60, 5, 5)
+    places = [6 * i + 3 for i in range(equals)]
+    for place in places:
+        volume[place - 1 : place + 2, 1:4, 1:4] = 0.9
+    kernel, box = torch.ones(3, 3, 3), Box((0, 0, 0), (60, 5, 5))
+    assert best_in(volume, kernel, box).tolist() == [[place, 2, 2] for place in places]
+    better = volume.double()
+    better[places[1], 2, 2] += 1e-6
+    assert best_in(better, kernel, box).tolist() == [[places[1], 2, 2]]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_maxima_over_blocks_that_begin_before_the_values(shape, block):
+    volume, _ = random_pair(2, shape, (1, 1, 1))
+    front = [f - 1 for f in block]
+    found = reduced(volume, block, front, torch.maximum)
+    padding = [(a, -(n + a) % f) for n, a, f in zip(shape, front, block, strict=True)]
+    padded = np.pad(volume.numpy(), padding)
+    split = [m for n, f in zip(padded.shape, block, strict=True) for m in (n // f, f)]
+    np.testing.assert_array_equal(found.numpy(), padded.reshape(split).max(axis=(1, 3, 5)))
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -1,5 +1,6 @@
 """Values of a box along the world axes, on another grid; `SpatialPrior.place` has the oracle."""
 
+import itertools
 import math
 
 import pytest
@@ -100,3 +101,40 @@ def test_dtype_of_the_image_is_kept(dtype):
     )
     assert values.dtype == dtype
     assert int(values.sum()) == 8
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_single_precision_samples_as_double_does(order):
+    """Which takes its planes in another way along the last axis."""
+    image = torch.rand(7, 6, 5, generator=torch.Generator().manual_seed(0))
+    affine = torch.zeros(4, 4, dtype=torch.float64)
+    affine[list(order), range(3)] = torch.tensor([0.7, -1.3, 0.9], dtype=torch.float64)
+    affine[3, 3] = 1
+    options = {
+        "spacing_mm": (1.0, 1.5, 2.0),
+        "center_mm": affine[:3, :3] @ torch.tensor([5.0, 4.0, 6.0], dtype=torch.float64),
+        "affine": affine,
+        "shape": (11, 9, 13),
+        "nearest_along_z": False,
+    }
+    found = sample_on_grid(image, **options)
+    assert found.is_contiguous()
+    assert float(found.amax()) > 0.5
+    torch.testing.assert_close(
+        found.double(), sample_on_grid(image.double(), **options), rtol=0, atol=1e-6
+    )
+
+
+def test_a_sample_of_the_grid_itself_is_a_copy():
+    image = torch.rand(4, 3, 2)
+    found = sample_on_grid(
+        image,
+        spacing_mm=(1, 1, 1),
+        center_mm=torch.tensor([1.5, 1.0, 0.5], dtype=torch.float64),
+        affine=torch.eye(4, dtype=torch.float64),
+        shape=image.shape,
+        nearest_along_z=False,
+    )
+    assert torch.equal(found, image)
+    found.zero_()
+    assert float(image.amax()) > 0
