@@ -124,14 +124,14 @@ def versions() -> dict[str, str | None]:
         >>> versions()["torch"] == torch.__version__
         True
     """
-    return {"python": platform.python_version(), "cuda": torch.version.cuda, **_installed()}
+    return {"python": platform.python_version(), "cuda": torch.version.cuda, **_installed(PACKAGES)}
 
 
 @functools.cache
-def _installed() -> Mapping[str, str]:
+def _installed(packages: tuple[str, ...]) -> Mapping[str, str]:
     """Versions of packages; each is read from a file, and a run asks several times."""
     found = {}
-    for name in PACKAGES:
+    for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
