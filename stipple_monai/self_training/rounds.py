@@ -23,8 +23,7 @@ The folder tells how far it is::
 A stage works in a folder that ends in ``.part`` and loses that ending when all of it is there.
 Killed at any moment, the same command continues and ends with the same files (but for the logs): a
 training from its last whole epoch, whose random numbers depend on the epoch alone, and
-pseudo-labelling with the scans that are missing. ``checkpoint_*.pt`` are deleted when a training is
-complete.
+pseudo-labelling with the scans that are missing. A whole training has no ``checkpoint_*.pt`` left.
 """
 
 from __future__ import annotations
@@ -124,9 +123,8 @@ def self_train(
         position_with: ``"newest"``, whose own output locates the priors; ``"first"``, the network
             of round 0; or the path of a network's weights, such as a baseline's ``model.pt``.
         reestimate_prior: estimate the priors of a round from labels and pseudo-labels; otherwise
-            those of round 0 are kept. Of pseudo-labels only the selected voxels count, ignored
-            ones being no organ, so that γ < 1 lowers the prior where organs are uncertain; a scan
-            without any is left out.
+            those of round 0 are kept. Of pseudo-labels only the selected voxels count, so that
+            γ < 1 lowers the prior where organs are uncertain; a scan without any is left out.
         unlabelled_sections: where the datalist has unlabelled scans; ``("test",)`` for the
             datalists of the Medical Segmentation Decathlon.
         seed: of every training.
@@ -154,9 +152,8 @@ def self_train(
     rounds.check_locator(position_with)
     settings = {
         **_identity(sections, configs, files),
-        **{"fine_tune": fine_tune, "reestimate_prior": reestimate_prior},
-        **{**selection, "options": knobs, "seed": seed, "gammas": gammas},
-        "position_with": position_with,
+        **{"fine_tune": fine_tune, "reestimate_prior": reestimate_prior, "gammas": gammas},
+        **{**selection, "options": knobs, "seed": seed, "position_with": position_with},
     }
     with only_process(out, unfinished=UNFINISHED):
         remember_rounds(out / "settings.json", settings)
@@ -205,14 +202,13 @@ def _run_rounds(
         locator = _locator(out, settings["position_with"], number)
         rounds.pseudo_label(number, knobs, locator=locator)
         before, now = out / f"round_{number - 1}", out / f"round_{number}"
-        start = {"initial_weights": before / "models" / "model.pt"}
-        fine_tune = settings["fine_tune"]
-        if fine_tune is None:
-            fine_tune = gamma == {"share": None, "count": None}
+        by_certainty = gamma == {"share": None, "count": None}
+        fine_tune = by_certainty if settings["fine_tune"] is None else settings["fine_tune"]
+        start = {"initial_weights": before / "models" / "model.pt"} if fine_tune else {}
         rounds.train(
             number,
             now / "pseudo_labels" / "datalist.json",
-            {**training, **(start if fine_tune else {})},
+            {**training, **start},
             priors=None if settings["reestimate_prior"] else first / "models",
         )
     tables = {

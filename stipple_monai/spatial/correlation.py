@@ -126,10 +126,8 @@ def scores_in(
     score = torch.fft.irfftn(spectrum, s=period)
     for axis, (a, b, p) in enumerate(zip(low, high, period, strict=True)):
         score = score.index_select(axis, torch.arange(a, b, device=score.device) % p)
-    padding: list[int] = []
-    for b, n, a, c in zip(*(reversed(x) for x in (begin, shape, low, high)), strict=True):
-        padding += [a - b, b + n - c]
-    return F.pad(score, padding)
+    ends = zip(*(reversed(x) for x in (begin, shape, low, high)), strict=True)
+    return F.pad(score, [beyond for b, n, a, c in ends for beyond in (a - b, b + n - c)])
 
 
 def best_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
