@@ -23,7 +23,6 @@ from stipple_monai.report import Table
 from stipple_monai.study import (
     TITLES,
     Results,
-    bins_figure,
     comparison_table,
     curves_by_method,
     dice_by_method,
@@ -43,7 +42,6 @@ MARKED = re.compile(
     r"(?P<end><!-- measured end -->)",
     re.DOTALL,
 )
-NOTHING = "Nothing measured yet.\n"
 SHORT = {
     "baseline": "network alone",
     "prior_alone": "prior alone",
@@ -109,7 +107,7 @@ def cell_of(row: Mapping[str, str]) -> tuple[str, str]:
 def markdown(table: Table | None) -> str:
     """A table, numbers right-aligned, and its note."""
     if table is None or not table.rows:
-        return NOTHING
+        return "Nothing measured yet.\n"
     header = [str(cell) for cell in table.header]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *map(list, table.rows)]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -216,7 +214,7 @@ def figure(names: str, place: Place) -> str:
 
 
 def curve(names: str, place: Place) -> str:
-    """Training loss by epoch of each network of a study, see ``update.py``."""
+    """Training loss by epoch of a study's network without prior, see ``update.py``."""
     name = names.strip()
     path = place.figures / f"curves_{name}.png"
     values = curves_by_method(
@@ -229,13 +227,6 @@ def curve(names: str, place: Place) -> str:
         first, last = (f"{np.mean(epochs[epoch]):.2f}" for epoch in (min(epochs), max(epochs)))
         said.append(f"{called.get(title, title)} {first} to {last} in {max(epochs)} epochs")
     return picture(f"Training loss by epoch. {'; '.join(said)}.", path, place)
-
-
-def bins(names: str, place: Place) -> str:
-    """Dice by number of bins (figure 6)."""
-    path = place.figures / f"bins_{names.strip()}.png"
-    made = bins_figure(Results(rows_of(names.strip())), path)
-    return picture(f"{made[0].title}. {made[0].caption}", path, place) if made else NOTHING
 
 
 def picture(description: str, path: Path, place: Place) -> str:
@@ -276,7 +267,6 @@ KINDS: dict[str, Callable[[str, Place], str]] = {
     "reached": study_table(never_loses),
     "positions": study_table(organ_positions),
     "table4": study_table(position_table),
-    "bins": bins,
     "curve": curve,
     "measures": study_table(measures_table),
     "fusion": trial_table(trials.fusion),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1]
@@ -25,17 +24,10 @@ CURVES = ("method", "fold", "seed", "round", "epoch", "loss")
 
 
 def write_curves(folder: Path, out: Path) -> None:
-    """Losses of the first round of a study's networks; methods that share one come once."""
-    found: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in read_csv(folder / "curves.csv"):
-        if row["round"] == "0":
-            found[row["method"]].append(row)
-    distinct: list[list[dict[str, str]]] = []
-    for rows in found.values():
-        losses = [[row["loss"] for row in of] for of in (rows, *distinct)]
-        if losses[0] not in losses[1:]:
-            distinct.append(rows)
-    write_csv(out, CURVES, [[row[k] for k in CURVES] for rows in distinct for row in rows])
+    """Losses of a study's networks without prior, by epoch."""
+    rows = [r for r in read_csv(folder / "curves.csv") if r["method"] == "baseline"]
+    if rows:
+        write_csv(out, CURVES, [[row[k] for k in CURVES] for row in rows])
 
 
 def main() -> None:

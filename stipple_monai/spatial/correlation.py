@@ -156,7 +156,8 @@ def best_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
         score = torch.full(rough.shape, -math.inf, dtype=torch.float64)
         for index in near:
             score[tuple(index)] = score_at(volume, kernel, (index + start).tolist())
-    return torch.nonzero(score >= score.amax() * (1 - EQUAL)) + start
+    top = score.amax()
+    return torch.nonzero(score >= top - EQUAL * top.abs()) + start
 
 
 def seen_box(volume: Tensor) -> Box:

@@ -14,12 +14,7 @@ from stipple_monai.study.organs import (
 from stipple_monai.study.plan import (
     Study,
 )
-from stipple_monai.study.report import (
-    bins_figure,
-    curves_by_method,
-    is_study,
-    rewrite_report,
-)
+from stipple_monai.study.report import curves_by_method, is_study, rewrite_report
 from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import (
     run_study,
@@ -36,7 +31,6 @@ __all__ = [
     "TITLES",
     "Results",
     "Study",
-    "bins_figure",
     "comparison_table",
     "curves_by_method",
     "dice_by_method",

@@ -214,7 +214,7 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
                 "Dice by label proportion (figure 3)", folder / "dice_by_proportion.png", caption
             )
         )
-    made += bins_figure(results, folder / "dice_by_bins.png")
+    made += _bins_figure(results, folder / "dice_by_bins.png")
     for column, measure in (("loss", "training loss"), ("validation_dice", "validation Dice")):
         values = curves_by_method(results, curves, column)
         if values:
@@ -255,8 +255,7 @@ def _line(results: Results, method: str) -> dict:
     return {p: spread for p, spread in spreads.items() if spread.folds}
 
 
-def bins_figure(results: Results, path: Path) -> list[Picture]:
-    """Dice by number of bins, where several were tried."""
+def _bins_figure(results: Results, path: Path) -> list[Picture]:
     lines: dict[str, dict] = {}
     for proportion in results.proportions:
         for method in results.methods:

@@ -301,3 +301,14 @@ def test_cuda_equals_cpu():
     torch.testing.assert_close(found.cpu(), expected)
     found = promising(volume.cuda(), kernel.cuda(), (2, 2, 1))
     assert_holds(found, best_translations(*all_scores(volume, kernel)))
+
+
+def test_the_best_is_found_where_all_scores_are_negative():
+    """Rounding leaves less than nothing where there is nothing to score."""
+    volume = -torch.rand((9, 8, 7), generator=torch.Generator().manual_seed(0))
+    box = Box((3, 3, 3), (6, 5, 4))
+    score = scores_in(volume, torch.ones(3, 3, 3), box)
+    top = torch.tensor(np.unravel_index(int(score.argmax()), score.shape)) + 3
+    assert best_in(volume, torch.ones(3, 3, 3), box).tolist() == [top.tolist()]
+    equal = best_in(torch.full((9, 8, 7), -1.0), torch.ones(3, 3, 3), box)
+    assert len(equal) == score.numel()
