@@ -14,8 +14,13 @@ TRAINED = {"runs", "published", "trained", "bundle", "evaluated", "whole", "fini
 FIRST = ("study/test_run", "bundles/test_pancreas", "project/test_examples", "self_training")
 
 
-def pytest_configure(config):
-    """Import what the tests share, and torch with it, but where tests are only handed out."""
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session):
+    """Import what the tests share, and torch with it, but where tests are only handed out.
+
+    Not before: pytest-cov begins here in a worker, and would miss what is run by an import.
+    """
+    config = session.config
     hands_out = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
     if not hands_out:
         if yaml.__with_libyaml__:
