@@ -127,7 +127,8 @@ def _train(stage: Callable[..., None], out: Path, seed: int, told: Mapping[str, 
     if not prior_path(second, 1).exists():
         _copy_priors(models, second)
     _describe(second, told)
-    again = {"models_dir": second, "datalist": pseudo}
+    # as `self-train` does: on from the weights before
+    again = {"models_dir": second, "datalist": pseudo, "initial_weights": models / "model.pt"}
     stage("train on labels and pseudo-labels", second / "model.pt", ["train"], **training, **again)
     return second
 

@@ -61,11 +61,11 @@ def step_bytes(network: nn.Module, batch: Sequence[int], device: torch.device) -
     x = torch.zeros(*batch, device=device)
     # a prior that says nothing
     x[:, 1:] = 0.5 / max(1, batch[1])
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
+        kept[id(storage)] = storage  # which stays, so that its number is of no other
         return tensor
 
     if device.type == "cuda":
@@ -75,8 +75,9 @@ def step_bytes(network: nn.Module, batch: Sequence[int], device: torch.device) -
     if device.type == "cuda":
         loss.backward()
         return torch.cuda.max_memory_allocated(device) + (STATES - 2) * weights
-    passing = 2 * max(kept.values()) if device.type == "meta" else 0
-    return sum(kept.values()) + STATES * weights + passing
+    sizes = [storage.nbytes() for storage in kept.values()]
+    passing = 2 * max(sizes) if device.type == "meta" else 0
+    return sum(sizes) + STATES * weights + passing
 
 
 def device_bytes(device: torch.device) -> int:
