@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import ignite.distributed as idist
 import pytest
@@ -12,6 +13,7 @@ from helpers.method_runs import (
     TRAINING,
     make_scans,
     parsed,
+    partly_labelled,
     resume_second_epoch,
     run,
     same,
@@ -153,15 +155,7 @@ def test_ignored_voxels_tell_the_discriminator_nothing():
 # training
 
 
-def batches(count):
-    """Slices of which the first and third are unlabelled, and the second in part."""
-    torch.manual_seed(5)
-    made = []
-    for _ in range(count):
-        label = torch.randint(0, 3, (4, 1, 8, 9)).float()
-        label[0] = label[2] = label[1, :, 4:] = 255
-        made.append({"image": torch.randn(4, 1, 8, 9), "label": label})
-    return made
+batches = partial(partly_labelled, width=8, height=9, known=4)
 
 
 def small_networks():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from helpers.method_runs import (
     TRAINING,
     make_scans,
     parsed,
+    partly_labelled,
     resume_second_epoch,
     run,
     same,
@@ -96,15 +98,7 @@ def test_of_each_organ_and_slice_the_largest_part_stays():
 # training
 
 
-def batches(count):
-    """Slices of which the first and third are unlabelled, and the second in part."""
-    torch.manual_seed(5)
-    made = []
-    for _ in range(count):
-        label = torch.randint(0, 3, (4, 1, 6, 6)).float()
-        label[0] = label[2] = label[1, :, 4:] = 255
-        made.append({"image": torch.randn(4, 1, 6, 6), "label": label})
-    return made
+batches = partial(partly_labelled, width=6, height=6, known=4)
 
 
 def small_network():

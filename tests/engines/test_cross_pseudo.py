@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from helpers.method_runs import (
     TRAINING,
     make_scans,
     parsed,
+    partly_labelled,
     resume_second_epoch,
     run,
     same,
@@ -50,15 +52,7 @@ def test_each_prediction_is_measured_by_the_others_classes():
 # training
 
 
-def batches(count):
-    """Slices of which the first and third are unlabelled, and the second in part."""
-    torch.manual_seed(5)
-    made = []
-    for _ in range(count):
-        label = torch.randint(0, 3, (4, 1, 5, 6)).float()
-        label[0] = label[2] = label[1, :, 2:] = 255
-        made.append({"image": torch.randn(4, 1, 5, 6), "label": label})
-    return made
+batches = partial(partly_labelled, width=5, height=6, known=2)
 
 
 def networks():

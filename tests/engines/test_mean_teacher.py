@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.method_runs import (
     TRAINING,
     make_scans,
     parsed,
+    partly_labelled,
     resume_second_epoch,
     run,
     same,
@@ -125,15 +127,7 @@ def test_mean_prediction_averages_probabilities_of_fresh_passes():
 # training
 
 
-def batches(count):
-    """Slices of which the first and third are unlabelled, and the second in part."""
-    torch.manual_seed(5)
-    made = []
-    for _ in range(count):
-        label = torch.randint(0, 3, (4, 1, 5, 6)).float()
-        label[0] = label[2] = label[1, :, 2:] = 255
-        made.append({"image": torch.randn(4, 1, 5, 6), "label": label})
-    return made
+batches = partial(partly_labelled, width=5, height=6, known=2)
 
 
 def small_network():

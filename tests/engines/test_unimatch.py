@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from helpers.method_runs import (
     TRAINING,
     make_scans,
     parsed,
+    partly_labelled,
     resume_second_epoch,
     run,
     same,
@@ -88,15 +90,7 @@ def test_a_strong_view_stays_in_the_slices_range():
 # training
 
 
-def batches(count):
-    """Slices of which the first and third are unlabelled, and the second in part."""
-    torch.manual_seed(5)
-    made = []
-    for _ in range(count):
-        label = torch.randint(0, 3, (4, 1, 8, 8)).float()
-        label[0] = label[2] = label[1, :, 5:] = 255
-        made.append({"image": torch.randn(4, 1, 8, 8), "label": label})
-    return made
+batches = partial(partly_labelled, width=8, height=8, known=5)
 
 
 def small_network():

@@ -33,6 +33,17 @@ TRAINING = {
 }
 
 
+def partly_labelled(count, *, width, height, known):
+    """Batches of slices: the first and third are unlabelled, the second from row ``known`` on."""
+    torch.manual_seed(5)
+    made = []
+    for _ in range(count):
+        label = torch.randint(0, 3, (4, 1, width, height)).float()
+        label[0] = label[2] = label[1, :, known:] = 255
+        made.append({"image": torch.randn(4, 1, width, height), "label": label})
+    return made
+
+
 def files(*names):
     return [str(CONFIGS / f"{name}.yaml") for name in names]
 
