@@ -50,6 +50,11 @@ SHORT = {
     "stipple": "STIPPLE with pseudo-labels",
 }
 """Methods of the table and the figure that README shows."""
+LONGER = {
+    "baseline_long": "network alone, twice the steps",
+    "stipple_long": "STIPPLE, twice the steps",
+}
+"""As many steps as with pseudo-labels, where a study has them; not in README's table."""
 RIVALS = {
     "mean_teacher": "mean teacher",
     "cps": "cross pseudo supervision",
@@ -60,6 +65,11 @@ RIVALS = {
     "unimatch_prior": "UniMatch + STIPPLE's prior",
 }
 """Further ones in the figure, where a study has them."""
+DRAWN = (
+    *("baseline", "baseline_long", "prior_alone", "equation_2", *RIVALS),
+    *("stipple_single", "stipple_long", "stipple"),
+)
+"""Rows of the figure, from top to bottom."""
 SAME_NETWORK = ("baseline", "prior_alone", "equation_2", "stipple_single")
 
 
@@ -118,7 +128,7 @@ def renamed(table: Table | None) -> Table | None:
     """A table whose methods have the names of `SHORT`."""
     if table is None:
         return None
-    names = {TITLES[method]: short for method, short in SHORT.items()}
+    names = {TITLES[method]: short for method, short in {**SHORT, **LONGER}.items()}
     rows = [[names.get(first, first), *others] for first, *others in table.rows]
     header = [name.replace("Method − baseline", "Minus network alone") for name in table.header]
     return table._replace(header=header, rows=rows)
@@ -200,9 +210,10 @@ def main_table(names: str, place: Place) -> str:
 
 
 def figure(names: str, place: Place) -> str:
-    """The picture of `main_table`, and of rivals: a dot a patient."""
+    """The picture of `main_table`, of rivals and of longer training: a dot a patient."""
     panels, wanted = {}, shown(names)
-    called = {**{m: SHORT[m] for m in SAME_NETWORK[:-1]}, **RIVALS, **SHORT}
+    names_of = {**SHORT, **LONGER, **RIVALS}
+    called = {method: names_of[method] for method in DRAWN}
     for asked in wanted:
         rows, dice = side_by_side(asked, list(called))
         found = {called[m]: list(scans.values()) for m, scans in dice.items()}

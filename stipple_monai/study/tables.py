@@ -29,6 +29,8 @@ TITLES = {
     "stipple": "STIPPLE",
     "stipple_scratch": "STIPPLE with pseudo-labels, round from scratch",
     "stipple_ensemble": "STIPPLE with pseudo-labels, averaged with the network before",
+    "baseline_long": "Baseline, twice the steps",
+    "stipple_long": "STIPPLE without relabelling, twice the steps",
     "paper_baseline": "Baseline, recipe of the paper",
     "paper_single": "STIPPLE of the paper without relabelling",
     "paper": "STIPPLE of the paper",
