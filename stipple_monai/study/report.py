@@ -11,6 +11,7 @@ from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
 from stipple_monai.ownership import begun_with
 from stipple_monai.report import Lines, Page, Picture, Section, Table, write_page
+from stipple_monai.results import Spread
 from stipple_monai.study import paper
 from stipple_monai.study.figures import (
     dice_by_bins,
@@ -37,6 +38,8 @@ STUDY = "study.json"
 """What a study was begun with, in its folder."""
 TOLD = "told"
 """The entry of that file with the words of the report: title, dataset and notes."""
+BINNED = "stipple_bins_"
+"""What the names of methods begin with that differ in the number of bins alone."""
 DOI = "https://doi.org/10.1007/s11548-021-02494-y"
 ABLATION = (
     "baseline",
@@ -204,7 +207,7 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
     names = [method for method in shown if method in results.methods]
     if len(results.proportions) > 1 and names:
         dice_by_proportion(
-            {TITLES[m]: _line(results, m) for m in names},
+            {TITLES[m]: results.by_proportion(m) for m in names},
             folder / "dice_by_proportion.png",
             other={TITLES[m]: paper.DICE[m] for m in names if m in ("baseline", "stipple")},
         )
@@ -214,7 +217,7 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
                 "Dice by label proportion (figure 3)", folder / "dice_by_proportion.png", caption
             )
         )
-    made += _bins_figure(results, folder / "dice_by_bins.png")
+    made += bins_figure(results, folder / "dice_by_bins.png")
     for column, measure in (("loss", "training loss"), ("validation_dice", "validation Dice")):
         values = curves_by_method(results, curves, column)
         if values:
@@ -250,32 +253,21 @@ def curves_by_method(
     return distinct
 
 
-def _line(results: Results, method: str) -> dict:
-    spreads = {p: results.spread(method, p) for p in results.proportions}
-    return {p: spread for p, spread in spreads.items() if spread.folds}
-
-
-def _bins_figure(results: Results, path: Path) -> list[Picture]:
-    lines: dict[str, dict] = {}
-    for proportion in results.proportions:
-        for method in results.methods:
-            found = results.rows.get((method, proportion), [])
-            binned = method.startswith("stipple_bins") or method == "stipple_single"
-            if found and binned and found[0]["bins"]:
-                spread = results.spread(method, proportion)
-                lines.setdefault(f"{proportion:.0%}", {})[found[0]["bins"]] = spread
+def bins_figure(results: Results, path: Path) -> list[Picture]:
+    """Dice by the number of bins (figure 6), where several were tried; in the paper's recipe."""
+    lines: dict[str, dict[str, Spread]] = defaultdict(dict)
+    for method in results.methods:
+        if method.startswith(BINNED):
+            for proportion, spread in results.by_proportion(method).items():
+                lines[f"{proportion:.0%}"][method.removeprefix(BINNED)] = spread
     lines = {name: line for name, line in lines.items() if len(line) > 1}
     if not lines:
         return []
-    baselines = {
-        f"{p:.0%}": results.spread("baseline", p).mean
-        for p in results.proportions
-        if results.spread("baseline", p).folds
-    }
+    baselines = {f"{p:.0%}": s.mean for p, s in results.by_proportion("paper_baseline").items()}
     dice_by_bins(lines, baselines, path)
     caption = (
-        "STIPPLE without relabelling; dotted: the baseline; bars: standard deviation between "
-        "folds. The paper draws its own figure 6 without giving numbers."
+        "STIPPLE of the paper without relabelling; dotted: its baseline; bars: standard deviation "
+        "between folds. The paper draws its own figure 6 without giving numbers."
     )
     return [Picture("Dice by number of bins (figure 6)", path, caption)]
 

@@ -100,6 +100,11 @@ class Results:
             folds[fold].append(dice)
         return between_folds(folds)
 
+    def by_proportion(self, method: str) -> dict[float, Spread]:
+        """Dice in %, mean and standard deviation between folds, where there are rows."""
+        spreads = {p: self.spread(method, p) for p in self.proportions}
+        return {p: spread for p, spread in spreads.items() if spread.folds}
+
     def compare(
         self, first: str, second: str, proportion: float, organ: int | None = None
     ) -> Comparison:

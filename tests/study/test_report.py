@@ -168,7 +168,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def folder(tmp_path):
     methods = ["baseline", "stipple_single", "relabelling", "stipple", "stipple_true_position"]
-    rows = made_up([*methods, "mean_teacher", "stipple_bins_1", "mine"])
+    rows = made_up([*methods, "mean_teacher", "stipple_bins_1", "stipple_bins_all", "mine"])
     rows[0]["scan"] = "<b>&|.nii.gz"
     write(tmp_path, "results.csv", rows)
     curves = [
@@ -210,7 +210,7 @@ def test_the_page_needs_nothing_beside_it(folder):
     ]
     assert "A &lt;study&gt;" in text
     assert "where &amp; why" in text
-    assert "8 methods, 3 folds, 2 seeds, 13 scans tested" in text
+    assert "9 methods, 3 folds, 2 seeds, 13 scans tested" in text
     assert "Said beforehand." in text
     for name in (
         "table 1",
