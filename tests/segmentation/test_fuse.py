@@ -340,6 +340,13 @@ def test_a_map_of_another_place_or_order_is_refused(data, tmp_path):
         fuse([tmp_path / "s1.npz"], tmp_path / "c", **options)
     save(tmp_path / "s1.nii.gz", organs(1))
     fuse([tmp_path / "s1.npz"], tmp_path / "c", **options)
+    # what lies beside is a scan, of negative or of many values, and tells no order
+    shape = organs(1).shape
+    many = np.arange(np.prod(shape)).reshape(shape) % 999
+    for number, scan in enumerate((np.full(shape, -7), many)):
+        nib.save(nib.Nifti1Image(scan.astype(np.int16), AFFINE), tmp_path / "s1.nii.gz")
+        fuse([tmp_path / "s1.npz"], tmp_path / f"d{number}", **options)
+        assert (tmp_path / f"d{number}" / "s1_seg.nii.gz").is_file()
 
 
 def test_the_grid_file_is_a_sound_scan(data, tmp_path):
@@ -347,6 +354,11 @@ def test_the_grid_file_is_a_sound_scan(data, tmp_path):
     (tmp_path / "s0.nii.gz").write_bytes(b"nothing")
     maps = [data / "nnunet/s0.npz"]
     with pytest.raises(ValueError, match="A scan must be a whole NIfTI file"):
+        fuse(maps, tmp_path / "a", like=[tmp_path / "s0.nii.gz"], **options)
+    metres = nib.Nifti1Image(np.zeros((4, 4, 4)), AFFINE)
+    metres.header.set_xyzt_units("meter")
+    nib.save(metres, tmp_path / "s0.nii.gz")
+    with pytest.raises(ValueError, match=r"must be in mm, got meter in .*s0\.nii\.gz"):
         fuse(maps, tmp_path / "a", like=[tmp_path / "s0.nii.gz"], **options)
     nib.save(nib.Nifti1Image(np.zeros((4, 4)), AFFINE), tmp_path / "s0.nii.gz")
     with pytest.raises(ValueError, match="A scan must be 3D"):
