@@ -173,6 +173,21 @@ def test_one_label_calibrates_others_and_not_its_own_scan(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_label_without_organs_tells_no_gain_and_nothing_of_others(data, tmp_path):
+    (tmp_path / "labels").mkdir()
+    save(tmp_path / "labels/s0.nii.gz", np.zeros(SHAPE, np.uint8))
+    shutil.copy(data / "labels/s1.nii.gz", tmp_path / "labels")
+    maps = [data / f"nifti/{name}_prob.nii.gz" for name in ("s0", "s1")]
+    options = {"priors": data / "priors"}
+    fuse(maps, tmp_path / "a", calibrate=[tmp_path / "labels"], **options)
+    assert [scans for _, scans, _, _ in mean_gain(tmp_path / "a")] == [1, 1]
+    # numbers for s1 would come from s0 alone: it has the constants
+    fuse(maps[1:], tmp_path / "b", **options)
+    one, two = (nib.load(tmp_path / f / "s1_seg.nii.gz").get_fdata() for f in "ab")
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.slow
 def test_a_priors_own_label_is_left_out(data, tmp_path):
     """A prior of the labels that are scored says no more than one of the others."""
     files = [str(data / f"labels/{name}.nii.gz") for name in NAMES]
