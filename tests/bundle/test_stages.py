@@ -1,12 +1,22 @@
-"""Stages: what users say reaches the configs as it was said."""
+"""Stages: what users say reaches the configs as it was said, and nothing stays behind."""
 
+import gc
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from helpers.bundle_runs import CONFIGS
 from monai.bundle import ConfigParser
 
-from stipple_monai.bundle import as_written, check_knobs, whole_folder
+from stipple_monai.bundle import (
+    BUNDLE,
+    as_written,
+    check_knobs,
+    configs_of,
+    run_bundle,
+    whole_folder,
+)
 from stipple_monai.commands.options import read_knobs
 from stipple_monai.errors import DatasetError
 
@@ -99,3 +109,29 @@ def test_a_stage_that_is_done_is_not_begun_again(tmp_path):
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+class Circle:
+    """What an engine is with its handlers, for Python's collector alone."""
+
+    def __init__(self):
+        self.itself = self
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_leaves_no_scans_behind(monkeypatch, fails):
+    held = []
+
+    def run(**given):
+        held.append(weakref.ref(Circle()))
+        if fails:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai.bundle.run", run)
+    gc.disable()
+    try:
+        with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+            run_bundle(configs_of(BUNDLE), ["train"])
+        assert held[0]() is None
+    finally:
+        gc.enable()
