@@ -204,16 +204,6 @@ def test_what_cannot_be_put_on_a_tilted_gantrys_grid(tilted, spoil, match):
         read_label(seg, scan)
 
 
-def test_segments_that_overlap_must_be_chosen(tilted):
-    scan, seg = tilted
-    data = pydicom.dcmread(seg)
-    all_of_one_place(data)
-    data.save_as(seg)
-    found = read_label(seg, scan, choose={"spleen": 5}).array
-    assert (found == 5).sum() == 1
-    assert not found.reshape(-1, SHAPE[2])[1:].any()
-
-
 def test_a_structure_set_that_refers_to_no_series_is_told_by_its_frame(ct, tmp_path):
     series, scan = ct
     write_structure_set(tmp_path / "rt.dcm", series, BOXES)
