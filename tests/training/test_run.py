@@ -328,3 +328,13 @@ def test_a_killed_training_goes_on(trained, datalist, tmp_path):
         assert list(csv.reader(one)) == list(csv.reader(other))
     one, other = (torch.load(x / "last.pt", weights_only=True) for x in (whole, out))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_next_command_is_segment_where_nothing_can_be_tested(tmp_path):
+    for test in ([], [{"image": "b.nii.gz"}]):
+        sections = {"training": [{"image": "a.nii.gz", "label": "a.nii.gz"}], "test": test}
+        for name in "ab":
+            (tmp_path / f"{name}.nii.gz").touch()
+        path = tmp_path / "data.json"
+        path.write_text(json.dumps(sections), encoding="utf-8")
+        assert next_command(path, "x") == "stipple segment SCANS --models x --out results"
