@@ -15,6 +15,7 @@ from stipple_monai.ownership import (
     end_part,
     new_folder,
     owned,
+    remember,
     replace_set,
 )
 
@@ -115,3 +116,21 @@ def test_a_set_does_not_replace_what_is_read_or_foreign(tmp_path):
     adopt(tmp_path, [tmp_path / "i/0", tmp_path / "i/9"])
     with pytest.raises(DatasetError, match=r"must not be an input, got .*i/9"):
         begin_set(tmp_path, ["i/0"], made_with={}, overwrite=True, inputs=[tmp_path / "i/9"])
+
+
+def test_settings_count_as_soon_as_they_led_to_something(tmp_path):
+    path = tmp_path / "settings.json"
+    remember(path, {"seed": 0, "long": [1] * 40}, targets=["a"], taken=["plan"])
+    remember(path, {"seed": 1, "long": [1] * 40}, targets=["a"], taken=["plan"])
+    (tmp_path / "plan").touch()
+    asked = {"seed": 2, "long": [2] * 40}
+    with pytest.raises(DatasetError, match=r"begun with other seed \(1, now 2\), long, see"):
+        remember(path, asked, targets=["a"], taken=["plan"])
+    assert json.loads(path.read_text())["seed"] == 1
+
+
+def test_settings_of_another_command_are_not_taken_over(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text('{"models": {}, "configs": {}}')
+    with pytest.raises(DatasetError, match=r"where another wrote settings\.json: choose another"):
+        remember(path, {"seed": 1, "configs": {}})
