@@ -82,7 +82,17 @@ def faults(documented: set[str]) -> list[str]:
     return found
 
 
-class Package(SphinxDirective):
+class FromCode(SphinxDirective):
+    """A directive whose page is read anew when the code changes."""
+
+    def depends_on(self, module: ModuleType) -> None:
+        """Let the page depend on the files of a package or module."""
+        file = Path(module.__file__ or "")
+        for path in file.parent.glob("*.py") if file.stem == "__init__" else [file]:
+            self.env.note_dependency(str(path))
+
+
+class Package(FromCode):
     """The docstring of a package, then all that it offers."""
 
     required_arguments = 1
@@ -90,6 +100,7 @@ class Package(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Have autodoc write it."""
         module = importlib.import_module(self.arguments[0])
+        self.depends_on(module)
         written, constants = texts(module), []
         lines = [f".. automodule:: {module.__name__}", "   :no-members:", ""]
         for name, value in offered(module):
@@ -115,13 +126,14 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.:]) (?=[A-Z`])", paragraph)[0].rstrip(":")
 
 
-class Symbols(SphinxDirective):
+class Symbols(FromCode):
     """Every public name by package, linked to its entry, with the first sentence about it."""
 
     def run(self) -> list[nodes.Node]:
         """Write the lists."""
         lines = []
         for module in map(importlib.import_module, MODULES):
+            self.depends_on(module)
             title = module.__name__.rpartition(".")[2]
             about = first_sentence(module.__doc__ or "")
             lines += [f".. rubric:: {title}", "", f"{about}", ""]

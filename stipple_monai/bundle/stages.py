@@ -7,6 +7,7 @@ training its checkpoints, when it is run again.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -61,11 +62,16 @@ def run_bundle(configs: Path, names: Sequence[str | Path], **knobs: Any) -> None
     """
     # MONAI takes None for "not given".
     given = {k: "$None" if v is None else as_written(v) for k, v in knobs.items()}
-    monai.bundle.run(
-        config_file=[str(config_path(configs, name)) for name in names],
-        meta_file=str(configs / "metadata.json"),
-        **given,
-    )
+    try:
+        monai.bundle.run(
+            config_file=[str(config_path(configs, name)) for name in names],
+            meta_file=str(configs / "metadata.json"),
+            **given,
+        )
+    finally:
+        # Engines and configs refer to each other in circles and hold the last scans, a gigabyte of
+        # CT, which the next runs of a study would add to before Python looks for such circles.
+        gc.collect()
 
 
 def as_written(value: Any) -> Any:

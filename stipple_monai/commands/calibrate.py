@@ -24,7 +24,7 @@ def add_parser(commands: Commands) -> None:
         "--position", default="located", help="of priors in held-out scans, or true"
     )
     parser.add_argument("--shrinkage", type=float, default=1.0, help="of organs with few voxels")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings and of the folds")
     add_knobs(parser)
     parser.set_defaults(run=run)
 

@@ -12,7 +12,9 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("demo", help="run the whole method on a generated phantom")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything")
     add_bundle(parser)
-    parser.add_argument("--seed", type=whole_number, default=0)
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, help="of phantom, split and training"
+    )
     parser.set_defaults(run=run)
 
 

@@ -24,7 +24,12 @@ def add_parser(commands: Commands) -> None:
         "inputs", type=Path, nargs="+", help="probability maps, .npz or NIfTI, or folders of such"
     )
     parser.add_argument("--priors", type=Path, required=True, help="folder of the priors")
-    parser.add_argument("--out", type=Path, required=True, help="its folder; a begun one goes on")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the results; what was begun there goes on",
+    )
     parser.add_argument(
         "--like", type=Path, nargs="*", default=[], help="scans of the maps, or their folder"
     )
@@ -38,9 +43,16 @@ def add_parser(commands: Commands) -> None:
         metavar="VALUE=CHANNEL",
         help="of the network; each label value's own otherwise",
     )
-    parser.add_argument("--decision", choices=("dice", "argmax"), default="dice")
+    parser.add_argument(
+        "--decision",
+        choices=("dice", "argmax"),
+        default="dice",
+        help="the label map of the highest expected Dice, or the most probable class",
+    )
     add_labels(parser)
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the results that are there"
+    )
     parser.set_defaults(run=run)
 
 

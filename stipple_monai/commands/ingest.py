@@ -14,7 +14,7 @@ def add_parser(commands: Commands) -> None:
         "ingest", help="turn DICOM, nnU-Net, MSD or NIfTI data into a checked dataset in MSD layout"
     )
     parser.add_argument("source", type=Path, help="folder of the dataset")
-    parser.add_argument("out", type=Path, help="folder to write; a begun one goes on")
+    parser.add_argument("out", type=Path, help="folder to write; what was begun there goes on")
     parser.add_argument("--layout", choices=LAYOUTS, help="of the source; detected without")
     parser.add_argument(
         "--labels", type=Path, help="folder of the labels, or of one scan its label"
@@ -30,10 +30,14 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--flip", nargs="+", choices=list("WHD"), default=[], help="all labels")
     parser.add_argument("--repair", action="store_true", help="reverse labels that fit better so")
     parser.add_argument(
-        "--ignore-label-header", action="store_true", help="take labels' voxels for the scans'"
+        "--ignore-label-header",
+        action="store_true",
+        help="a label lies voxel by voxel on its scan, whatever its header",
     )
     parser.add_argument("--skip-refused", action="store_true", help="a dataset without those")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the data set that is there"
+    )
     parser.set_defaults(run=run)
 
 

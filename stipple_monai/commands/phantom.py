@@ -10,12 +10,16 @@ from stipple_monai.simulation import write_phantom
 def add_parser(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser("phantom", help="write simulated abdominal CT in MSD layout")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--cases", type=int, default=24)
-    parser.add_argument("--seed", type=whole_number, default=0)
+    parser.add_argument("folder", type=Path, help="to write the data set into")
+    parser.add_argument("--cases", type=int, default=24, help="how many patients")
+    parser.add_argument("--seed", type=whole_number, default=0, help="another draws other patients")
     parser.add_argument("--size", type=int, default=128, help="voxels along each in-plane axis")
-    parser.add_argument("--organs", choices=["pancreas", "all"], default="pancreas")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--organs", choices=["pancreas", "all"], default="pancreas", help="that have labels"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the phantom that is there"
+    )
     parser.set_defaults(run=run)
 
 

@@ -24,7 +24,12 @@ def add_parser(commands: Commands) -> None:
     where.add_argument(
         "--position", type=float, nargs=3, metavar=("R", "A", "S"), help="of its centre, mm"
     )
-    parser.add_argument("--mode", choices=("auto", "nearest", "linear"), default="auto")
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "nearest", "linear"),
+        default="auto",
+        help="of sampling along z; auto: nearest for bins, linear for a density",
+    )
     parser.add_argument("--out", type=Path, required=True, help="….nii.gz")
     parser.set_defaults(run=run)
 

@@ -21,7 +21,7 @@ def add_parser(commands: Commands) -> None:
     add_labels(parser)
     parser.add_argument("--logs", type=Path, help="folder of a training's TensorBoard events")
     parser.add_argument("--pictures", type=int, default=MOST_PICTURES, help="cases with pictures")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--overwrite", action="store_true", help="replace the report that is there")
     parser.set_defaults(run=run)
 
 

@@ -27,7 +27,12 @@ def add_parser(commands: Commands) -> None:
         help="NIfTI files, folders, DICOM series or trees of them, datalists",
     )
     parser.add_argument("--models", type=Path, required=True, help="folder of model.pt and priors")
-    parser.add_argument("--out", type=Path, required=True, help="its folder; a begun one goes on")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the results; what was begun there goes on",
+    )
     add_bundle(parser)
     parser.add_argument("--section", default="test", help="of datalists")
     parser.add_argument("--overlays", nargs="*", default=[], help="those of the training")
@@ -41,7 +46,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--nnunet-names", action="store_true", help="also write label maps as nnunet/CASE.nii.gz"
     )
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the results that are there"
+    )
     parser.set_defaults(run=run)
 
 

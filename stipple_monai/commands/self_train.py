@@ -19,13 +19,17 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("out", type=Path, help="folder of the rounds; begun ones go on")
     add_bundle(parser)
     parser.add_argument(
-        "--plan", type=Path, help="of `plan`; made without, unless overlays are given"
+        "--plan", type=Path, help="file of `plan`; else one is made, unless overlays are given"
     )
     for name in ("overlays", "train-overlays", "infer-overlays"):
         parser.add_argument(f"--{name}", nargs="*", default=[], help="names or paths of configs")
     gamma = parser.add_mutually_exclusive_group()
     gamma.add_argument("--shares", nargs="*", type=float, help="γ of each round, as in the paper")
-    gamma.add_argument("--rounds", type=whole_number, help="by certainty instead; default 1")
+    gamma.add_argument(
+        "--rounds",
+        type=whole_number,
+        help="how many, with pseudo-labels chosen by certainty; default 1",
+    )
     gamma.add_argument("--counts", nargs="+", type=int, help="γ of each round as voxels")
     parser.add_argument("--minimum", type=float, default=0.0, help="least probability of a voxel")
     parser.add_argument("--components", type=int, help="only the largest components of an organ")
@@ -36,8 +40,13 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--position-with", default="newest", help="newest, first or weights")
     parser.add_argument("--reestimate-prior", action="store_true", help="from pseudo-labels, too")
-    parser.add_argument("--unlabelled-sections", nargs="+", default=["unlabelled"])
-    parser.add_argument("--seed", type=whole_number, default=0)
+    parser.add_argument(
+        "--unlabelled-sections",
+        nargs="+",
+        default=["unlabelled"],
+        help="of the datalist, whose scans get pseudo-labels",
+    )
+    parser.add_argument("--seed", type=whole_number, default=0, help="of the trainings")
     add_knobs(parser)
     parser.set_defaults(run=run)
 

@@ -12,9 +12,11 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "simulate", help="write a simulated CT scan of every label map, in MSD layout"
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="to write the scans into")
     parser.add_argument("labels", type=Path, nargs="+", help="NIfTI files")
-    parser.add_argument("--seed", type=whole_number, default=0)
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, help="another draws other intensities"
+    )
     parser.add_argument(
         "--tissues",
         type=Path,
@@ -27,9 +29,11 @@ def add_parser(commands: Commands) -> None:
         metavar="VALUE=LABEL",
         help="which are labels, and as what: 11=1",
     )
-    parser.add_argument("--spacing-mm", type=float, nargs=3, default=(3.0, 3.0, 5.0))
+    parser.add_argument(
+        "--spacing-mm", type=float, nargs=3, default=(3.0, 3.0, 5.0), help="of voxels"
+    )
     parser.add_argument("--size", type=int, default=128, help="voxels along each in-plane axis")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--overwrite", action="store_true", help="replace the scans that are there")
     parser.set_defaults(run=run)
 
 

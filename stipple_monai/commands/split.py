@@ -33,21 +33,21 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
     parser.add_argument("out", type=Path, help="datalist to write")
     parser.add_argument("--section", default="training", help="what is divided")
-    parser.add_argument("--seed", type=whole_number, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0, help="another draws others")
     numbers = parser.add_argument_group("into sections")
     numbers.add_argument("--labelled", type=int, help="patients that train with label")
-    numbers.add_argument("--validation", type=int, default=0)
-    numbers.add_argument("--test", type=int)
+    numbers.add_argument("--validation", type=int, default=0, help="that choose the best epoch")
+    numbers.add_argument("--test", type=int, help="patients with labels to test with")
     numbers.add_argument("--unlabelled", nargs="+", type=Path, default=[], help="further folders")
     _add_folds(parser.add_argument_group("into folds, written as `fold` of each item"))
     one = parser.add_argument_group("into the sections of one fold of a datalist with folds")
-    one.add_argument("--fold", type=int)
+    one.add_argument("--fold", type=int, help="that is tested, from 0; the others are trained on")
     one.add_argument("--proportion", type=float, default=1.0, help="of labels")
     parser.set_defaults(run=run)
 
 
 def _add_folds(folds: Any) -> None:
-    folds.add_argument("--folds", type=int, metavar="K")
+    folds.add_argument("--folds", type=int, metavar="K", help="divide the patients into K folds")
     folds.add_argument(
         "--proportions", nargs="+", type=float, default=[], help="of labels, nested: 0.1 0.25 1"
     )

@@ -13,7 +13,12 @@ def add_parser(commands: Commands) -> None:
         "study", help="compare methods × label proportions × folds × seeds, and report"
     )
     parser.add_argument("config", type=Path, help="YAML, such as those in the bundle's studies/")
-    parser.add_argument("--out", type=Path, required=True, help="its folder; a begun one goes on")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the results; what was begun there goes on",
+    )
     parser.add_argument("--datalist", type=Path, help="in place of the study's own")
     add_bundle(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes at a time")

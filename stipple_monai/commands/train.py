@@ -15,9 +15,14 @@ def add_parser(commands: Commands) -> None:
         "train", help="plan, estimate priors and train; the folder then segments"
     )
     parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
-    parser.add_argument("--out", type=Path, required=True, help="its folder; a begun one goes on")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the results; what was begun there goes on",
+    )
     add_bundle(parser)
-    parser.add_argument("--plan", type=Path, help="of `plan`; made without")
+    parser.add_argument("--plan", type=Path, help="file of `plan`; else one is made")
     parser.add_argument("--overlays", nargs="*", default=[], help="configs in place of a plan")
     parser.add_argument("--train-overlays", nargs="*", default=[], help="on training alone")
     parser.add_argument("--baseline", action="store_true", help="without prior")
@@ -27,7 +32,7 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="also fit how much network and prior count, by a further training for each of 3 folds",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
     add_knobs(parser)
     parser.set_defaults(run=run)
 

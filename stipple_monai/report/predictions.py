@@ -27,7 +27,7 @@ from stipple_monai.report.page import Block, Lines, Page, Picture, Section, Tabl
 from stipple_monai.report.plots import dots
 from stipple_monai.report.provenance import settings_blocks, versions_table
 from stipple_monai.report.results import Predictions, collect, measure_cases
-from stipple_monai.report.summary import filled, summary_blocks
+from stipple_monai.report.summary import CONFIDENCE, filled, summary_blocks
 from stipple_monai.visualize import CONVENTION
 
 HEADER = [
@@ -35,13 +35,24 @@ HEADER = [
     *("true volume (ml)", "Dice (%)", "Jaccard (%)", "HD95 (mm)", "ASD (mm)"),
     *("position error (mm)", "position R, A, S (mm)", "time (s)"),
 ]
-NOTE = (
-    "Confidence: of the position; near 0.5 another place fits the network's output as well. "
-    "HD95: 95th percentile of the Hausdorff distance; ASD: average symmetric surface distance. "
+NOTES = {
+    "confidence (0–1)": CONFIDENCE,
+    "true volume (ml)": "True: of the label that a person drew.",
+    "HD95 (mm)": "HD95: 95th percentile of the Hausdorff distance; ASD: average symmetric surface "
+    "distance.",
+    "position R, A, S (mm)": "Position: where the prior was put, RAS.",
+    "position error (mm)": "Position error: from there to where the true label has the prior.",
+    "time (s)": "Time: network, positioning and fusion.",
+}
+"""What is said of a column where it is there."""
+EMPTY = (
     "An empty cell: not measured, or undefined, as distances are where nothing is predicted; "
-    "columns without any number are left out. "
-    "Position: where the prior was put, RAS; its error: the distance from where the truth has it. "
-    "Time: network, positioning and fusion."
+    "columns without any number are left out."
+)
+ABOUT_PRIORS = (
+    "Prior: how often each organ lay where, in the labelled scans that the model was made with, "
+    "which are its cases. Each scan has it where it fits best; an organ without a certain "
+    "position is segmented without it."
 )
 
 
@@ -105,10 +116,12 @@ def predictions_page(
     lead = [f"{CONVENTION} Positions and sizes are in mm, RAS. For research, not for diagnosis."]
     kept = [run / name for name in ("settings.json", "provenance.json")]
     remarks = _remarks(known, organs)
+    header, rows = _filled(_rows(known, ordered, organs))
+    notes = [text for column, text in NOTES.items() if column in header]
     content = [
         Section("Summary", summary_blocks(known, organs, priors or {})),
-        *([Section("What to look at", [Lines(remarks, "alert")])] if remarks else []),
-        Section("Every case", [Table("", *_filled(_rows(known, ordered, organs)), NOTE)]),
+        *([Section("What to look at", _look_at(remarks))] if remarks else []),
+        Section("Every case", [Table("", header, rows, " ".join([*notes, EMPTY]))]),
         Section("Cases", [Text(rule, "lead"), *pictures]),
         Section("Distributions", _distributions(known, organs, folder)),
         *([Section("What is missing", [Lines(missing)])] if missing else []),
@@ -116,6 +129,12 @@ def predictions_page(
     ]
     title = f"Predictions {run.parent.name}/{run.name}"
     return Page(title, lead, content, colours=name_colours(organs))
+
+
+def _look_at(remarks: Sequence[str]) -> list[Block]:
+    """Remarks, and what a prior is, if one of them speaks of it."""
+    told = any("prior" in text for text in remarks)
+    return [Lines(remarks, "alert"), *([Text(ABOUT_PRIORS, "lead")] if told else [])]
 
 
 def _missing(
@@ -129,7 +148,10 @@ def _missing(
         where = "was given (--datalist)" if datalist is None else f"in {datalist} has it"
         said.append(f"No truth: no datalist {where}.")
     if not any(f.position_mm for f in known.found.values()):
-        said.append("No positions: a network without prior, or its table was moved away.")
+        sure = any(not math.isnan(f.confidence) for f in known.found.values())
+        uncertain = "none was certain, so that no prior was used"
+        absent = "a network without prior, or its table was moved away"
+        said.append(f"No positions: {uncertain if sure else absent}.")
     elif not priors:
         said.append("No prior contours: no folder of priors was given (--models).")
     return said
@@ -192,7 +214,9 @@ def _remarks(known: Predictions, organs: Mapping[int, str]) -> list[str]:
     lines = []
     for name in known.cases:
         said = list(known.remarks.get(name, []))
-        said += [f"{organs[k]}: {text}" for k in organs for text in known.found[name, k].remarks]
+        said += [
+            f"{organs[k]}: {text}" for k in organs for text in known.found[name, k].remarks or ()
+        ]
         if said:
             lines.append(f"{name}: {'; '.join(said)}.")
     return lines
@@ -212,11 +236,12 @@ def _rows(known: Predictions, cases: Sequence[Case], organs: Mapping[int, str]) 
         for k, organ in organs.items():
             f = known.found[name, k]
             point = ", ".join(f"{v:.1f}" for v in f.position_mm or ())
+            # the scan's own once, not for each organ
+            remarks = [*(known.remarks.get(name, []) if k == first else []), *(f.remarks or ())]
             rows.append(
                 [
                     *(name, organ, text(f.predicted_ml), text(f.confidence, 2)),
-                    # the scan's own once, not for each organ
-                    "; ".join([*(known.remarks.get(name, []) if k == first else []), *f.remarks]),
+                    "; ".join(remarks),
                     text(f.true_ml),
                     *(text(f.dice, factor=100), text(f.jaccard, factor=100)),
                     *(text(f.hd95_mm), text(f.asd_mm), text(f.position_error_mm)),

@@ -19,7 +19,7 @@ from stipple_monai.files import read_csv
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.cases import Case, datalist_cases, scan_stem
-from stipple_monai.results import first_file, read_records, score
+from stipple_monai.results import first_file, organ_remarks, read_records, score
 from stipple_monai.visualize import on_one_grid, spacing_mm
 
 SEGMENTATION = "_seg.nii.gz"
@@ -40,7 +40,7 @@ class Found:
     position_error_mm: float = math.nan
     confidence: float = math.nan
     seconds: float = math.nan
-    remarks: Sequence[str] = ()
+    remarks: Sequence[str] | None = None
 
 
 @dataclass
@@ -166,14 +166,37 @@ def measure_cases(
         for k, ml in zip(organs, organ_volumes(predicted, organs), strict=True):
             found = known.found[name, k]
             found.predicted_ml = ml
-            if truth is None:
-                continue
-            (found.true_ml,) = organ_volumes(truth, [k])
-            if math.isnan(found.dice):
-                numbers = score(predicted[0] == k, truth[0] == k, spacing_mm(predicted))
-                found.dice, found.jaccard, found.hd95_mm, found.asd_mm = numbers
-            if math.isnan(found.position_error_mm) and found.true_ml and k in (priors or {}):
-                found.position_error_mm = _position_error(found, truth, (priors or {})[k])
+            if truth is not None:
+                _measure(found, predicted, truth, k, (priors or {}).get(k))
+            if found.remarks is None:
+                found.remarks = _remarks(found, (priors or {}).get(k))
+
+
+def _measure(
+    found: Found, predicted: MetaTensor, truth: MetaTensor, k: int, prior: SpatialPrior | None
+) -> None:
+    """What a table has not: the true volume, and scores and the position's error."""
+    (found.true_ml,) = organ_volumes(truth, [k])
+    if math.isnan(found.dice):
+        numbers = score(predicted[0] == k, truth[0] == k, spacing_mm(predicted))
+        found.dice, found.jaccard, found.hd95_mm, found.asd_mm = numbers
+    if math.isnan(found.position_error_mm) and found.true_ml and prior is not None:
+        found.position_error_mm = _position_error(found, truth, prior)
+
+
+def _remarks(found: Found, prior: SpatialPrior | None) -> list[str]:
+    """What `segment` would have said of an organ; an evaluation has no records."""
+    volumes = None if prior is None else prior.volumes_ml
+    row = {
+        "volume_ml": found.predicted_ml,
+        "position_mm": found.position_mm,
+        "confidence": None if math.isnan(found.confidence) else found.confidence,
+    }
+    if found.true_ml == 0 and not found.predicted_ml:
+        return []
+    return organ_remarks(
+        row, None if volumes is None else {"least": volumes.minimum, "greatest": volumes.maximum}
+    )
 
 
 def _position_error(found: Found, truth: MetaTensor, prior: SpatialPrior) -> float:

@@ -1,11 +1,14 @@
-"""Stages: what users say reaches the configs as it was said."""
+"""Stages: what users say reaches the configs as it was said, and nothing stays behind."""
 
+import gc
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigParser
 
-from stipple_monai.bundle import as_written
+from stipple_monai.bundle import BUNDLE, as_written, configs_of, run_bundle
 from stipple_monai.commands.options import read_knobs
 
 ODD = ["a#1", "a@#b", "%a#b", "a::b", "$a", "@a", "[a]", "a: b", "007", "no", "{x}", "é#", "'\"#"]
@@ -69,3 +72,29 @@ def test_words_that_may_be_either_are_refused(word):
 def test_numbers_beyond_all_are_refused():
     with pytest.raises(ValueError, match="`knob` must be finite, got 1e400"):
         read_knobs(["knob=1e400"])
+
+
+class Circle:
+    """What an engine is with its handlers, for Python's collector alone."""
+
+    def __init__(self):
+        self.itself = self
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_leaves_no_scans_behind(monkeypatch, fails):
+    held = []
+
+    def run(**given):
+        held.append(weakref.ref(Circle()))
+        if fails:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai.bundle.run", run)
+    gc.disable()
+    try:
+        with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+            run_bundle(configs_of(BUNDLE), ["train"])
+        assert held[0]() is None
+    finally:
+        gc.enable()

@@ -51,6 +51,18 @@ def test_help_of_the_module(monkeypatch, capsys):
         assert command in said
 
 
+def test_every_argument_has_its_help():
+    (commands,) = (a.choices for a in make_parser()._actions if a.dest == "command")
+    silent = [
+        (name, action.option_strings or action.dest)
+        for name, command in commands.items()
+        for action in command._actions
+        if not action.help
+    ]
+    assert len(commands) > 15
+    assert silent == []
+
+
 @pytest.mark.parametrize("arguments", [[], ["prior"], ["split", "a.json"], ["phantom"]])
 def test_wrong_usage_ends_with_one_line_and_status_1(arguments, capsys):
     assert main(arguments) == 1

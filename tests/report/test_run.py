@@ -434,6 +434,53 @@ def test_remarks_come_first_and_empty_columns_are_left_out(made, tmp_path):
     assert "Dice (%)" not in summary
 
 
+def test_an_evaluation_without_records_has_the_remarks_of_segment(made, tmp_path):
+    told = {
+        Path(row["scan"]).name[:2]: row["remarks"] for row in read_csv(made["out"] / "volumes.csv")
+    }
+    out = tmp_path / "evaluation"
+    out.mkdir()
+    for path in made["out"].glob("*_seg.nii.gz"):
+        shutil.copy(path, out)
+    page = report(out, datalist=made["datalist"], models=made["models"])
+    assert {row["case"]: row["remarks"] for row in table(page, "Every case")} == told
+    text = text_of(page)
+    assert "is outside the" in text
+    assert "which are its cases" in text
+    # of columns that are not there nothing is said
+    assert "Position: where" not in text
+    assert "Time: network" not in text
+
+
+def test_an_organ_that_is_rightly_absent_is_no_remark(made, tmp_path):
+    out = tmp_path / "evaluation"
+    out.mkdir()
+    empty = np.zeros(SHAPE, np.uint8)
+    write_scan(tmp_path / "s0.nii.gz", organ(4), AFFINE)
+    for path in (out / "s0_seg.nii.gz", tmp_path / "label.nii.gz"):
+        nib.save(nib.Nifti1Image(empty, AFFINE), path)
+    item = {"image": tmp_path / "s0.nii.gz", "label": tmp_path / "label.nii.gz"}
+    datalist = tmp_path / "dataset.json"
+    write_datalist(datalist, {"test": [item]}, metadata={"labels": {"0": "none", "1": "liver"}})
+    (row,) = table(report(out, datalist=datalist), "Every case")
+    assert "remarks" not in row or not row["remarks"]
+    nib.save(nib.Nifti1Image(organ(4).astype(np.uint8), AFFINE), tmp_path / "label.nii.gz")
+    (row,) = table(report(out, datalist=datalist, overwrite=True), "Every case")
+    assert row["remarks"] == "not found"
+
+
+def test_positions_that_were_not_certain_are_no_missing_table(made, tmp_path):
+    out = tmp_path / "evaluation"
+    out.mkdir()
+    shutil.copy(made["out"] / "s0_seg.nii.gz", out)
+    row = {"scan": made["folder"] / "data" / "s0.nii.gz", "organ": 1, "confidence": 0.3}
+    write_csv(out / "positions.csv", list(row), [list(row.values())])
+    page = report(out, models=made["models"])
+    assert "No positions: none was certain, so that no prior was used." in text_of(page)
+    (row,) = table(page, "Every case")
+    assert "no certain position (confidence 0.30), prior not used" in row["remarks"]
+
+
 def test_one_colour_for_an_organ_on_a_page(tmp_path):
     """In tables, beside pictures and in plots alike."""
     write_phantom(tmp_path, cases=1, size=24, organs="all")
