@@ -419,6 +419,7 @@ def interrupt(*arguments):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_results_do_not_go_into_the_folder_of_a_training(datalist, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "run_bundle", lambda *a, **k: None)
     train(datalist, tmp_path, overlays=["phantom"], options={"organs": [VALUE]})
