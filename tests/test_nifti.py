@@ -167,3 +167,14 @@ def test_complex_voxels_are_refused_by_all(tmp_path):
     with pytest.raises(DatasetError, match=r"one real number a voxel, got .* in .*a\.nii"):
         segment([path], out, **model)
     assert not list(out.glob("*_seg.nii.gz"))
+
+
+def test_a_label_of_another_format_lies_where_its_affine_says(tmp_path):
+    """FreeSurfer's have mm alone, and one affine."""
+    nifti = save(tmp_path / "a.nii", blob(), sform=TRUE)
+    nib.save(nib.MGHImage(blob().astype(np.uint8), TRUE), tmp_path / "a.mgz")
+    expected = organ_position(nifti)
+    torch.testing.assert_close(organ_position(tmp_path / "a.mgz"), expected)
+    nib.save(nib.MGHImage(blob().astype(np.uint8), TRUE * 1e-4), tmp_path / "b.mgz")
+    with pytest.raises(DatasetError, match=r"in mm, got voxels of .*b\.mgz"):
+        organ_position(tmp_path / "b.mgz")

@@ -11,6 +11,7 @@ from stipple_monai.ownership import (
     adopt,
     begin_part,
     begin_set,
+    begun_with,
     claim,
     end_part,
     new_folder,
@@ -116,6 +117,14 @@ def test_a_set_does_not_replace_what_is_read_or_foreign(tmp_path):
     adopt(tmp_path, [tmp_path / "i/0", tmp_path / "i/9"])
     with pytest.raises(DatasetError, match=r"must not be an input, got .*i/9"):
         begin_set(tmp_path, ["i/0"], made_with={}, overwrite=True, inputs=[tmp_path / "i/9"])
+
+
+@pytest.mark.parametrize(("content", "got"), [("{", ": Expecting"), ("[]", ", got list")])
+def test_settings_that_are_none_are_refused(tmp_path, content, got):
+    assert begun_with(tmp_path / "settings.json") is None
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(DatasetError, match=rf"settings\.json must be JSON that this .*wrote{got}"):
+        begun_with(tmp_path / "settings.json")
 
 
 def test_settings_count_as_soon_as_they_led_to_something(tmp_path):

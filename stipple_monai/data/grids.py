@@ -195,8 +195,6 @@ def _read_nifti(path: Path) -> Grid:
             raise ValueError("of another format")
         require_real(file, str(path))
         raw = np.asanyarray(file.dataobj)
-        if raw.dtype.kind not in "iuf":
-            raise ValueError(f"of type {raw.dtype}")
         array = raw if raw.dtype.kind in "iu" else raw.astype(np.float32)
     except DatasetError:
         raise
@@ -212,16 +210,32 @@ def _read_nifti(path: Path) -> Grid:
     return Grid(array, np.asarray(settled.affine, np.float64), tuple(notes))
 
 
+def _require_scalars(path: Path) -> None:
+    """Raise for colours, vectors and what is not 3D, of which ITK reads some and not others."""
+    reader = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if reader is None:
+        return
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    axes, numbers = reader.GetNumberOfDimensions(), reader.GetNumberOfComponents()
+    if axes != 3 or numbers != 1:
+        raise DatasetError(
+            f"`path` must be a 3D volume of one real number a voxel, got {axes} axes and {numbers} "
+            f"a voxel in {path}: export it anew, channels as files of their own."
+        )
+
+
 def _read_itk(path: Path) -> Grid:
     try:
+        _require_scalars(path)
         image = itk.imread(str(path))
         array = itk.array_from_image(image)
+    except DatasetError:
+        raise
     except (RuntimeError, TypeError, KeyError) as error:
         raise DatasetError(
             f"`path` must be a whole volume, got {path}, which cannot be read: {str(error)[-80:]}"
         ) from error
-    if image.GetNumberOfComponentsPerPixel() > 1 or array.ndim != 3:
-        return Grid(array, np.eye(4))
     affine = np.eye(4)
     affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()

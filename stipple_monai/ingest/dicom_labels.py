@@ -9,6 +9,7 @@ the one and a region of interest of the other; their numbers are label values.
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ pydicom, has_pydicom = optional_import("pydicom")
 hd, has_highdicom = optional_import("highdicom")
 
 _DAMAGED = (RuntimeError, ValueError, AttributeError, KeyError, IndexError, EOFError, TypeError)
+# the length of an element that ends with a delimiter
+_UNDEFINED = 0xFFFFFFFF
 
 
 def is_label_object(path: Path) -> bool:
@@ -66,15 +69,26 @@ def label_frame(path: Path) -> str:
 
 
 def structure_names(path: Path) -> dict[int, str]:
-    """Names of the structures in a DICOM SEG or RTSTRUCT by their numbers."""
+    """Names of the structures in a DICOM SEG or RTSTRUCT by their numbers.
+
+    Raises:
+        DatasetError: the file is damaged, or has no structures.
+        ImportError: pydicom is missing.
+    """
     dataset = _header(path)
     if sop_class(path) == RTSTRUCT_CLASS:
         found = dataset.get("StructureSetROISequence", [])
-        return {number: str(item.get("ROIName", "")) for number, item in enumerate(found, 1)}
-    segments = dataset.get("SegmentSequence", [])
-    named = {int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in segments}
-    # 0 is the background of a label map segmentation
-    return {number: name for number, name in named.items() if number}
+        named = {number: str(item.get("ROIName", "")) for number, item in enumerate(found, 1)}
+    else:
+        segments = dataset.get("SegmentSequence", [])
+        named = {int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in segments}
+        # the background of a label map segmentation
+        named.pop(0, None)
+    if not named:
+        raise DatasetError(
+            f"`label` must have structures, got {path} without any: download or export it again."
+        )
+    return named
 
 
 def read_structures(path: Path, scan: Grid, *, numbers: Collection[int]) -> Grid:
@@ -200,9 +214,20 @@ def _header(path: Path) -> Any:
     if not has_pydicom:
         raise _missing("pydicom", "dicom", path)
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except (pydicom.errors.InvalidDicomError, *_DAMAGED) as error:
+        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    except (pydicom.errors.InvalidDicomError, struct.error, OSError, *_DAMAGED) as error:
         raise DatasetError(f"`label` must be whole, got {path}: {error}") from error
+    # pydicom takes what is there of the last element for the whole
+    if any(len(e.value or b"") < e.length < _UNDEFINED for e in dataset.values() if _is_raw(e)):
+        raise DatasetError(
+            f"`label` must be whole, got {path}: its copy may have been cut short; download or "
+            "export it again."
+        )
+    return dataset
+
+
+def _is_raw(element: Any) -> bool:
+    return isinstance(element, pydicom.dataelem.RawDataElement)
 
 
 def _missing(package: str, extra: str, path: Path) -> ImportError:

@@ -64,6 +64,11 @@ def find_nnunet(root: Path, labels: Path | None) -> Source:
             cases.append(Case(name, images, label, test=part == "imagesTs"))
         matched = sum(c.label is not None for c in cases)
         skipped += require_matches(matched, list(known.values()))
+        skipped += [
+            (path.name, "its name does not end with a channel, such as _0000")
+            for path in listed(root / part)
+            if is_volume(path) and channel_of(path) is None
+        ]
         skipped += _other_files({root / part, where})
     return Source(
         root,

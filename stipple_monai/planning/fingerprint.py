@@ -220,9 +220,9 @@ def _evenly(indices: NDArray[np.intp]) -> NDArray[np.intp]:
 
 def _statistics(parts: Sequence[NDArray[Any]]) -> dict[str, float]:
     values = np.concatenate(parts)
+    values = values[np.isfinite(values)].astype(np.float64)
     if not values.size:
         return {}
-    values = values[np.isfinite(values)].astype(np.float64)
     names = {"p00_5": 0.5, "p50": 50, "p99_5": 99.5}
     numbers = dict(zip(names, np.percentile(values, list(names.values())).tolist(), strict=True))
     told = {"mean": values.mean(), "sd": values.std(), **numbers}

@@ -44,9 +44,8 @@ def settings_blocks(paths: Iterable[Path], *, optional: bool = False) -> list[Bl
             blocks.append(Text(f"{path} cannot be read: {error}", "warning"))
             continue
         rows = [[name, value] for name, value in flatten(content)]
-        if rows:
-            header, title = ["setting", "value"], f"Settings: {path.name}"
-            blocks.append(Table(title, header, rows, str(path), folded=True))
+        header, title = ["setting", "value"], f"Settings: {path.name}"
+        blocks.append(Table(title, header, rows, str(path), folded=True))
     if not blocks and not optional:
         blocks.append(Text("The run kept no settings.", "warning"))
     return blocks

@@ -92,7 +92,9 @@ def _quality(run: Path, number: int) -> list[dict[str, str]]:
 
 
 def _summary(run: Path, rows: Mapping[int, Sequence[Mapping[str, str]]]) -> list[Block]:
-    scored = RoundComparison.read(run, max(rows)) if rows else RoundComparison({})
+    # the last round may have pseudo-labels and no network yet
+    trained = [n for n in rows if (run / f"round_{n}" / "models" / "curve.csv").is_file()]
+    scored = RoundComparison.read(run, max(trained)) if trained else RoundComparison({})
     if scored.rounds:
         said: list[Block] = [
             Text(f"Best: round {scored.best()}.", "summary"),

@@ -6,10 +6,19 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from helpers.bundle_runs import CONFIGS
 from monai.bundle import ConfigParser
 
-from stipple_monai.bundle import BUNDLE, as_written, configs_of, run_bundle
+from stipple_monai.bundle import (
+    BUNDLE,
+    as_written,
+    check_knobs,
+    configs_of,
+    run_bundle,
+    whole_folder,
+)
 from stipple_monai.commands.options import read_knobs
+from stipple_monai.errors import DatasetError
 
 ODD = ["a#1", "a@#b", "%a#b", "a::b", "$a", "@a", "[a]", "a: b", "007", "no", "{x}", "é#", "'\"#"]
 
@@ -72,6 +81,34 @@ def test_words_that_may_be_either_are_refused(word):
 def test_numbers_beyond_all_are_refused():
     with pytest.raises(ValueError, match="`knob` must be finite, got 1e400"):
         read_knobs(["knob=1e400"])
+
+
+def test_counts_are_whole_numbers_or_expressions():
+    for value in ("$2 * 3", "@epochs", "%file::max_epochs", 1):
+        check_knobs(CONFIGS, ["train"], {"max_epochs": value})
+    for value in ("5", 0, 2.0, True):
+        with pytest.raises(ValueError, match="`max_epochs` must be a whole number of at least 1"):
+            check_knobs(CONFIGS, ["train"], {"max_epochs": value})
+
+
+def test_names_of_knobs_alone_are_looked_for(tmp_path):
+    check_knobs(CONFIGS, ["train"], ["max_epochs"])
+    with pytest.raises(ValueError, match="got max_epoch: did you mean max_epochs"):
+        check_knobs(CONFIGS, ["train"], ["max_epoch"])
+    (tmp_path / "list.yaml").write_text("[max_epochs]", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"list\.yaml must hold a mapping, got list"):
+        check_knobs(CONFIGS, [tmp_path / "list.yaml"], ["max_epochs"])
+
+
+def test_a_stage_that_is_done_is_not_begun_again(tmp_path):
+    with whole_folder(tmp_path / "models", made_with={"seed": 1}) as part:
+        (part / "a").touch()
+    with (
+        pytest.raises(FileExistsError, match=r"`path` must not exist yet, got .*models: the stage"),
+        whole_folder(tmp_path / "models", made_with={"seed": 1}),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
 class Circle:

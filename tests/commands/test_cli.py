@@ -1,5 +1,6 @@
 """The command line: `python -m stipple_monai`."""
 
+import io
 import json
 import re
 import runpy
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
+from tqdm import tqdm
 
 from stipple_monai.__main__ import main, make_parser
 from stipple_monai.bundle import BUNDLE
-from stipple_monai.commands import demo, phantom
+from stipple_monai.commands import calibrate, demo, phantom, self_train
 from stipple_monai.data import keep_sections, label_names, read_datalist
 
 
@@ -280,6 +282,71 @@ def test_priors_are_of_all_organs_that_the_data_set_names(tmp_path, capsys):
     assert found == {f"prior_{k}.nii.gz" for k in named}
     assert main([*given, str(tmp_path / "one"), *options, "organs=[2]"]) == 0
     assert [path.name for path in (tmp_path / "one").glob("prior_*.nii.gz")] == ["prior_2.nii.gz"]
+
+
+def test_an_interrupt_is_a_line_and_status_130(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantom, "write_phantom", interrupted)
+    assert main(["phantom", str(tmp_path / "data")]) == 130
+    assert one_line(capsys) == "stipple_monai phantom: interrupted"
+
+
+def test_no_progress_bar_is_painted_over_an_error(tmp_path, monkeypatch, capsys):
+    bars = []
+
+    def fails(*_, **__):
+        bars.append(tqdm(total=9, file=io.StringIO()))
+        raise ValueError("deep")
+
+    monkeypatch.setattr(phantom, "write_phantom", fails)
+    assert main(["phantom", str(tmp_path / "data")]) == 1
+    assert one_line(capsys).startswith("stipple_monai phantom: deep")
+    assert bars[0].disable
+
+
+def test_calibrate_gets_its_options(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def noted(*places, **options):
+        calls.append((places, options))
+        return "calibration.json"
+
+    monkeypatch.setattr(calibrate, "calibrate", noted)
+    places = (tmp_path / "data.json", tmp_path / "folds", tmp_path / "models")
+    given = "--folds 4 --position true --shrinkage 0.5 --seed 7 --overlays a --infer-overlays b c"
+    words = [*map(str, places), *given.split(), "--set", "max_epochs=2"]
+    assert main(["calibrate", *words]) == 0
+    assert main(["calibrate", *map(str, places)]) == 0
+    assert capsys.readouterr().out == "calibration.json\n" * 2
+    standard = {"bundle": BUNDLE, "seed": 0, "options": {}, "folds": None, "position": "located"}
+    standard |= {"shrinkage": 1.0, "overlays": [], "train_overlays": [], "infer_overlays": []}
+    changed = {"seed": 7, "options": {"max_epochs": 2}, "folds": 4, "position": "true"}
+    changed |= {"shrinkage": 0.5, "overlays": ["a"], "infer_overlays": ["b", "c"]}
+    assert calls == [(places, {**standard, **changed}), (places, standard)]
+
+
+@pytest.mark.parametrize("overlays", [[], ["baseline"]])
+def test_self_train_takes_a_plan_behind_the_overlays(tmp_path, monkeypatch, overlays):
+    calls = []
+    monkeypatch.setattr(self_train, "self_train", lambda *_, **options: calls.append(options))
+    plan = tmp_path / "plan.yaml"
+    words = ["self-train", "data.json", str(tmp_path / "out"), "--plan", str(plan)]
+    assert main([*words, *(["--overlays", *overlays] if overlays else [])]) == 0
+    assert calls[0]["overlays"] == [*overlays, plan]
+    assert calls[0]["shares"] == [None]
+
+
+def test_split_of_a_fold_of_the_unlabelled_section_counts_it_once(tmp_path):
+    items = [{"image": f"{n}_image.nii.gz", "fold": n % 2} for n in range(8)]
+    path = listed(tmp_path / "data.json")
+    path.write_text(json.dumps({"training": [], "unlabelled": items}), encoding="utf-8")
+    command = ["split", str(path), str(tmp_path / "out.json"), "--fold", "0"]
+    assert main([*command, "--section", "unlabelled"]) == 0
+    sections = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    found = [item["image"] for part in sections.values() if isinstance(part, list) for item in part]
+    assert len(found) == len(set(found)) > 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from helpers.real_data import DATA, real
 from monai.data import MetaTensor, load_decathlon_datalist
 from monai.transforms import LoadImage
 
-from stipple_monai.data import read_datalist, split_datalist, write_datalist
+from stipple_monai.data import ignored_value, read_datalist, split_datalist, write_datalist
 from stipple_monai.data.checks import check_pair, read_volume
 from stipple_monai.errors import DatasetError
 
@@ -374,6 +374,17 @@ def test_takes_values_that_are_whole_but_for_rounding(image, label):
     check_pair(image, label, classes=2)
 
 
+def test_a_label_of_ignored_voxels_alone_is_refused(image, label):
+    label[:] = 255
+    with pytest.raises(DatasetError, match=r"not to be ignored, got 255 in all .* unlabelled"):
+        check_pair(image, label, classes=2)
+
+
+def test_the_ignored_value_is_no_organ(image, label):
+    with pytest.raises(ValueError, match=r"`values` must not have 255, .*\[1, 255\].*--map 255=1"):
+        check_pair(image, label, classes=3, values=[1, 255])
+
+
 def test_ignore_value_can_be_refused(image, label):
     with pytest.raises(DatasetError, match="values 0 to 1, got 255"):
         check_pair(image, label, classes=2, ignore=None)
@@ -455,3 +466,9 @@ def test_scans_themselves_are_a_datalist(tmp_path, monkeypatch):
         read_datalist([], "test")
     with pytest.raises(DatasetError, match=r"must be a file that exists, got .*c\.nii\.gz in item"):
         read_datalist(["a.nii.gz", "c.nii.gz"], "test")
+
+
+def test_the_ignored_value_of_both_styles():
+    assert ignored_value({"labels": {"background": 0, "ignore": 9}}) == 9
+    assert ignored_value({"labels": {"0": "background", "9": "Ignore"}}) == 9
+    assert ignored_value({"labels": {"0": "background", "1": "liver"}}) is None

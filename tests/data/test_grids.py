@@ -7,6 +7,7 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers.cifti import write_cifti
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -134,9 +135,21 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[:-12])
 
 
+def of_colours(path):
+    pixels = itk.image_from_array(np.zeros((4, 3, 2, 3), np.uint8), is_vector=True)
+    itk.imwrite(pixels, str(path))
+
+
+def flat(path):
+    itk.imwrite(itk.image_from_array(np.zeros((4, 3), np.uint8)), str(path))
+
+
 @pytest.mark.parametrize(
     ("name", "make", "match"),
     [
+        ("a.dtseries.nii", write_cifti, "a whole NIfTI file, got .*another format"),
+        ("a.mha", of_colours, "one real number a voxel, got 3 axes and 3 a voxel in"),
+        ("a.mha", flat, "3D volume of one real number a voxel, got 2 axes and 1 a voxel in"),
         ("a.nii", huge, "whole NIfTI file"),
         ("a.nii.gz", huge, "whole NIfTI file"),
         ("a.nii", cut_short, "whole NIfTI file"),

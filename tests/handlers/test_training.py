@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from ignite.engine import Engine, Events
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import RandGaussianNoised
 
+from stipple_monai.errors import TrainingError
+from stipple_monai.handlers import FiniteTraining
 from stipple_monai.handlers.training import (
     EpochSeed,
     LearningCurve,
@@ -213,3 +216,44 @@ def test_a_training_starts_from_weights_without_their_calibration(calibrated, tm
     assert torch.equal(net.network.weight, source.network.weight)
     numbers = source.calibration if calibrated else torch.tensor([[1.0, 1, 0, 1, 0]])
     assert torch.equal(net.calibration, numbers)
+
+
+def test_an_undefined_score_keeps_the_last_weights_until_one_is_defined(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    handler = saver(tmp_path, model)
+
+    def after(weight, score):
+        torch.nn.init.constant_(model.weight, weight)
+        validate(handler, score)
+        return torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item()
+
+    with pytest.warns(UserWarning, match="dice is undefined: no validation scan has an organ"):
+        assert after(1.0, math.nan) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert after(2.0, math.nan) == 2
+        assert after(3.0, 0.5) == 3
+        assert after(4.0, math.nan) == 3
+
+
+def test_a_training_that_fails_leaves_no_final_model(tmp_path):
+    def fails(engine, batch):
+        raise KeyError("deep")
+
+    handler = WholeCheckpointSaver(str(tmp_path), {"m": torch.nn.Linear(1, 1)}, save_final=True)
+    trainer = Engine(fails)
+    handler.attach(trainer)
+    with pytest.raises(KeyError, match="deep"):
+        trainer.run([0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_end_the_training_with_the_epoch():
+    network = torch.nn.Linear(1, 1)
+    trainer = Engine(lambda engine, batch: [{"loss": torch.tensor(1.0)}])
+    FiniteTraining(network).attach(trainer)
+    trainer.run([0, 0])
+    torch.nn.init.constant_(network.bias, math.inf)
+    with pytest.raises(TrainingError, match=r"must stay finite, got weights .* in bias"):
+        trainer.run([0, 0])
+    assert trainer.state.iteration == 2

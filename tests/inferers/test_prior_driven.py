@@ -206,6 +206,15 @@ def test_a_batch_of_volumes_with_different_affines():
         assert item.meta["filename_or_obj"] == image.meta["filename_or_obj"]
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 4), (3, 3), (0, 4, 4)])
+def test_affines_of_another_number_than_scans_are_refused(shape):
+    inputs = batch_of(scan(), scan(name="two.nii"))
+    inputs.meta["affine"] = torch.eye(shape[-1], dtype=torch.float64).expand(shape)
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    with pytest.raises(PositionError, match=r"4 × 4 affine for all or for each, got 2 scans and"):
+        PriorDrivenInferer(SimpleInferer(), make_priors())(inputs, net)
+
+
 @pytest.mark.parametrize("wrap", [MetaTensor, torch.Tensor.clone], ids=["meta", "plain"])
 @every_inferer
 def test_with_prior_channels_the_network_runs_as_it_is(inferer, dims, wrap, recwarn):

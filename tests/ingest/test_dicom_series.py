@@ -7,10 +7,12 @@ import pydicom
 import pytest
 from helpers.real_data import DATA, real
 from helpers.series import write_series
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
     generate_uid,
 )
 
@@ -173,6 +175,18 @@ def no_bytes(files):
     files[1].write_bytes(b"")
 
 
+def huge_slope(files):
+    change(1, RescaleSlope="1e39")(files)
+
+
+def broken_stream(files):
+    image = pydicom.dcmread(files[1])
+    image.PixelData = encapsulate([b"\1\0\0\0" + b"\0" * 8])
+    image["PixelData"].is_undefined_length, image["PixelData"].VR = True, "OB"
+    image.file_meta.TransferSyntaxUID = RLELossless
+    image.save_as(files[1])
+
+
 def text(files):
     files[1].write_text("not DICOM", encoding="utf-8")
 
@@ -220,6 +234,24 @@ def test_pixels_cut_short_are_one_clear_error(tmp_path):
         read_series(open_series(tmp_path / "ct"))
 
 
+@pytest.mark.parametrize("spoil", [huge_slope, broken_stream])
+def test_pixels_that_are_no_numbers_are_one_clear_error(tmp_path, spoil):
+    write_series(tmp_path / "ct", scan_of())
+    spoil(files_of(tmp_path / "ct"))
+    with pytest.raises(DatasetError, match=r"whole and readable, got .*002"):
+        read_series(open_series(tmp_path / "ct"))
+
+
+def test_a_thickness_that_is_no_number_is_none(tmp_path):
+    def worded(image, k):
+        image.add_new("SliceThickness", "LO", "thin")
+
+    write_series(tmp_path / "ct", scan_of(), edit=worded)
+    series = open_series(tmp_path / "ct")
+    assert series.slices[0].thickness_mm is None
+    assert not any("SliceThickness" in note for note in series.notes)
+
+
 def test_a_file_that_may_not_be_read_is_one_clear_error(tmp_path, monkeypatch):
     write_series(tmp_path / "ct", scan_of())
     monkeypatch.setattr("os.access", lambda path, mode: "003" not in str(path))
@@ -251,6 +283,7 @@ def test_old_files_without_preamble_are_read(tmp_path):
     for path in files_of(tmp_path / "ct"):
         image = pydicom.dcmread(path)
         del image.file_meta
+        image.preamble = None
         image.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
         path.rename(path.with_suffix(""))
     np.testing.assert_array_equal(read_series(open_series(tmp_path / "ct"))[0], hu)

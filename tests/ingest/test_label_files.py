@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from stipple_monai import DatasetError
 from stipple_monai.data.grids import Grid, read_grid
 from stipple_monai.ingest import dicom_labels
-from stipple_monai.ingest.dicom_labels import referenced_series, structure_names
+from stipple_monai.ingest.dicom_labels import label_frame, referenced_series, structure_names
 from stipple_monai.ingest.label_files import read_label
 from stipple_monai.ingest.series import open_series, read_series
 from stipple_monai.results.dicom_seg import series_files, write_dicom_seg
@@ -35,6 +35,13 @@ def boxes():
     for value, (low, high) in enumerate(BOXES.values(), 1):
         array[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))] = value
     return array
+
+
+def write_seg(path, folder, array, affine):
+    """A DICOM SEG of the series in a folder, of a liver and a spleen."""
+    label = MetaTensor(array[None].astype(np.float32), affine=affine)
+    write_dicom_seg(path, label, series_files(folder), organs={1: "liver", 2: "Spleen"})
+    return path
 
 
 @pytest.fixture
@@ -139,6 +146,109 @@ def test_a_damaged_dicom_seg_is_one_error(ct, tmp_path):
         read_label(tmp_path / "seg.dcm", scan)
 
 
+@pytest.fixture
+def tilted(tmp_path):
+    """The scan of a tilted gantry and its DICOM SEG, whose frames must be put one by one."""
+    write_series(tmp_path / "tilted", np.zeros(SHAPE, int), tilt=0.2)
+    series = open_series(tmp_path / "tilted")
+    seg = write_seg(tmp_path / "seg.dcm", tmp_path / "tilted", boxes(), series.affine)
+    return Grid(np.zeros(SHAPE), series.affine), seg
+
+
+def test_a_dicom_seg_of_a_tilted_gantry(tilted):
+    scan, seg = tilted
+    np.testing.assert_array_equal(read_label(seg, scan).array, boxes())
+    chosen = read_label(seg, scan, choose={"Spleen": 5}).array
+    np.testing.assert_array_equal(chosen, 5 * (boxes() == 2))
+
+
+def all_of_one_place(data):
+    """Frames of both organs, all of the voxel 0 of one slice."""
+    pixels = np.zeros(data.pixel_array.shape, np.uint8)
+    pixels[:, 0, 0] = 1
+    data.PixelData = np.packbits(pixels.ravel(), bitorder="little").tobytes()
+    places = [g.PlanePositionSequence for g in data.PerFrameFunctionalGroupsSequence]
+    for groups in data.PerFrameFunctionalGroupsSequence:
+        groups.PlanePositionSequence = places[0]
+
+
+def moved(data):
+    place = data.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+    x, y, z = place.ImagePositionPatient
+    place.ImagePositionPatient = [x + 1, y, z]
+
+
+def fractional(data):
+    data.SegmentationType = "FRACTIONAL"
+
+
+def without_places(data):
+    del data.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (all_of_one_place, r"one label map, got .*seg\.dcm: segment [12] overlaps another"),
+        (moved, r"one label map, got .*seg\.dcm: a frame lies on none of the scan's slices"),
+        (fractional, r"one label map, .*: FRACTIONAL cannot be put on a tilted gantry's grid"),
+        (without_places, r"one label map, got .*seg\.dcm: .*PlanePositionSequence"),
+    ],
+)
+def test_what_cannot_be_put_on_a_tilted_gantrys_grid(tilted, spoil, match):
+    scan, seg = tilted
+    data = pydicom.dcmread(seg)
+    spoil(data)
+    data.save_as(seg)
+    with pytest.raises(DatasetError, match=match):
+        read_label(seg, scan)
+
+
+def test_a_structure_set_that_refers_to_no_series_is_told_by_its_frame(ct, tmp_path):
+    series, scan = ct
+    write_structure_set(tmp_path / "rt.dcm", series, BOXES)
+    data = pydicom.dcmread(tmp_path / "rt.dcm")
+    frame = data.ReferencedFrameOfReferenceSequence[0]
+    del frame.RTReferencedStudySequence
+    data.save_as(tmp_path / "rt.dcm")
+    assert label_frame(tmp_path / "rt.dcm") == series.frame_uid
+    frame.FrameOfReferenceUID = "1.2.3"
+    data.save_as(tmp_path / "rt.dcm")
+    with pytest.raises(DatasetError, match=f"frame of reference is 1.2.3, not {series.frame_uid}"):
+        read_label(tmp_path / "rt.dcm", scan, series=series)
+    del data.ReferencedFrameOfReferenceSequence
+    data.save_as(tmp_path / "rt.dcm")
+    assert label_frame(tmp_path / "rt.dcm") == ""
+
+
+@pytest.mark.parametrize(
+    ("kept", "match"),
+    [
+        (0, r"must have structures, got .*rt\.dcm without any"),
+        (9, r"`label` must be whole, got .*rt\.dcm"),
+        (30, r"`label` must be whole, got .*rt\.dcm: its copy may have been cut short"),
+    ],
+)
+def test_a_structure_set_that_was_cut_short(ct, tmp_path, kept, match):
+    """Before, within and behind the head of its list of structures; it is never an empty label."""
+    series, scan = ct
+    write_structure_set(tmp_path / "rt.dcm", series, BOXES)
+    whole = (tmp_path / "rt.dcm").read_bytes()
+    at = whole.index(b"\x06\x30\x20\x00SQ") + kept
+    (tmp_path / "rt.dcm").write_bytes(whole[:at])
+    with pytest.raises(DatasetError, match=match):
+        read_label(tmp_path / "rt.dcm", scan, series=series)
+
+
+def test_contours_that_were_cut_short(ct, tmp_path):
+    series, scan = ct
+    write_structure_set(tmp_path / "rt.dcm", series, BOXES)
+    whole = (tmp_path / "rt.dcm").read_bytes()
+    (tmp_path / "rt.dcm").write_bytes(whole[:-100])
+    with pytest.raises(DatasetError, match=r"got .*rt\.dcm: its copy may have been cut short"):
+        read_label(tmp_path / "rt.dcm", scan, series=series)
+
+
 def test_a_scan_is_no_label(ct):
     series, scan = ct
     with pytest.raises(
@@ -153,6 +263,10 @@ def test_packages_that_are_missing_are_named(ct, tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_labels.shutil, "which", lambda *a, **k: None)
     with pytest.raises(ImportError, match=r"needs plastimatch, got .*stipple-monai\[rtstruct\]"):
         read_label(tmp_path / "rt.dcm", scan, series=series)
+    seg = write_seg(tmp_path / "seg.dcm", tmp_path / "ct", boxes(), scan.affine)
+    monkeypatch.setattr(dicom_labels, "has_highdicom", False)
+    with pytest.raises(ImportError, match=r"needs highdicom, got .*seg.*stipple-monai\[dicom\]"):
+        read_label(seg, scan, series=series)
     monkeypatch.setattr(dicom_labels, "has_pydicom", False)
     with pytest.raises(ImportError, match=r"needs pydicom, got .*stipple-monai\[dicom\]"):
         read_label(tmp_path / "rt.dcm", scan, series=series)

@@ -100,6 +100,17 @@ def test_one_organ_alone_is_a_note(tmp_path):
     assert "one organ alone may seem so" in found.notes[0]
 
 
+def test_labels_that_cannot_be_read_and_organs_without_others_are_passed_over(tmp_path, priors):
+    """`check_dataset` tells of the one; of two organs nobody knows which lies elsewhere."""
+    label = organs(5)
+    far = np.where(label == 3, 0, label).astype(np.uint8)
+    far[0:6, 14:22, 3:12] = 3
+    path = datalist(tmp_path, {"far": far, "broken": label})
+    (tmp_path / "broken_label.nii.gz").write_bytes(b"no NIfTI")
+    known = [SpatialPrior.load(priors / f"prior_{organ}.nii.gz") for organ in (1, 3)]
+    assert check_labels(path, known, progress=False).problems == []
+
+
 def test_what_cannot_be_compared(tmp_path, priors):
     path = datalist(tmp_path, {"a": organs(0) * 20})
     known = [SpatialPrior.load(priors / "prior_1.nii.gz")]

@@ -224,8 +224,14 @@ def test_scans_of_one_patient_are_kept_together(tmp_path):
             image.PatientID = patient
 
         write_series(tmp_path / "src" / f"scan{number}", organ(number)[0], edit=call)
+
+    def nameless(image, k):
+        del image.PatientID, image.PatientName
+
+    write_series(tmp_path / "src" / "scan3", organ(3)[0], edit=nameless)
     path = quiet(tmp_path / "src", tmp_path / "out")
-    one, two, three = read_sections(path)["unlabelled"]
+    one, two, three, unknown = read_sections(path)["unlabelled"]
+    assert "patient" not in unknown
     assert one["patient"] == two["patient"] != three["patient"]
     assert "a" not in (one["patient"], three["patient"])
 

@@ -67,6 +67,16 @@ def test_one_patient_of_pancreas_ct(tcia, tmp_path):
     assert [case.name for case in found.cases] == ["PANCREAS_0024"]
 
 
+def test_labels_of_pancreas_ct_that_are_called_otherwise(tcia, tmp_path):
+    volume(tmp_path / "labels" / "notes_of_0001.nii.gz")
+    why = "a volume that is no label of this collection"
+    assert ("notes_of_0001.nii.gz", why) in find_cases(tcia, labels=tmp_path / "labels").skipped
+    for path in (tmp_path / "labels").iterdir():
+        path.rename(path.with_name(f"mask_{path.name}"))
+    with pytest.raises(DatasetError, match=r"mask_label0001"):
+        find_cases(tcia, labels=tmp_path / "labels")
+
+
 def test_two_series_of_a_patient_are_skipped(tcia, tmp_path):
     series(tcia / "PANCREAS_0001" / f"{UID}.1.1" / f"{UID}.1.3")
     found = find_cases(tcia, labels=tmp_path / "labels")
@@ -110,6 +120,10 @@ def test_dicom_seg_belongs_to_the_series_that_it_refers_to(tmp_path):
         "anna": None,
         "bert": "a.dcm",
     }
+    # what its series cannot tell any more is no reason to lose another's
+    (tmp_path / "anna" / "ct" / "001.dcm").write_bytes(b"")
+    found = find_cases(tmp_path)
+    assert [case.label and case.label.name for case in found.cases] == [None, "a.dcm"]
     write_dicom_seg(tmp_path / "segs" / "b.dcm", label, files, organs={1: "liver"})
     with pytest.raises(DatasetError, match=r"one label, got .*a\.dcm, .*b\.dcm for .*bert"):
         find_cases(tmp_path)
@@ -186,7 +200,11 @@ def test_nnunet(nnunet):
         "liver_3": (2, False, True),
     }
     (nnunet / "imagesTr" / "liver_2_0000.nii.gz").unlink()
-    assert find_cases(nnunet).skipped == [("liver_2", "channels [1] are not 0 to 0")]
+    volume(nnunet / "imagesTr" / "liver_4.nii.gz")
+    assert find_cases(nnunet).skipped == [
+        ("liver_2", "channels [1] are not 0 to 0"),
+        ("liver_4.nii.gz", "its name does not end with a channel, such as _0000"),
+    ]
 
 
 def write_msd(root, items, **content):
@@ -199,7 +217,10 @@ def test_msd(tmp_path):
     volume(tmp_path / "labelsTr" / "a.nii.gz")
     volume(tmp_path / "imagesTs" / "b.nii.gz")
     items = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
-    write_msd(tmp_path, items, test=["./imagesTs/b.nii.gz"], labels={"0": "bg", "1": "x"})
+    # a list that is not of scans
+    authors = [{"name": "A. Simpson"}]
+    others = {"labels": {"0": "bg", "1": "x"}, "authors": authors}
+    write_msd(tmp_path, items, test=["./imagesTs/b.nii.gz"], **others)
     found = find_cases(tmp_path)
     assert (found.layout, found.labels) == ("msd", {0: "bg", 1: "x"})
     assert named(found) == {"a": ("a.nii.gz", "a.nii.gz"), "b": ("b.nii.gz", None)}
@@ -319,6 +340,12 @@ def test_names_that_would_be_written_over_each_other_are_refused(nnunet):
 def test_names_have_no_ending(tmp_path):
     (tmp_path / "a.b.nrrd").touch()
     assert [case.name for case in find_cases(tmp_path).cases] == ["a.b"]
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    for name in ("ct", ".trash"):
+        series(tmp_path / name / "1")
+    assert [case.images[0] for case in find_cases(tmp_path).cases] == [tmp_path / "ct" / "1"]
 
 
 def test_a_damaged_series_is_found_and_refused_later(tmp_path):

@@ -92,3 +92,13 @@ def test_the_network_is_one_graph():
     net = PriorDrivenNet(SliceUNet(channels=(4, 8)), image_channels=1)
     found = torch._dynamo.explain(net)(torch.rand(2, 2, 16, 16))
     assert found.graph_break_count == 0, found.break_reasons
+
+
+def test_a_compiled_step_checks_nothing(monkeypatch):
+    """A look at the labels would break its graph."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    check = LabelCheck(255, name="`label`")
+    assert check(BAD, highest=1).tolist() == [0, 1, 255, 255]
+    monkeypatch.undo()
+    with pytest.raises(DatasetError, match="got 7"):
+        check(BAD, highest=1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from stipple_monai.networks import MeanLogits
 from stipple_monai.networks.unet import BFloat16SliceUNet, SliceUNet
 
 SMALL = (4, 6, 8)
@@ -177,3 +178,8 @@ def test_bfloat16_between_encoder_and_decoder():
     plain = SliceUNet(1, 3, (4, 8)).eval()
     plain.load_state_dict(network.state_dict())
     torch.testing.assert_close(network(x), plain(x), atol=0.02, rtol=0.05)
+
+
+def test_an_ensemble_of_none_is_refused():
+    with pytest.raises(ValueError, match="`networks` must hold at least one network, got none"):
+        MeanLogits([])

@@ -86,6 +86,20 @@ def test_no_air_is_no_ct(tmp_path):
     assert take_fingerprint(data(tmp_path, [item]), progress=False).modality == "unknown"
 
 
+@pytest.mark.parametrize("content", [boxes(), np.where(boxes(1), np.nan, -1000.0)])
+def test_intensities_of_scans_whose_organs_tell_none(tmp_path, monkeypatch, content):
+    """The first of two scans alone is sampled, and has no organ, or no number in it."""
+    monkeypatch.setattr("stipple_monai.planning.fingerprint.MOST_SCANS", 1)
+    first = write(tmp_path, "a", boxes() if content.dtype == np.uint8 else boxes(1), image=content)
+    items = [first, write(tmp_path, "b", boxes(1))]
+    found = take_fingerprint(data(tmp_path, items, modality={"0": "CT"}), progress=False)
+    assert (found.sampled, found.labelled) == (1, 2)
+    # the volumes are of all
+    assert found.cases == {1: 1 + int(content.dtype != np.uint8)}
+    assert found.intensity == found.scan_intensity
+    assert found.scan_intensity["p50"] == (0 if content.dtype == np.uint8 else -1000)
+
+
 def test_channels_of_several_files(tmp_path):
     item = write(tmp_path, "a", boxes(1))
     several = {**item, "image": [item["image"]] * 2}

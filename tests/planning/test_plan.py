@@ -106,6 +106,24 @@ def test_a_network_that_does_not_fit_is_made_smaller(phantom, monkeypatch):
         make_plan(phantom, device="cpu", progress=False)
 
 
+@pytest.mark.slow
+def test_a_step_that_runs_out_of_memory_fits_nowhere(phantom, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("stipple_monai.planning.plan.step_bytes", exhausted)
+    with pytest.raises(ValueError, match="A training step must fit the device's memory"):
+        make_plan(phantom, device="cpu", progress=False)
+
+
+def test_a_machine_that_does_not_tell_its_memory_is_small(monkeypatch):
+    def unknown(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr("os.sysconf", unknown)
+    assert memory.machine_bytes() == 8 * 2**30
+
+
 def test_a_step_is_measured():
     device = torch.device("cpu")
     made = {"image_channels": 1, "organs": 2, "channels": [4, 8]}

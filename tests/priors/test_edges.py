@@ -6,9 +6,10 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from stipple_monai import PriorError, SpatialPrior
-from stipple_monai.errors import PositionError
+from stipple_monai import PriorError, SpatialPrior, organ_position
+from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.networks.fusion import sigmoid_logits, softmax_logits
+from stipple_monai.priors import open_volume
 from stipple_monai.transforms import PriorAugment
 
 
@@ -85,3 +86,14 @@ def test_files_that_are_no_priors(tmp_path, kind):
         nib.save(nib.GiftiImage(darrays=[array]), path)
     with pytest.raises(PriorError, match="prior_1"):
         SpatialPrior.load(path)
+
+
+def test_labels_of_complex_numbers_and_volumes_that_are_not_in_mm_are_refused(tmp_path):
+    label = MetaTensor(torch.zeros(1, 4, 4, 4, dtype=torch.complex64), affine=torch.eye(4))
+    with pytest.raises(DatasetError, match="must hold whole numbers, got complex64: export it"):
+        organ_position(label)
+    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.raises(DatasetError, match=r"must be in mm, got micron in .*a\.nii"):
+        open_volume(tmp_path / "a.nii")

@@ -12,15 +12,18 @@ import torch
 from helpers.series import write_series
 from helpers.threshold_model import write_model, write_scan
 from matplotlib.colors import to_rgb
+from monai.data import MetaTensor
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from stipple_monai import DatasetError, PriorError, SpatialPrior, measure_position
 from stipple_monai.__main__ import main
 from stipple_monai.calibration import fit_calibration
-from stipple_monai.data import write_datalist
+from stipple_monai.data import read_sections, write_datalist
 from stipple_monai.files import read_csv, sha256, write_csv
-from stipple_monai.report.cases import choose
+from stipple_monai.report.cases import Case, choose, label_values
+from stipple_monai.report.priors import with_true_positions
+from stipple_monai.report.provenance import settings_blocks
 from stipple_monai.report.run import detect, report
 from stipple_monai.segmentation.run import segment
 from stipple_monai.self_training import QUALITY_COLUMNS
@@ -577,3 +580,101 @@ def test_a_run_folder_begins_with_its_scores(made, tmp_path):
     (row,) = table(page, "Summary")
     assert (row["test scans"], row["Dice (%)"], row["HD95 (mm)"]) == ("2", "60.0 ± 14.1", "15.0")
     assert "Not tested yet" not in text_of(page)
+
+
+def test_settings_that_cannot_be_read_and_empty_ones(tmp_path):
+    for name, text in (("a.yaml", "a: ["), ("b.json", "{"), ("c.json", "{}"), ("d.yaml", "x: 1")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    paths = [tmp_path / name for name in ("a.yaml", "b.json", "c.json", "d.yaml", "e.yaml")]
+    first, second, *settings = settings_blocks(paths)
+    for block, path in zip((first, second), paths, strict=False):
+        assert block.text.startswith(f"{path} cannot be read: ")
+    found = {block.title: block.rows for block in settings}
+    assert found == {"Settings: c.json": [["value", "{}"]], "Settings: d.yaml": [["x", "1"]]}
+    assert settings_blocks(paths[4:], optional=True) == []
+
+
+def test_a_self_training_that_goes_on(tmp_path):
+    """Round 1 has its pseudo-labels and no network yet."""
+    run = make_rounds(tmp_path / "rounds", validated=True)
+    shutil.rmtree(run / "round_1" / "models")
+    page = report(run)
+    assert "Best: round 0." in text_of(page)
+    assert "1 round trained." in text_of(page)
+    _, second = table(page, "Summary")
+    assert (second["scans with labels"], second["scans with pseudo-labels"]) == ("1", "2")
+    assert second["Dice on validation scans (%)"] == ""
+    quality = run / "round_1" / "pseudo_labels" / "quality.csv"
+    names = ("a.nii.gz", "b.nii.gz", "c.nii.gz")
+    found = [[name, 1, 100, "0.9", "0.6", f"0.{n}5"] for n, name in enumerate(names, 5)]
+    write_csv(quality, QUALITY_COLUMNS, found)
+    page = report(run, overwrite=True)
+    assert "pseudo_labels.png" in text_of(page.with_suffix(".md"))
+    # its labels are just being made
+    shutil.rmtree(quality.parent)
+    page = report(run, overwrite=True)
+    assert "There are none yet." in text_of(page)
+    _, second = table(page, "Summary")
+    assert (second["scans with labels"], second["scans with pseudo-labels"]) == ("", "")
+
+
+def test_a_prior_is_drawn_on_the_first_scan_that_shows_its_organ(made, tmp_path):
+    items = [dict(item) for item in read_sections(made["datalist"])["training"]]
+    scans = [tmp_path / name for name in ("torn.nii.gz", "empty.nii.gz")]
+    for scan in scans:
+        shutil.copy(items[0]["image"], scan)
+        items.insert(0, {"image": scan, "label": tmp_path / f"label_of_{scan.name}"})
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE), items[0]["label"])
+    items[1]["label"].write_bytes(b"torn")
+    write_datalist(tmp_path / "dataset.json", {"training": items})
+    shutil.copy(made["models"] / "prior_1.nii.gz", tmp_path)
+    prior = tmp_path / "prior_1.nii.gz"
+    page = report(prior, datalist=tmp_path / "dataset.json", labels={1: "liver"})
+    assert "Reference: s0, at the organ" in text_of(page)
+
+
+def test_priors_stay_out_of_scans_without_their_organ(made):
+    known = SpatialPrior.load(made["models"] / "prior_1.nii.gz")
+    case = Case("a", "a.nii.gz")
+    assert with_true_positions(case, None, {1: known}) is case
+    label = MetaTensor(torch.from_numpy(organ(3)[None].astype(np.uint8)), affine=AFFINE)
+    other = SpatialPrior(known.probability, spacing_mm=known.spacing_mm, organ=2)
+    found = with_true_positions(case, label, {1: known, 2: other})
+    assert found.positions == {1: measure_position(label, known).tolist()}
+
+
+def test_a_data_set_of_few_scans_with_and_without_labels(made, tmp_path):
+    items = [dict(item) for item in read_sections(made["datalist"])["training"]]
+    bare = {"image": items[1].pop("label") and items[1]["image"]}
+    names = {"labels": {"0": "none", "1": "liver", "2": "spleen"}}
+    sections = {"training": items[:1], "unlabelled": [bare]}
+    write_datalist(tmp_path / "dataset.json", sections, metadata=names)
+    page = report(tmp_path / "dataset.json")
+    text = text_of(page)
+    assert "Section unlabelled; no label." in text
+    assert re.search(r"Section training; all organs together \d+\.\d ml", text)
+    assert re.search(r"\| s0 \|[^\n]* spleen \| 0\.0 \|", text_of(page.with_suffix(".md")))
+
+
+def test_a_label_that_cannot_be_read_has_no_values(made, tmp_path):
+    (tmp_path / "torn.nii.gz").write_bytes(b"torn")
+    whole = read_sections(made["datalist"])["training"][0]["label"]
+    assert label_values([tmp_path / "torn.nii.gz", whole]) == {1}
+
+
+def test_a_training_that_was_never_validated_and_has_no_weights(tmp_path):
+    (tmp_path / "models").mkdir()
+    rows = [[1, 0.9, 0.1, ""]]
+    path = tmp_path / "models" / "curve.csv"
+    write_csv(path, ["epoch", "loss", "train_dice", "validation_dice"], rows)
+    text = text_of(report(tmp_path / "models"))
+    assert "Nothing was validated: model.pt is of the last epoch." in text
+    assert "There are no weights (*.pt): the training did not end an epoch." in text
+
+
+def test_a_folder_above_the_weights_is_a_training(tmp_path):
+    (tmp_path / "demo" / "models").mkdir(parents=True)
+    (tmp_path / "demo" / "models" / "model.pt").touch()
+    assert detect(tmp_path / "demo") == "training"
+    with pytest.raises(DatasetError, match=r"`run` must be a datalist .* where none of these is"):
+        detect(tmp_path)

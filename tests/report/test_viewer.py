@@ -123,6 +123,16 @@ def test_the_slices_that_matter(tmp_path):
     assert axial.slices[0].layers["prediction"]
 
 
+def test_labels_without_the_organs_have_no_largest_area(tmp_path):
+    empty, affine = in_ras()
+    empty[:] = 0
+    label = volume(empty, affine)
+    scan = volume(empty.astype(np.float32), affine)
+    options = {"title": "t", "organs": {1: "organ"}, "scroll": False}
+    made = make_viewer(scan, tmp_path / "s.png", truth=label, prediction=label, **options)
+    assert not any("largest" in key for plane in made.planes for key in plane.keys)
+
+
 def test_long_planes_are_thinned_and_keep_what_matters(tmp_path):
     label = np.zeros((1, 8, 400), np.float32)
     label[0, 2:5, 301] = 1

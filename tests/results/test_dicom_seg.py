@@ -1,5 +1,6 @@
 """DICOM series that are read and refused, and segmentations that go back to DICOM."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from monai.data import MetaTensor
 
 from stipple_monai import DatasetError
 from stipple_monai.data import write_datalist
+from stipple_monai.results import dicom_seg, rename_organs
 from stipple_monai.results.dicom_seg import DicomSegWriter, series_files, write_dicom_seg
-from stipple_monai.results.volumes import ScanNames
+from stipple_monai.results.volumes import ScanNames, organ_records, read_records, write_record
 
 SHAPE = (12, 10, 6)
 
@@ -148,3 +150,39 @@ def test_the_handler_writes_series_only(tmp_path):
     assert [p.name for p in out.iterdir()] == ["ct_seg.dcm"]
     segments = pydicom.dcmread(out / "ct_seg.dcm").SegmentSequence
     assert [s.SegmentLabel for s in segments] == ["liver", "organ 2"]
+
+
+def test_organs_of_results_get_other_names(tmp_path):
+    """In the records and in the segments beside them, whose voxels stay."""
+    affine = write_series(tmp_path / "ct", scan_of())
+    values = labels(1, 3)
+    path = tmp_path / "out" / "a_seg.dcm"
+    path.parent.mkdir()
+    organs = {1: "organ 1", 3: "liver"}
+    write_dicom_seg(path, label_map(values, affine), series_files(tmp_path / "ct"), organs=organs)
+    found = organ_records(label_map(values, affine), [1, 3], organs)
+    write_record(path.parent, "a", "ct", ["ct"], found)
+    before = path.read_bytes()
+    rename_organs(path.parent, {3: "liver", 5: "heart"})
+    assert path.read_bytes() == before
+    rename_organs(path.parent, {1: "spleen"})
+    named = {row["organ"]: row["name"] for row in read_records(path.parent)["a"]["organs"]}
+    assert named == {1: "spleen", 3: "liver"}
+    seg = pydicom.dcmread(path)
+    assert [s.SegmentLabel for s in seg.SegmentSequence] == ["spleen", "liver"]
+    kinds = [s.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for s in seg.SegmentSequence]
+    assert kinds == ["Spleen", "Liver"]
+    expected = np.searchsorted([0, 1, 3], values)
+    np.testing.assert_array_equal(voxels_of_seg(path, affine, SHAPE), expected)
+
+
+def test_a_package_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(dicom_seg, "version", absent)
+    affine = write_series(tmp_path / "ct", scan_of())
+    files = series_files(tmp_path / "ct")
+    path = tmp_path / "seg.dcm"
+    write_dicom_seg(path, label_map(labels(1), affine), files, organs={1: "liver"})
+    assert pydicom.dcmread(path).SoftwareVersions == "not installed"

@@ -55,6 +55,11 @@ def test_what_cannot_be_placed_is_refused(data):
     (data / "cut.nii.gz").write_bytes(b"none")
     with pytest.raises(ValueError, match="`like` must be a whole scan"):
         place_prior(prior, out, like=data / "cut.nii.gz", label=label)
+    metres = nib.Nifti1Image(np.zeros((4, 4, 4)), AFFINE)
+    metres.header.set_xyzt_units("meter")
+    nib.save(metres, data / "metres.nii.gz")
+    with pytest.raises(ValueError, match=r"must be in mm, got meter in .*metres"):
+        place_prior(prior, out, like=data / "metres.nii.gz", label=label)
     nib.save(nib.Nifti1Image(np.zeros((4, 4)), AFFINE), data / "flat.nii.gz")
     with pytest.raises(ValueError, match="`like` must be 3D"):
         place_prior(prior, out, like=data / "flat.nii.gz", label=label)

@@ -87,8 +87,10 @@ def test_they_stand_in_the_table_and_are_told_once(tmp_path, recwarn):
     volumes = Volumes(80.0, 20.0, 41.0, 150.0)
     prior = SpatialPrior(np.ones((3, 3, 3)), spacing_mm=(1, 1, 1), volumes_ml=volumes)
     training = example_fingerprint(scan_intensity=CT).facts()
+    silent = SpatialPrior(np.ones((3, 3, 3)), spacing_mm=(1, 1, 1), organ=1)
+    add_remarks(tmp_path, priors=[prior, silent], training=training)
     add_remarks(tmp_path, priors=[prior], training=training)
-    add_remarks(tmp_path, priors=[prior], training=training)
+    # a prior that knows no volumes says nothing of them
     (said,) = [str(w.message) for w in recwarn if "a.nii.gz" in str(w.message)]
     assert "intensities" in said
     assert "pancreas: volume 2.5 ml" in said

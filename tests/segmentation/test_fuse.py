@@ -173,6 +173,21 @@ def test_one_label_calibrates_others_and_not_its_own_scan(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_label_without_organs_tells_no_gain_and_nothing_of_others(data, tmp_path):
+    (tmp_path / "labels").mkdir()
+    save(tmp_path / "labels/s0.nii.gz", np.zeros(SHAPE, np.uint8))
+    shutil.copy(data / "labels/s1.nii.gz", tmp_path / "labels")
+    maps = [data / f"nifti/{name}_prob.nii.gz" for name in ("s0", "s1")]
+    options = {"priors": data / "priors"}
+    fuse(maps, tmp_path / "a", calibrate=[tmp_path / "labels"], **options)
+    assert [scans for _, scans, _, _ in mean_gain(tmp_path / "a")] == [1, 1]
+    # numbers for s1 would come from s0 alone: it has the constants
+    fuse(maps[1:], tmp_path / "b", **options)
+    one, two = (nib.load(tmp_path / f / "s1_seg.nii.gz").get_fdata() for f in "ab")
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.slow
 def test_a_priors_own_label_is_left_out(data, tmp_path):
     """A prior of the labels that are scored says no more than one of the others."""
     files = [str(data / f"labels/{name}.nii.gz") for name in NAMES]
@@ -340,6 +355,13 @@ def test_a_map_of_another_place_or_order_is_refused(data, tmp_path):
         fuse([tmp_path / "s1.npz"], tmp_path / "c", **options)
     save(tmp_path / "s1.nii.gz", organs(1))
     fuse([tmp_path / "s1.npz"], tmp_path / "c", **options)
+    # what lies beside is a scan, of negative or of many values, and tells no order
+    shape = organs(1).shape
+    many = np.arange(np.prod(shape)).reshape(shape) % 999
+    for number, scan in enumerate((np.full(shape, -7), many)):
+        nib.save(nib.Nifti1Image(scan.astype(np.int16), AFFINE), tmp_path / "s1.nii.gz")
+        fuse([tmp_path / "s1.npz"], tmp_path / f"d{number}", **options)
+        assert (tmp_path / f"d{number}" / "s1_seg.nii.gz").is_file()
 
 
 def test_the_grid_file_is_a_sound_scan(data, tmp_path):
@@ -347,6 +369,11 @@ def test_the_grid_file_is_a_sound_scan(data, tmp_path):
     (tmp_path / "s0.nii.gz").write_bytes(b"nothing")
     maps = [data / "nnunet/s0.npz"]
     with pytest.raises(ValueError, match="A scan must be a whole NIfTI file"):
+        fuse(maps, tmp_path / "a", like=[tmp_path / "s0.nii.gz"], **options)
+    metres = nib.Nifti1Image(np.zeros((4, 4, 4)), AFFINE)
+    metres.header.set_xyzt_units("meter")
+    nib.save(metres, tmp_path / "s0.nii.gz")
+    with pytest.raises(ValueError, match=r"must be in mm, got meter in .*s0\.nii\.gz"):
         fuse(maps, tmp_path / "a", like=[tmp_path / "s0.nii.gz"], **options)
     nib.save(nib.Nifti1Image(np.zeros((4, 4)), AFFINE), tmp_path / "s0.nii.gz")
     with pytest.raises(ValueError, match="A scan must be 3D"):

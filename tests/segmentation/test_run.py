@@ -407,7 +407,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, model):
     (out / "a_seg.nii.gz").write_text("corrected by hand")
     with pytest.raises(DatasetError, match="`out` must have no results made with other settings, "):
         segment([scan], out, **model)
-    assert names_in(out) == {"a_seg.nii.gz", "logs"}
+    assert names_in(out) == {"a_seg.nii.gz"}
     segment([other], out, **model)
     (out / "a_seg.nii.gz").unlink()
     segment([scan], out, **model)

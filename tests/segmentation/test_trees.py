@@ -16,7 +16,7 @@ from stipple_monai.bundle import write_model as write_known
 from stipple_monai.ingest import list_series
 from stipple_monai.planning import example_fingerprint
 from stipple_monai.segmentation import segment
-from stipple_monai.segmentation.scans import find_scans
+from stipple_monai.segmentation.scans import find_scans, sound_scans
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:parsing config_file"),
@@ -82,6 +82,22 @@ def test_each_folder_of_a_tree_is_told_of(tree):
     assert len(found) == 6
     # of unknown training every modality may do
     assert sum(each.taken for each in list_series(tree)) == 3
+    (tree / "PAT1" / "ST1" / "SE1" / "001.dcm").write_text("no DICOM", encoding="utf-8")
+    found = {each.path: each for each in list_series(tree, modality="CT")}
+    damaged = found[tree / "PAT1" / "ST1" / "SE1"]
+    assert not damaged.taken
+    assert "whole and readable" in damaged.why
+    assert found[tree / "PAT2" / "ST1" / "SE1"].taken
+
+
+def test_a_damaged_series_beside_folders_is_no_tree(tmp_path):
+    write_series(tmp_path / "ct", body(1))
+    (tmp_path / "ct" / "old").mkdir()
+    (tmp_path / "ct" / "001.dcm").write_text("no DICOM", encoding="utf-8")
+    found = find_scans([tmp_path / "ct"])
+    assert [item["image"] for item in found] == [str(tmp_path / "ct")]
+    with pytest.raises(DatasetError, match=r"whole and readable, got .*001"):
+        sound_scans(found, tmp_path / "out", dicom_seg=False)
 
 
 @pytest.mark.slow

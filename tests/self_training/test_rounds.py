@@ -25,7 +25,7 @@ from stipple_monai.bundle import read_model
 from stipple_monai.bundle.stages import BUNDLE
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
-from stipple_monai.self_training.checks import GIVEN
+from stipple_monai.self_training.checks import GIVEN, round_sections
 from stipple_monai.self_training.quality import measure_quality, write_quality
 from stipple_monai.self_training.rounds import self_train
 
@@ -464,6 +464,24 @@ def test_knobs_out_of_range_are_found_before_any_training(datalist, tmp_path, kn
     with pytest.raises(ValueError, match=message):
         again(datalist, tmp_path / "out", **knobs)
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_network_cannot_locate(datalist, tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(DatasetError, match=r"weights of this network, got .*other\.pt: give those"):
+        again(datalist, tmp_path / "out", position_with=tmp_path / "other.pt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_unlabelled_scans_are_for_scores_alone(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.nii.gz").touch()
+    items = [{"image": f"{name}.nii.gz", "label": f"{name}.nii.gz"} for name in "ab"]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"training": items[:1], "unlabelled": items[1:]}), encoding="utf-8")
+    (rest,) = round_sections(path, ["unlabelled"])["unlabelled"]
+    assert "label" not in rest
+    assert Path(rest["truth"]).name == "b.nii.gz"
 
 
 def test_every_knob_that_is_given_is_one_of_the_configs():

@@ -107,6 +107,11 @@ def test_scores_in_a_box_are_those_of_the_loop(case):
         np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-12 * kernel.numel())
 
 
+def test_a_box_without_translations_has_no_scores():
+    volume, kernel = random_pair(0, SHAPES[0], KERNELS[0])
+    assert scores_in(volume, kernel, Box((2, 2, 2), (4, 2, 5))).shape == (2, 0, 3)
+
+
 def test_scores_in_reads_no_more_than_the_kernel_meets():
     """What it does not read may be anything."""
     volume = torch.full((30, 30, 30), torch.nan)

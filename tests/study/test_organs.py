@@ -13,7 +13,7 @@ from stipple_monai.study.organs import (
     organ_positions,
     organ_table,
 )
-from stipple_monai.study.tables import Results
+from stipple_monai.study.tables import DASH, TITLES, Results
 
 SCANS = "abcde"
 
@@ -95,3 +95,25 @@ def test_a_dot_a_patient(tmp_path):
     image = Image.open(tmp_path / "a.png")
     assert image.text["Description"] == said
     assert image.width >= 700
+
+
+def test_organs_and_cells_without_rows_are_left_out():
+    """A method that was not run with one share of the labels, an organ that no scan has."""
+    rows = rows_of({("baseline", 1): [0.5] * 5, ("baseline", 6): [0.5] * 5})
+    rows += rows_of({("stipple_single", 1): [0.6] * 5}, proportion=1.0, confidence=0.9)
+    table = organ_table(Results(rows))
+    assert sorted(row[:2] for row in table.rows) == [
+        ["Baseline", "50%"],
+        [TITLES["stipple_single"], "100%"],
+    ]
+    found = organ_positions(Results(rows), "stipple_single").rows
+    assert [row[0] for row in found] == ["organ 1", "all"]
+    assert [row[1:4] for row in found] == [["100%", "5", "0%"]] * 2
+
+
+def test_an_organ_that_one_of_two_methods_lacks_has_a_dash():
+    dice = {("baseline", 1): [0.2, 0.3, 0.4, 0.5, 0.6], ("stipple", 1): [0.3, 0.5, 0.4, 0.6, 0.8]}
+    rows = rows_of({**dice, ("baseline", 6): [0.5] * 5})
+    (found,) = organ_differences(Results(rows)).rows
+    assert found[2].startswith("+12.0")
+    assert found[3] == DASH

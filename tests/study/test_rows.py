@@ -1,6 +1,7 @@
 """What is published of a study's folder, of folders that were made up."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,23 @@ def test_without_a_finished_cell_nothing_is_written(folder, tmp_path):
     with pytest.raises(StudyError, match=r"No cell is finished in .*: wait, or run the study"):
         write_rows(folder, tmp_path / "rows.csv")
     assert not Path(tmp_path / "rows.csv").exists()
+
+
+def test_a_machine_that_does_not_tell_its_processor(monkeypatch):
+    said = this_machine()
+
+    def unreadable(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert this_machine() == f"riscv64, {said.rpartition(', ')[2]}"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "Features: none")
+    assert this_machine().startswith("riscv64, ")
+
+
+def test_other_folders_beside_the_cells_are_left_out(folder, tmp_path):
+    before = write_rows(folder, tmp_path / "a.csv")
+    shutil.copytree(folder / "cells" / "p019_fold2_seed1", folder / "cells" / "old")
+    assert write_rows(folder, tmp_path / "b.csv") == before

@@ -332,6 +332,16 @@ def test_a_killed_training_goes_on(trained, datalist, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_next_command_is_segment_where_nothing_can_be_tested(tmp_path):
+    for test in ([], [{"image": "b.nii.gz"}]):
+        sections = {"training": [{"image": "a.nii.gz", "label": "a.nii.gz"}], "test": test}
+        for name in "ab":
+            (tmp_path / f"{name}.nii.gz").touch()
+        path = tmp_path / "data.json"
+        path.write_text(json.dumps(sections), encoding="utf-8")
+        assert next_command(path, "x") == "stipple segment SCANS --models x --out results"
+
+
 @pytest.mark.parametrize("foreign", ["model.pt", "brain.pt"])
 def test_files_of_somebody_else_stay_as_they_are(datalist, tmp_path, monkeypatch, foreign):
     """Also those that are called as what ignite leaves when it is killed."""

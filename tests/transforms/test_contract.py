@@ -4,10 +4,12 @@ import copy
 import pickle
 import warnings
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.cifti import write_cifti
 from helpers.transform_samples import AFFINE, PRIORS, SHAPE, assert_same, sample
 from monai.data import (
     CacheDataset,
@@ -273,9 +275,27 @@ def test_load_scan_is_monais_loader_with_its_aliases(tmp_path):
     np.testing.assert_array_equal(read["image"].affine, expected["image"].affine)
     twin = pickle.loads(pickle.dumps(transforms.LoadScand("image", ensure_channel_first=True)))
     np.testing.assert_array_equal(twin(data)["image"], read["image"])
+    # MONAI's reader where it is given
+    given = transforms.LoadScand("image", reader="NibabelReader", ensure_channel_first=True)(data)
+    np.testing.assert_array_equal(given["image"], read["image"])
     (tmp_path / "a.nii.gz").write_bytes(b"cut")
     with pytest.raises(DatasetError, match=r"`image` must be a scan .*a\.nii\.gz"):
         transforms.LoadScand("image")(data)
+
+
+def test_load_scan_reads_nrrd_as_nifti_and_refuses_other_formats(tmp_path):
+    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    nib.save(nib.Nifti1Image(values, np.diag([-2.0, -3, 4, 1])), tmp_path / "a.nii.gz")
+    same = itk.image_from_array(values.transpose(2, 1, 0).copy())
+    same.SetSpacing([2.0, 3.0, 4.0])
+    itk.imwrite(same, str(tmp_path / "a.nrrd"))
+    loader = transforms.LoadScand("image", ensure_channel_first=True)
+    one, other = (loader({"image": str(tmp_path / f"a.{n}")})["image"] for n in ("nii.gz", "nrrd"))
+    np.testing.assert_array_equal(other, one)
+    np.testing.assert_allclose(other.affine, one.affine)
+    write_cifti(tmp_path / "a.dtseries.nii")
+    with pytest.raises(DatasetError, match=r"must be a NIfTI file, got another format in .*dtser"):
+        loader({"image": str(tmp_path / "a.dtseries.nii")})
 
 
 @every_case
