@@ -22,6 +22,9 @@ from stipple_monai.ownership import refuse_file_above
 OUTPUTS = ("out", "folder", "csv")
 """Options of the commands that say where results go."""
 
+RESUMED = ("train", "calibrate", "self-train", "study", "segment", "fuse", "ingest", "demo")
+"""Commands that go on in a begun folder."""
+
 shtab, has_shtab = optional_import("shtab")
 
 
@@ -50,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 refuse_file_above(path)
         options.run(options)
     except KeyboardInterrupt:
-        print(f"stipple_monai {options.command}: interrupted", file=sys.stderr)
+        more = ""
+        if options.command in RESUMED:
+            again = " without --overwrite" if getattr(options, "overwrite", False) else ""
+            more = f", the same command{again} goes on"
+        print(f"stipple_monai {options.command}: interrupted{more}", file=sys.stderr)
         return 130
     except Exception as error:
         if options.traceback:

@@ -25,6 +25,8 @@ MANIFEST = ".stipple_monai.json"
 """Names of the files that were written into a folder, relative to it."""
 CONTENTS = "configs"
 """The setting with the digests of config files, each of which may be new."""
+LONGEST = 40
+"""Characters of a setting's value that an error tells."""
 MARK = ".made_with.json"
 """What a part is made of."""
 
@@ -124,23 +126,39 @@ def refuse_inputs(
 
 
 def remember(
-    path: Path, settings: Mapping[str, Any], *, targets: Iterable[str | os.PathLike[str]] = ()
+    path: Path,
+    settings: Mapping[str, Any],
+    *,
+    targets: Iterable[str | os.PathLike[str]] = (),
+    taken: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
     """Refuse settings other than those that a folder was begun with, and write those of a new one.
+
+    Settings that led to nothing do not count: what failed at once may be repeated with others.
 
     Args:
         path: the file of the settings in the folder.
         settings: of JSON's types.
         targets: files and folders that the command will write beside it.
+        taken: further ones that it takes where they are there, and writes otherwise.
 
     Raises:
-        DatasetError: they contradict what is there, or the folder was not begun and has a target.
+        DatasetError: they contradict what is there, or are another command's, or the folder was
+            not begun and has a target.
     """
     before, asked = begun_with(path), json.loads(json.dumps(settings))
+    files = [path.parent / target for target in targets]
     if before is None:
-        refuse_foreign(path.parent, [path.parent / target for target in targets])
-    else:
+        refuse_foreign(path.parent, files)
+    elif not before.keys() & asked.keys() - {CONTENTS}:
+        raise DatasetError(
+            f"`out` must be a new folder or one of this command, got {path.parent}, where another "
+            f"wrote {path.name}: choose another folder."
+        )
+    elif any(map(os.path.lexists, [*files, *(path.parent / each for each in taken)])):
         refuse_contradictions(path, contradictions(before, asked))
+    else:
+        before = None
     keep_settings(path, {**(before or {}), **asked})
 
 
@@ -164,7 +182,7 @@ def begun_with(path: Path) -> dict[str, Any] | None:
 
 
 def contradictions(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that are other than before.
+    """Names of the settings that are other than before, short values with them.
 
     What an older version of the package did not keep contradicts nothing.
 
@@ -173,6 +191,8 @@ def contradictions(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[
         []
         >>> contradictions({"seed": 0, "configs": {"a": 1, "b": 1}}, {"configs": {"a": 2, "c": 1}})
         ['configs: a']
+        >>> contradictions({"seed": 0, "options": {"decay": 9}}, {"seed": 1, "options": {}})
+        ['seed (0, now 1)', 'options: decay (9, now not given)']
     """
     other = []
     for name, value in asked.items():
@@ -181,9 +201,22 @@ def contradictions(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[
             other += [
                 f"{name}: {each}" for each in value if old.get(each, value[each]) != value[each]
             ]
+        elif isinstance(old, dict) and isinstance(value, dict):
+            names = [each for each in {**old, **value} if _said(old, each) != _said(value, each)]
+            other += [f"{name}: {each}{_both(old, value, each)}" for each in names]
         elif old != value:
-            other.append(name)
+            other.append(f"{name}{_both(before, asked, name)}")
     return other
+
+
+def _both(before: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> str:
+    """A setting's values before and now, unless they are long."""
+    old, new = _said(before, name), _said(asked, name)
+    return f" ({old}, now {new})" if max(len(old), len(new)) <= LONGEST else ""
+
+
+def _said(settings: Mapping[str, Any], name: str) -> str:
+    return json.dumps(settings[name], sort_keys=True) if name in settings else "not given"
 
 
 def refuse_contradictions(path: Path, other: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from stipple_monai.ownership import (
     end_part,
     new_folder,
     owned,
+    remember,
     replace_set,
 )
 
@@ -124,3 +125,21 @@ def test_settings_that_are_none_are_refused(tmp_path, content, got):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(DatasetError, match=rf"settings\.json must be JSON that this .*wrote{got}"):
         begun_with(tmp_path / "settings.json")
+
+
+def test_settings_count_as_soon_as_they_led_to_something(tmp_path):
+    path = tmp_path / "settings.json"
+    remember(path, {"seed": 0, "long": [1] * 40}, targets=["a"], taken=["plan"])
+    remember(path, {"seed": 1, "long": [1] * 40}, targets=["a"], taken=["plan"])
+    (tmp_path / "plan").touch()
+    asked = {"seed": 2, "long": [2] * 40}
+    with pytest.raises(DatasetError, match=r"begun with other seed \(1, now 2\), long, see"):
+        remember(path, asked, targets=["a"], taken=["plan"])
+    assert json.loads(path.read_text())["seed"] == 1
+
+
+def test_settings_of_another_command_are_not_taken_over(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text('{"models": {}, "configs": {}}')
+    with pytest.raises(DatasetError, match=r"where another wrote settings\.json: choose another"):
+        remember(path, {"seed": 1, "configs": {}})

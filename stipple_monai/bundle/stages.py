@@ -14,7 +14,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,18 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
 
     Raises:
         DatasetError: a config is missing, or no YAML file with a mapping.
-        ValueError: a knob is unknown.
+        ValueError: a knob is unknown, or text where the configs have numbers.
     """
-    known: set[str] = set()
+    known: dict[str, Any] = {}
     for name in names:
-        known |= {_first(key) for key in _read(config_path(configs, name))}
+        for key, value in _read(config_path(configs, name)).items():
+            if key == _first(key) and not _has_numbers(known.get(key)):
+                known[key] = value
+            known.setdefault(_first(key), None)
     if isinstance(knobs, Mapping):
         check_values(knobs)
+        for name, value in knobs.items():
+            _check_kind(name, value, known.get(name))
     unknown = sorted(knob for knob in knobs if _first(knob) not in known)
     if unknown:
         meant = get_close_matches(_first(unknown[0]), known, n=1)
@@ -169,10 +174,41 @@ def check_values(knobs: Mapping[str, Any]) -> None:
     """
     for name in ("max_epochs", "batch_size", "slices_per_scan", "val_interval", "sw_batch_size"):
         value = knobs.get(name, 1)
-        if isinstance(value, str) and value.startswith(("$", "@", "%")):
+        if _is_expression(value):
             continue
         if type(value) is not int or value < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+
+
+def _check_kind(name: str, value: Any, known: Any) -> None:
+    """Raise where a config has a number, or several, and the knob has something else."""
+    if value is None or _is_expression(value):
+        return
+    if not _has_numbers(known):
+        return
+    several = isinstance(value, list) and all(_is_number(x) or _is_expression(x) for x in value)
+    if isinstance(known, list) and not several:
+        raise ValueError(
+            f"`{name}` must be a list of numbers such as {known}, got {value!r}: give numbers "
+            "alone, in brackets."
+        )
+    if not isinstance(known, list) and isinstance(value, str):
+        raise ValueError(
+            f"`{name}` must be a number such as {known}, got {value!r}: give the number alone."
+        )
+
+
+def _has_numbers(value: Any) -> bool:
+    return all(map(_is_number, value)) if isinstance(value, list) and value else _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_expression(value: Any) -> bool:
+    """Whether MONAI evaluates it."""
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -213,12 +249,13 @@ def whole_folder(path: str | os.PathLike[str], *, made_with: Mapping[str, Any]) 
 
 
 @contextmanager
-def only_process(out: Path, *, unfinished: Sequence[str] = ()) -> Iterator[None]:
+def only_process(out: Path) -> Iterator[None]:
     """Keep other processes away from a folder, and remove what a killed one was writing.
+
+    A folder that is refused before anything was written there stays as it was.
 
     Args:
         out: the folder; made if need be.
-        unfinished: further patterns of such files, besides those of `files`.
 
     Raises:
         DatasetError: ``out`` is a file, or another process works in it.
@@ -226,6 +263,8 @@ def only_process(out: Path, *, unfinished: Sequence[str] = ()) -> Iterator[None]
     if out.exists() and not out.is_dir():
         raise DatasetError(f"`out` must be a folder, got the file {out}: choose another.")
     lock = out / "logs" / "lock"
+    made = [folder for folder in (lock.parent, out) if not folder.exists()]
+    there = {lock.parent, *(out.iterdir() if out.exists() else ())}
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         claim = FileLock(lock, blocking=False).acquire()
@@ -235,10 +274,22 @@ def only_process(out: Path, *, unfinished: Sequence[str] = ()) -> Iterator[None]
         ) from error
     with claim:
         remove_unfinished(out)
-        for pattern in unfinished:
-            for path in out.glob(pattern):
-                path.unlink()
-        yield
+        try:
+            yield
+        except (DatasetError, ValueError):
+            if made and set(out.iterdir()) == there:
+                _unmake(lock, made)
+            raise
+
+
+def _unmake(lock: Path, folders: Sequence[Path]) -> None:
+    """Remove a lock and the folders that were made for it, where they hold nothing else."""
+    # Windows keeps a file that is open
+    with suppress(OSError):
+        if list(lock.parent.iterdir()) == [lock]:
+            lock.unlink()
+            for folder in folders:
+                folder.rmdir()
 
 
 @contextmanager

@@ -81,6 +81,6 @@ def run(options: argparse.Namespace) -> None:
 def _channels(texts: Sequence[str]) -> dict[int, int] | None:
     pairs = {
         read_label(value, "--channels"): read_label(channel, "--channels")
-        for value, channel in read_pairs(texts)
+        for value, channel in read_pairs(texts, "--channels", "1=2")
     }
     return pairs or None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stipple_monai.bundle import progress_only
 from stipple_monai.commands.options import Commands, read_label, read_names, read_pairs
-from stipple_monai.ingest import LAYOUTS, Options, ingest
+from stipple_monai.ingest import LAYOUTS, Options, ingest, summary_lines
 
 
 def add_parser(commands: Commands) -> None:
@@ -42,8 +42,9 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the data set, and print its datalist."""
-    table = {name: read_label(value, "--map") for name, value in read_pairs(options.map)}
+    """Write the data set, and print what it has and its datalist."""
+    pairs = read_pairs(options.map, "--map", "63=1")
+    table = {name: read_label(value, "--map") for name, value in pairs}
     names = read_names(options.names, "--names")
     with progress_only():
         path = ingest(
@@ -61,4 +62,6 @@ def run(options: argparse.Namespace) -> None:
             skip_refused=options.skip_refused,
             overwrite=options.overwrite,
         )
+    for line in summary_lines(path.parent):
+        print(line)
     print(path)

@@ -66,7 +66,9 @@ def read_knobs(texts: Sequence[str]) -> dict[str, Any]:
     """
     wrong = [text for text in texts if "=" not in text]
     if wrong:
-        raise ValueError(f"Settings must look like KNOB=VALUE, got {', '.join(wrong)}.")
+        raise ValueError(
+            f"`--set` must be pairs KNOB=VALUE, got {', '.join(wrong)}: write such as max_epochs=5."
+        )
     parted = (text.partition("=") for text in texts)
     return {name: _value(value.strip(), name) for name, _, value in parted}
 
@@ -101,18 +103,24 @@ def read_names(texts: Sequence[str], option: str = "--labels") -> dict[int, str]
         >>> read_names(["1=pancreas", "2=left kidney"])
         {1: 'pancreas', 2: 'left kidney'}
     """
-    return {read_label(value, option): name for value, name in read_pairs(texts)}
+    pairs = read_pairs(texts, option, "1=pancreas")
+    return {read_label(value, option): name for value, name in pairs}
 
 
-def read_pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+def read_pairs(texts: Sequence[str], option: str, example: str) -> list[tuple[str, str]]:
     """What stands before and behind the first ``=``.
+
+    Args:
+        texts: the pairs.
+        option: that has them.
+        example: of a pair, for an error.
 
     Raises:
         ValueError: there is nothing.
     """
     wrong = [text for text in texts if not all(text.partition("="))]
     if wrong:
-        raise ValueError(f"Pairs must look like A=B, got {wrong[0]}.")
+        raise ValueError(f"`{option}` must be pairs such as {example}, got {wrong[0]}.")
     return [(left, right) for left, _, right in (text.partition("=") for text in texts)]
 
 

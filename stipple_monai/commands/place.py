@@ -1,6 +1,7 @@
 """``place``: a prior on a scan's grid, to be laid over it in a viewer."""
 
 import argparse
+import re
 from pathlib import Path
 
 from stipple_monai.commands.options import Commands
@@ -16,6 +17,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--like", type=Path, required=True, help="the scan: NIfTI, or folder of a DICOM series"
     )
+    # a coordinate with a unit is a wrong number, and no unknown option
+    parser._negative_number_matcher = re.compile(r"-\.?\d")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--label", type=Path, help="label map of the scan, which has the organ")
     where.add_argument(

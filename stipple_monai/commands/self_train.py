@@ -1,6 +1,7 @@
 """``self-train``: training and pseudo-labels, round by round."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from stipple_monai.bundle import progress_only
@@ -80,4 +81,5 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             options=knobs,
         )
-        print(f"{folder}\nnext: stipple segment SCANS --models {options.out} --out results")
+        models = shlex.quote(str(options.out))
+        print(f"{folder}\nnext: stipple segment SCANS --models {models} --out results")

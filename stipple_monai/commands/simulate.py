@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     """Write the scans and their labels."""
     organs = {
         read_label(value, "--organs"): read_label(label, "--organs")
-        for value, label in read_pairs(options.organs)
+        for value, label in read_pairs(options.organs, "--organs", "6=1")
     }
     write_simulated(
         options.labels,

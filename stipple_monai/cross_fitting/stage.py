@@ -66,7 +66,6 @@ GIVEN = (
 """Knobs of the configs that follow from the arguments of :func:`calibrate`."""
 
 MOST_FOLDS = 3
-UNFINISHED = ("fold_*/models.part/tmp*",)
 
 
 def calibrate(
@@ -128,7 +127,7 @@ def calibrate(
         CONTENTS: config_digests(configs, [*CONFIGS, *chain.from_iterable(files)]),
         **{"folds": number, "seed": seed, "options": knobs},
     }
-    with only_process(out, unfinished=UNFINISHED):
+    with only_process(out):
         targets = ["datalist.json", *(path.name for path in out.glob("fold_*"))]
         remember(out / "settings.json", settings, targets=targets)
         names = stage.train_folds(scans, number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn import Module
 
 from stipple_monai.bundle import NOT_WEIGHTS, reason
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_csv, write_csv
+from stipple_monai.files import read_csv, whole_file, write_csv
 from stipple_monai.handlers.soundness import not_finite
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
 from stipple_monai.networks import PriorDrivenNet
@@ -47,7 +47,7 @@ class WholeCheckpointSaver(CheckpointSaver):
             self._interval_checkpoint,
         ):
             if part is not None:
-                part.save_handler._atomic = True
+                part.save_handler._save_func = _save_whole
                 if part.save_handler.filename is not None:
                     part.save_handler.remove = lambda filename: None
 
@@ -79,6 +79,13 @@ class WholeCheckpointSaver(CheckpointSaver):
     def state_dict(self) -> dict[str, Any]:
         """Give what `load_state_dict` takes: the best score so far, empty before the first."""
         return self._key_metric_checkpoint.state_dict()
+
+
+def _save_whole(checkpoint: Mapping[str, Any], path: str | Path, save: Callable[..., Any]) -> None:
+    """Save as all files are written here; ignite's way leaves ``tmp…``, which may be anybody's."""
+    # a file, since torch keeps the name of a path within
+    with whole_file(path) as part, part.open("wb") as file:
+        save(checkpoint, file)
 
 
 class WeightsLoader(CheckpointLoader):

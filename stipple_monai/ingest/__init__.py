@@ -42,6 +42,9 @@ from stipple_monai.ingest.series import (
     open_series,
     read_series,
 )
+from stipple_monai.ingest.summary import (
+    summary_lines,
+)
 from stipple_monai.ingest.tree import (
     Listed,
     is_tree,
@@ -71,5 +74,6 @@ __all__ = [
     "open_series",
     "read_label",
     "read_series",
+    "summary_lines",
     "table_text",
 ]

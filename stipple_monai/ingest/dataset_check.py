@@ -48,9 +48,10 @@ def check_dataset(
 ) -> Checked:
     """Read all scans and labels of a datalist, and compare them.
 
-    A problem is a scan or patient in two sections or two folds, a file that cannot be used, and a
-    label that does not lie on its scan's grid or fits it clearly better reversed. The same scan
-    twice in one place, and a label of which intensities say nothing, is a note.
+    A problem is a scan or patient in two sections or two folds, a file that cannot be used, a scan
+    in ``training`` without label, and a label that does not lie on its scan's grid or fits it
+    clearly better reversed. The same scan twice in one place, and a label of which intensities say
+    nothing, is a note.
 
     Args:
         datalist: JSON in the style of the MSD.
@@ -66,10 +67,10 @@ def check_dataset(
     if not items:
         raise DatasetError(f"`datalist` must have items, got none in {datalist}.")
     names = unique_names([_files(item)[0] for _, item in items])
-    rows, problems, notes = [], [], []
     scans: dict[str, list[tuple[str, str]]] = {}
     patients: dict[str, list[tuple[str, str]]] = {}
     both = list(zip(items, names, strict=True))
+    rows, problems, notes = [], _without_label(both), []
     for (section, item), name in follow(both, "check", unit="case", shown=progress):
         fold = str(item.get("fold", ""))
         place = f"{section}, fold {fold}" if fold else section
@@ -95,6 +96,17 @@ def check_dataset(
             elif len(found) > 1 and what == "scan":
                 notes.append(f"The same scan under several names: {here}.")
     return Checked(rows, problems, notes)
+
+
+def _without_label(items: Sequence[tuple[tuple[str, Mapping[str, Any]], str]]) -> list[str]:
+    """Problems of a training that has scans without label."""
+    bare = [
+        name for (section, item), name in items if section == "training" and "label" not in item
+    ]
+    return [
+        f"{name}: A scan in training must have a label, got none: move it to `unlabelled`."
+        for name in bare
+    ]
 
 
 def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.files import whole_file
+from stipple_monai.ingest.alignment_check import LEAST_SCORE
 from stipple_monai.simulation import write_json
 
 QA_JSON, QA_MARKDOWN = "qa.json", "qa.md"
@@ -92,8 +93,7 @@ def _rows(record: Mapping[str, Any]) -> list[list[str]]:
         " × ".join(f"{size:g}" for size in image["spacing_mm"]),
         image["orientation"],
     ]
-    verdict = [record["status"] if record["status"] == "repaired" else found["verdict"]]
-    verdict.append(str(found["ratio"]))
+    whole = record["status"] if record["status"] == "repaired" else found["verdict"]
     return [
         [
             *common,
@@ -102,10 +102,12 @@ def _rows(record: Mapping[str, Any]) -> list[list[str]]:
             mean_and_sd(organ, "inside"),
             mean_and_sd(organ, "around"),
             f"{organ['score']:.2f}",
-            *verdict,
+            # the verdict is the label's, of which other organs may stand out
+            "undecided" if whole == "confirmed" and organ["score"] < LEAST_SCORE else whole,
+            str(found["ratio"]),
         ]
         for organ in (record["label"] or {"organs": []})["organs"]
-    ] or [[*common, *[""] * 5, *verdict]]
+    ] or [[*common, *[""] * 5, whole, str(found["ratio"])]]
 
 
 def _notes(record: Mapping[str, Any]) -> list[str]:

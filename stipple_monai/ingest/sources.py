@@ -78,7 +78,11 @@ def _checked(root: Path, beside: Path | None, layout: Layout | None) -> Layout:
                 "not opened here."
             )
         if not path.exists():
-            raise DatasetError(f"`source` must exist, got {path}.")
+            name = "source" if path is root else "labels"
+            raise DatasetError(
+                f"`{name}` must exist, got {path}: give the folder of the "
+                + ("data set." if path is root else "labels.")
+            )
     if not root.is_dir():
         raise DatasetError(f"`source` must be a folder, got the file {root}: give its folder.")
     if layout is not None and layout not in LAYOUTS:

@@ -163,9 +163,9 @@ def plan_once(
     """
     if Path(path).is_file():
         return None
-    print(f"plan: {path}", flush=True)
     made = make_plan(datalist, bundle=bundle, options=options, paper=paper)
     made.write(path, bundle)
+    print(f"plan: {path}", flush=True)
     return made.fingerprint
 
 

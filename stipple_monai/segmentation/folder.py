@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from stipple_monai.bundle import MODEL
 from stipple_monai.data import files_of_item
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint, whole_file
-from stipple_monai.ownership import adopt, claim, owned, refuse_inputs
+from stipple_monai.ownership import adopt, begun_with, claim, owned, refuse_inputs
 from stipple_monai.results import RECORD, TABLES, finished, first_file, outdate, read_records
 
 SETTINGS = "settings.json"
@@ -43,6 +45,7 @@ def begin_results(
         DatasetError: it has results made with other settings or of other scans, or files that are
             not this package's.
     """
+    _refuse_training(out)
     path, text = out / SETTINGS, json.dumps(settings, indent=2, default=str) + "\n"
     ours = path.is_file() and path.read_text(encoding="utf-8") == text
     names = {item["name"] for item in items}
@@ -67,6 +70,19 @@ def begin_results(
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
     return [item for item in items if item["name"] not in done]
+
+
+def _refuse_training(out: Path) -> None:
+    """Raise where a folder is that of a training, which alone is begun with a seed."""
+    begun: Mapping[str, Any] | None = None
+    # settings that are no JSON are nobody's, and `claim` says so
+    with suppress(DatasetError):
+        begun = begun_with(out / SETTINGS)
+    if "seed" in (begun or {}) or (out / MODEL).is_file():
+        raise DatasetError(
+            f"`out` must be a folder of results, got {out}, the folder of a training: choose "
+            "another, such as `results`."
+        )
 
 
 def remove_stale(out: Path, names: Iterable[str], endings: Iterable[str]) -> None:

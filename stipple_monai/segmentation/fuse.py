@@ -230,8 +230,15 @@ def _calibrations(
         drawn[each.name] = draw_samples(logits[0], fused.prior[0], label, seed=number)
     if not drawn:
         return {"": constants}
-    numbers = {"": fit_samples(list(drawn.values()))}
     names = list(drawn)
+    try:
+        numbers = {"": fit_samples(list(drawn.values()))}
+    except DatasetError as error:
+        raise DatasetError(
+            "`calibrate` must have a label with an organ whose prior is placed, got none in "
+            f"{', '.join(str(truths[name]) for name in names[:3])}: give other labels, or look at "
+            "the maps."
+        ) from error
     for fold in range(min(MOST_FOLDS, len(names))):
         inside = names[fold::MOST_FOLDS]
         others = [drawn[name] for name in names if name not in inside]

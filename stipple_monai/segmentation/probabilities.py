@@ -13,6 +13,7 @@ file that says where the voxels lie. Nothing here is unpickled: nnU-Net's ``.pkl
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -229,6 +230,12 @@ def _check_values(values: NDArray[Any], path: Path) -> None:
         raise DatasetError(
             f"A map must hold probabilities from 0 to 1, got {low:g} to {high:g} in {path}: "
             "apply the network's softmax, and save no label map."
+        )
+    if not np.any((values > 0) & (values < 1)):
+        warnings.warn(
+            f"Look at {path}: it has only the values 0 and 1, as a label map, and tells nothing of "
+            "how sure the network is. Fuse its probabilities.",
+            stacklevel=2,
         )
     off = max(
         float(np.abs(s.sum(0, dtype=np.float32) - 1).max()) for s in np.moveaxis(values, 3, 0)

@@ -279,10 +279,11 @@ def _run(
             waiting = [item for item in items if item["name"] not in done] or items[-1:]
             named = [item for item in waiting if first_file(item["image"]) in said]
             at = max(named or waiting[:1], key=lambda item: len(first_file(item["image"])))
-            message = f"Segmenting stopped at {first_file(at['image'])}: {_reason(error)}"
+            scan, reason = first_file(at["image"]), _reason(error)
             if named:
+                message = f"{scan} cannot be segmented: {reason}"
                 raise _BadScanError(message, at["name"]) from error
-            raise DatasetError(message) from error
+            raise DatasetError(f"Segmenting stopped at {scan}: {reason}") from error
 
 
 def _chain(error: BaseException | None) -> str:

@@ -68,9 +68,6 @@ from stipple_monai.self_training.comparison import RoundComparison
 from stipple_monai.self_training.quality import gather_quality, summarize_quality, write_quality
 from stipple_monai.training import describe
 
-UNFINISHED = ("round_*/models.part/tmp*", "round_*/pseudo_labels.part/*.lock")
-"""What ignite saves goes to tmp… first."""
-
 CONFIGS = ("prior", "train", "inference", "pseudo_label")
 QUALITY = "quality.csv"
 """In ``pseudo_labels`` of a round, see `quality.write_quality`."""
@@ -155,7 +152,7 @@ def self_train(
         **{"fine_tune": fine_tune, "reestimate_prior": reestimate_prior, "gammas": gammas},
         **{**selection, "options": knobs, "seed": seed, "position_with": position_with},
     }
-    with only_process(out, unfinished=UNFINISHED):
+    with only_process(out):
         remember_rounds(out / "settings.json", settings)
         _run_rounds(rounds, settings, sections)
     return out / f"round_{len(gammas)}"
@@ -193,6 +190,9 @@ def _run_rounds(
     rounds: _Rounds, settings: Mapping[str, Any], sections: Mapping[str, Sequence[Any]]
 ) -> None:
     out, first = rounds.out, rounds.out / "round_0"
+    # of scans that a killed process was labelling
+    for lock in out.glob("round_*/pseudo_labels.part/*.lock"):
+        lock.unlink()
     if not (first / "datalist.json").exists():
         write_datalist(first / "datalist.json", sections)
     training = {"seed": settings["seed"], "resume": True}

@@ -16,6 +16,7 @@ Killed at any moment, the same command goes on.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from stipple_monai.bundle import (
     MODEL,
     WEIGHTS,
     Model,
+    check_knobs,
     config_digests,
     config_path,
     configs_of,
@@ -46,6 +48,7 @@ from stipple_monai.planning import (
     take_fingerprint,
 )
 from stipple_monai.priors import prior_path
+from stipple_monai.results import first_file
 from stipple_monai.training.description import describe
 
 PLAN = "plan.yaml"
@@ -87,24 +90,25 @@ def train(
         ``model.pt``.
 
     Raises:
-        DatasetError: the datalist cannot be used, or ``out`` is in use, or was begun with other
-            settings.
-        ValueError: no config has one of the ``options``, or ``paper`` comes with a plan.
+        DatasetError: the datalist cannot be used, or ``out`` is in use, is a data set's folder, or
+            was begun with other settings.
+        ValueError: no config has one of the ``options``, or it is of another kind, or ``paper``
+            comes with a plan.
     """
     if paper and (plan is not None or overlays):
         raise ValueError("`paper` must be given without plan or overlays: they say it all.")
     out, configs, knobs = Path(out).resolve(), configs_of(bundle), dict(options or {})
     sections = read_sections(datalist)
     names = [*overlays, *([plan] if plan else [])]
-    files = [config_path(configs, name) for name in names]
+    files = _checked(out, configs, names, train_overlays, knobs)
     settings = {
         **_data(sections, datalist),
         **{"overlays": list(map(str, names)), "train_overlays": list(map(str, train_overlays))},
         CONTENTS: config_digests(configs, [*CONFIGS, *names, *train_overlays]),
         **{"options": knobs, "baseline": baseline, "paper": paper, "seed": seed},
     }
-    with only_process(out, unfinished=("tmp*",)):
-        remember(out / SETTINGS, settings, targets=_targets(out))
+    with only_process(out):
+        remember(out / SETTINGS, settings, targets=_targets(out), taken=[PLAN])
         found: Fingerprint | None = None
         if not files:
             files = [out / PLAN]
@@ -124,15 +128,42 @@ def _data(
     sections: Mapping[str, Sequence[Mapping[str, Any]]], datalist: str | Path
 ) -> dict[str, Any]:
     """Scans and labels of a run, or an error where there are none to train on."""
-    labels = [str(i["label"]) for i in sections.get("training", []) if "label" in i]
+    training = sections.get("training", [])
+    labels = [str(item["label"]) for item in training if "label" in item]
     if not labels:
         raise DatasetError(
             f"`datalist` must have labelled scans in training, got none in {datalist}: run "
             "`ingest` on a folder of scans and labels first."
         )
+    bare = [first_file(item["image"]) for item in training if "label" not in item]
+    if bare:
+        raise DatasetError(
+            f"`datalist` must have a label for each scan in training, got {bare[0]} without in "
+            f"{datalist}: move it to `unlabelled`."
+        )
     scans = {name: [str(i["image"]) for i in items] for name, items in sections.items()}
     used = [item for name in ("training", "validation") for item in sections.get(name, [])]
     return {"scans": scans, "labels": labels, "data": data_fingerprint(used)["sha256"]}
+
+
+def _checked(
+    out: Path,
+    configs: Path,
+    names: Sequence[str | Path],
+    train_overlays: Sequence[str | Path],
+    knobs: Mapping[str, Any],
+) -> list[Path]:
+    """Files of configs, or an error where a run's folder is a data set's, or a knob is wrong."""
+    for name in ("dataset.json", "imagesTr"):
+        if (out / name).exists():
+            raise DatasetError(
+                f"`out` must be a folder of its own, got {out}, which has {name} of a data set: "
+                "choose another."
+            )
+    files = [config_path(configs, name) for name in names]
+    planned = files or [path for path in [out / PLAN] if path.is_file()]
+    check_knobs(configs, [*CONFIGS, "inference", *planned, *train_overlays], knobs)
+    return files
 
 
 def _targets(out: Path) -> list[str]:
@@ -217,8 +248,8 @@ def next_command(datalist: str | Path, out: str | Path) -> str:
     """What to do with a trained model."""
     tested = read_datalist(datalist, "test", optional=True)
     if tested and all("label" in item for item in tested):
-        return f"stipple evaluate {out} {datalist}"
-    return f"stipple segment SCANS --models {out} --out results"
+        return shlex.join(["stipple", "evaluate", str(out), str(datalist)])
+    return f"stipple segment SCANS --models {shlex.quote(str(out))} --out results"
 
 
 def _is_trained(out: Path, *, validated: bool) -> bool:

@@ -347,3 +347,25 @@ def test_split_of_a_fold_of_the_unlabelled_section_counts_it_once(tmp_path):
     sections = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     found = [item["image"] for part in sections.values() if isinstance(part, list) for item in part]
     assert len(found) == len(set(found)) > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("segment a --models m --out o --labels liver", "`--labels` must be pairs such as 1=panc"),
+        ("ingest a o --names pancreas", "`--names` must be pairs such as 1=pancreas, got pancreas"),
+        ("ingest a o --map 63", "`--map` must be pairs such as 63=1, got 63"),
+        ("fuse a --priors p --out o --channels 1", "`--channels` must be pairs such as 1=2, got 1"),
+        ("simulate a o --organs 6", "`--organs` must be pairs such as 6=1, got 6"),
+        ("train a --out o --set max_epochs", "`--set` must be pairs KNOB=VALUE, got max_epochs"),
+        ("ingest nothing neu", "`source` must exist, got nothing: give the folder of the data set"),
+        ("place p --like a --out o --position -20.5mm 31 104", "invalid float value: '-20.5mm'"),
+        ("place p --like a --out o --position 20.5mm 31 104", "invalid float value: '20.5mm'"),
+    ],
+)
+def test_an_error_names_the_argument(tmp_path, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not list(tmp_path.iterdir())

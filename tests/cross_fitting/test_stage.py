@@ -163,11 +163,11 @@ def test_errors(done, datalist, tmp_path):
             again(datalist, tmp_path, options={name: 1})
     with pytest.raises(ValueError, match="did you mean max_epochs"):
         again(datalist, tmp_path, options={"max_epoch": 1})
-    with pytest.raises(DatasetError, match="was begun with other seed, see settings"):
+    with pytest.raises(DatasetError, match=r"begun with other seed \(0, now 1\), see settings"):
         again(datalist, done, seed=1)
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("learning_rate: 0.01\n", encoding="utf-8")
-    with pytest.raises(DatasetError, match="was begun with other overlays, see settings"):
+    with pytest.raises(DatasetError, match=r"was begun with other overlays.*, see settings"):
         again(datalist, done, overlays=[overlay])
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "datalist.json").write_text("mine")

@@ -3,6 +3,7 @@
 import csv
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +66,7 @@ def test_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
 
     def torn(checkpoint, file, **kwargs):
         file.write(b"half a check")
+        assert Path(file.name).name.startswith(".part-")  # as all that a kill leaves half done
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", torn)

@@ -75,10 +75,10 @@ def test_the_same_scan_under_two_names_is_found(tmp_path, folds, capsys):
     if folds is None:
         sections = {"training": [one], "test": [two]}
     else:
-        sections = {"training": [{**one, "fold": 0}, {**two, "fold": 1}]}
+        sections = {"unlabelled": [{**one, "fold": 0}, {**two, "fold": 1}]}
     found = check(tmp_path, sections)
     (problem,) = found.problems
-    assert problem.startswith("One scan must stand in one section and fold, got ct0 (training")
+    assert problem.startswith("One scan must stand in one section and fold, got ct0 (")
     assert "x (" in problem
     assert main(["check", str(tmp_path / "list.json")]) == 1
     captured = capsys.readouterr()
@@ -88,9 +88,9 @@ def test_the_same_scan_under_two_names_is_found(tmp_path, folds, capsys):
 
 def test_the_same_scan_twice_in_one_place_is_a_note(tmp_path):
     one = case(tmp_path, 0)
-    found = check(tmp_path, {"training": [one, stored_otherwise(tmp_path, one)]})
+    found = check(tmp_path, {"unlabelled": [one, stored_otherwise(tmp_path, one)]})
     assert found.problems == []
-    assert "The same scan under several names: ct0 (training), x (training)." in found.notes
+    assert "The same scan under several names: ct0 (unlabelled), x (unlabelled)." in found.notes
 
 
 def test_one_voxel_makes_another_scan(tmp_path):
@@ -142,3 +142,13 @@ def test_an_empty_datalist_is_an_error(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps({"training": []}), encoding="utf-8")
     with pytest.raises(DatasetError, match="`datalist` must have items, got none"):
         check_dataset(tmp_path / "list.json")
+
+
+def test_a_training_scan_without_label_is_a_problem(tmp_path):
+    bare, other = case(tmp_path, 0), case(tmp_path, 2)
+    del bare["label"], other["label"]
+    found = check(tmp_path, {"training": [bare, case(tmp_path, 1)], "unlabelled": [other]})
+    (problem,) = found.problems
+    assert problem == (
+        "ct0: A scan in training must have a label, got none: move it to `unlabelled`."
+    )

@@ -441,10 +441,13 @@ def test_the_commands_options_arrive(pairs, tmp_path, capsys):
     arguments = ["ingest", str(pairs), str(tmp_path / "out"), "--layout", "nifti"]
     arguments += ["--map", "4=2", "--names", "2=liver", "--flip", "W"]
     assert main(arguments) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'dataset.json'}\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "scans: 2, with label: 2 (2 liver in 2), without: 0",
+        f"{tmp_path / 'out' / 'dataset.json'}",
+    ]
     np.testing.assert_array_equal(voxels(tmp_path / "out/labelsTr/img0.nii.gz"), 2 * organ(0)[1])
     for wrong, match in (
-        (["--map", "4"], "A=B, got 4"),
+        (["--map", "4"], "`--map` must be pairs such as 63=1, got 4"),
         (["--map", "4=x"], "labels from 0 to 255"),
     ):
         assert main([*arguments[:3], *wrong]) == 1

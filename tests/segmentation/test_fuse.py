@@ -11,7 +11,7 @@ import pytest
 from helpers.threshold_model import same_grid
 from scipy import ndimage
 
-from stipple_monai import SpatialPrior
+from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
 from stipple_monai.segmentation import fuse, mean_gain
 
@@ -378,3 +378,24 @@ def test_the_grid_file_is_a_sound_scan(data, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((4, 4)), AFFINE), tmp_path / "s0.nii.gz")
     with pytest.raises(ValueError, match="A scan must be 3D"):
         fuse(maps, tmp_path / "a", like=[tmp_path / "s0.nii.gz"], **options)
+
+
+@pytest.mark.slow
+def test_a_label_map_is_no_probability_map(data, tmp_path):
+    """One of whole numbers is refused, one of 0 and 1 is warned of."""
+    label = organs(0)
+    save(tmp_path / "whole_prob.nii.gz", label)
+    with pytest.raises(DatasetError, match=r"from 0 to 1, got .* to 2 in .*save no label map"):
+        fuse([tmp_path / "whole_prob.nii.gz"], tmp_path / "a", priors=data / "priors")
+    save(tmp_path / "one_prob.nii.gz", (label == 1).astype(np.uint8))
+    given = {"priors": data / "priors", "channels": {1: 1}, "progress": False}
+    with pytest.warns(UserWarning, match=r"Look at .*one_prob\.nii\.gz: it has only .* 0 and 1"):
+        fuse([tmp_path / "one_prob.nii.gz"], tmp_path / "b", **given)
+
+
+@pytest.mark.slow
+def test_labels_that_nothing_can_be_fitted_to_are_named(data, tmp_path):
+    save(tmp_path / "s0.nii.gz", np.where(organs(0) == 1, 9, 0).astype(np.uint8))
+    given = {"priors": data / "priors", "calibrate": [tmp_path / "s0.nii.gz"], "progress": False}
+    with pytest.raises(DatasetError, match=r"`calibrate` must have a label .* got none in .*/s0"):
+        fuse([data / "nifti/s0_prob.nii.gz"], tmp_path / "out", **given)

@@ -57,7 +57,7 @@ def test_a_run_that_failed_at_once_is_repeated_with_other_settings(tmp_path, mod
     bad = scan(tmp_path / "a.nii", 6)
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="Segmenting stopped at"):
+    with pytest.raises(ValueError, match="cannot be segmented: "):
         segment([bad], tmp_path / "out", models=model)
     bad.write_bytes(whole)
     segment([bad], tmp_path / "out", models=model, probabilities=True)

@@ -236,7 +236,9 @@ def test_more_rounds_go_on_and_other_settings_are_refused(two_rounds, datalist, 
         assert one.read_bytes() == other.read_bytes()
     with pytest.raises(DatasetError, match="was begun with other shares or counts"):
         again(datalist, out, shares=[0.4])
-    with pytest.raises(DatasetError, match="was begun with other fine_tune, seed, see settings"):
+    with pytest.raises(
+        DatasetError, match=r"other fine_tune \(null, now true\), seed \(0, now 1\), see settings"
+    ):
         again(datalist, out, shares=[0.3], fine_tune=True, seed=1)
     with pytest.raises(DatasetError, match="was begun with other labels, see settings"):
         again(relabelled(datalist), out, shares=[0.3])
@@ -514,10 +516,11 @@ def test_only_one_process_works_in_a_folder(datalist, two_rounds, tmp_path):
 
 def test_what_was_being_written_when_a_process_was_killed_goes(datalist, two_rounds, tmp_path):
     out = begun(two_rounds, tmp_path)
-    left = ["models.part/tmpa1b2c3d4", "pseudo_labels.part/scan_2_image_pseudo.lock"]
+    left = ["pseudo_labels.part/scan_2_image_pseudo.lock"]
     unfinished = f".part-{'0' * 32}"
     left += [
         f"models.part/{unfinished}-curve.csv",
+        f"models.part/{unfinished}-model.pt",
         f"pseudo_labels.part/{unfinished}-datalist.json",
     ]
     for name in left:
@@ -585,7 +588,7 @@ def test_on_the_command_line(datalist, two_rounds, tmp_path, capsys):
     further = f"next: stipple segment SCANS --models {out} --out results"
     assert said == [str(out / "round_1"), further]
     assert main([*arguments[:-1], "progress"]) == 1
-    assert "Settings must look like KNOB=VALUE, got progress" in capsys.readouterr().err
+    assert "`--set` must be pairs KNOB=VALUE, got progress" in capsys.readouterr().err
 
 
 KILLED = {**KNOBS, "max_epochs": 3, "slices_per_scan": 8}
@@ -648,7 +651,7 @@ def whole(path):
 
 
 def unfinished(path):
-    return path.name.startswith("tmp") or path.name.endswith(".part")
+    return path.name.startswith(".part-") or path.name.endswith(".part")
 
 
 @needs_fork

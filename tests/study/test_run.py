@@ -240,10 +240,14 @@ def test_studies_that_contradict_what_is_there(done, tmp_path):
     shutil.copytree(done / "out", tmp_path / "out")
     (tmp_path / "data").symlink_to(done / "data")
     same = {"datalist": str(done / "data" / "dataset.json")}
-    with pytest.raises(DatasetError, match=r"begun with other options, folds, see"):
+    with pytest.raises(
+        DatasetError, match=r"begun with other options: .*, folds \(\d, now 2\), see"
+    ):
         run_study(written(tmp_path, options={}, folds=2, run_folds=[0], **same), tmp_path / "out")
     other = {"definitions": {**DEFINITIONS, "stipple": {"shares": [0.1]}}}
-    with pytest.raises(DatasetError, match=r"was begun with other stipple, see"):
+    with pytest.raises(
+        DatasetError, match=r"was begun with other stipple: shares \(.*, now \[0\.1\]\), see"
+    ):
         run_study(written(tmp_path, **other, **same), tmp_path / "out")
 
 

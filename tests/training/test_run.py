@@ -23,8 +23,10 @@ from stipple_monai.__main__ import main
 from stipple_monai.bundle import BUNDLE, read_model
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.files import read_csv
+from stipple_monai.handlers import EpochLines
 from stipple_monai.report import report
 from stipple_monai.segmentation import segment
+from stipple_monai.segmentation.folder import begin_results
 from stipple_monai.training import adopt, evaluate, next_command, train
 from stipple_monai.training import run as module
 
@@ -119,7 +121,7 @@ def test_a_trained_folder_is_left_as_it_is(trained, datalist):
     again = {"options": KNOBS | {"val_interval": 1}}
     assert train(datalist, out, **again) == out / "model.pt"
     assert (out / "model.pt").stat().st_mtime_ns == before
-    with pytest.raises(DatasetError, match="was begun with other options, seed, see"):
+    with pytest.raises(DatasetError, match=r"with other .*, seed \(0, now 1\), see"):
         train(datalist, out, seed=1)
 
 
@@ -338,3 +340,103 @@ def test_the_next_command_is_segment_where_nothing_can_be_tested(tmp_path):
         path = tmp_path / "data.json"
         path.write_text(json.dumps(sections), encoding="utf-8")
         assert next_command(path, "x") == "stipple segment SCANS --models x --out results"
+
+
+@pytest.mark.parametrize("foreign", ["model.pt", "brain.pt"])
+def test_files_of_somebody_else_stay_as_they_are(datalist, tmp_path, monkeypatch, foreign):
+    """Also those that are called as what ignite leaves when it is killed."""
+    monkeypatch.setattr(module, "run_bundle", lambda *a, **k: None)
+    mine = [foreign, "tmp_patient.txt", "tmp_patient", "tmpa1b2c3d4", "tmp/scan.nii.gz"]
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with contextlib.nullcontext() if foreign == "brain.pt" else pytest.raises(DatasetError):
+        train(datalist, tmp_path, overlays=["phantom"], options={"organs": [VALUE]})
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+    if foreign == "model.pt":
+        there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+        assert there == {*mine, "tmp"}
+
+
+def test_a_training_scan_without_label_is_named(datalist, tmp_path):
+    items = read_datalist(datalist, "training")
+    bare = {name: value for name, value in items[1].items() if name != "label"}
+    write_datalist(tmp_path / "bare.json", {"training": [items[0], bare]})
+    message = rf"have a label for each scan in training, got .*{Path(bare['image']).name} without"
+    with pytest.raises(DatasetError, match=f"{message} in .*bare.json: move it to `unlabelled`"):
+        train(tmp_path / "bare.json", tmp_path / "out", options=KNOBS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "imagesTr"])
+def test_the_folder_of_a_data_set_is_refused(datalist, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DatasetError, match=f"must be a folder of its own, got .* has {name} of"):
+        train(datalist, tmp_path, options=KNOBS)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"spacing_mm": "5mm"}, r"`spacing_mm` must be a list of numbers such as .*, got '5mm'"),
+        ({"slice_size": ["a", 48]}, r"`slice_size` must be a list of .*, got \['a', 48\]"),
+        ({"learning_rate": "fast"}, r"`learning_rate` must be a number such as .*, got 'fast'"),
+        ({"max_epochs": "two"}, "`max_epochs` must be a whole number"),
+    ],
+)
+def test_a_wrong_knob_leaves_nothing(datalist, tmp_path, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        train(datalist, tmp_path / "out", options=KNOBS | knobs)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_failed_first_try_does_not_block_the_next(datalist, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "run_bundle", lambda *a, **k: None)
+    with pytest.raises(ValueError, match="`organs` must be values that labels have"):
+        train(datalist, tmp_path, options=KNOBS | {"organs": [7]})
+    assert "plan:" not in capsys.readouterr().out
+    train(datalist, tmp_path, options=KNOBS)
+    assert f"plan: {tmp_path / 'plan.yaml'}" in capsys.readouterr().out
+    both = r"other options: max_epochs \(2, now 3\), options: organs \(not given, now \[63\]\)"
+    with pytest.raises(DatasetError, match=f"begun with {both}, see settings.json there"):
+        train(datalist, tmp_path, options=KNOBS | {"max_epochs": 3, "organs": [63]})
+
+
+def test_the_next_command_can_be_copied(datalist, tmp_path):
+    path = tmp_path / "Daten Müller" / "split.json"
+    write_datalist(path, {"training": read_datalist(datalist, "training")})
+    said = next_command(path, "Läufe Müller/a")
+    assert said == "stipple segment SCANS --models 'Läufe Müller/a' --out results"
+    write_datalist(path, {"test": read_datalist(datalist, "training")})
+    said = next_command(path, "Läufe Müller/a")
+    assert said == f"stipple evaluate 'Läufe Müller/a' '{path}'"
+
+
+@pytest.mark.training
+@pytest.mark.slow
+def test_an_epoch_is_kept_before_it_is_told(datalist, tmp_path, monkeypatch):
+    monkeypatch.setattr(EpochLines, "_tell", interrupt)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main(command(datalist, tmp_path / "a")) == 130
+    (kept,) = (tmp_path / "a").glob("checkpoint_*")
+    assert kept.name == "checkpoint_epoch=1.pt"
+    assert "train: interrupted, the same command goes on" in said.getvalue()
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_results_do_not_go_into_the_folder_of_a_training(datalist, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_bundle", lambda *a, **k: None)
+    train(datalist, tmp_path, overlays=["phantom"], options={"organs": [VALUE]})
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("settings.json", "model.json"):
+        with pytest.raises(DatasetError, match=r"a folder of results, got .*, the folder of a tr"):
+            begin_results(tmp_path, [], {}, overwrite=True)
+        assert sorted(tmp_path.rglob("*")) == before
+        (tmp_path / name).unlink()
+        before.remove(tmp_path / name)
