@@ -8,8 +8,6 @@ not, has none of the four.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -33,6 +31,7 @@ from monai.transforms import MapTransform
 from stipple_monai.calibration import reliability
 from stipple_monai.files import write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
+from stipple_monai.parallel import process_peak_mib
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import SpatialPrior
 
@@ -212,8 +211,7 @@ class ScoreTable:
 def _peak_memory_mib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 2**20 if sys.platform == "darwin" else used / 2**10
+    return process_peak_mib()
 
 
 def _text(number: float) -> str:

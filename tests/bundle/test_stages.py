@@ -15,6 +15,7 @@ from stipple_monai.bundle import (
     check_knobs,
     configs_of,
     run_bundle,
+    stages,
     whole_folder,
 )
 from stipple_monai.commands.options import read_knobs
@@ -120,7 +121,9 @@ class Circle:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_run_leaves_no_scans_behind(monkeypatch, fails):
-    held = []
+    held, peak = [], stages.process_peak_mib()
+    monkeypatch.setattr(stages, "_peak_mib", peak)
+    monkeypatch.setattr(stages, "process_peak_mib", lambda: peak + stages.GROWTH_MIB + 1)
 
     def run(**given):
         held.append(weakref.ref(Circle()))
