@@ -53,8 +53,12 @@ SHORT = {
 LONGER = {
     "baseline_long": "network alone, twice the steps",
     "stipple_long": "STIPPLE, twice the steps",
+    "baseline_longer": "network alone, 2,000 + 1,000 steps",
+    "baseline_longer_round": "network alone, 2,000 + 1,000 steps with pseudo-labels",
+    "stipple_longer": "STIPPLE, 2,000 + 1,000 steps",
+    "stipple_longer_round": "STIPPLE, 2,000 + 1,000 steps with pseudo-labels",
 }
-"""As many steps as with pseudo-labels, where a study has them; not in README's table."""
+"""Trained longer than in README's table, with the unlabelled scans or without them."""
 RIVALS = {
     "mean_teacher": "mean teacher",
     "cps": "cross pseudo supervision",
@@ -128,7 +132,8 @@ def renamed(table: Table | None) -> Table | None:
     """A table whose methods have the names of `SHORT`."""
     if table is None:
         return None
-    names = {TITLES[method]: short for method, short in {**SHORT, **LONGER}.items()}
+    called = {**SHORT, **LONGER}
+    names = {TITLES.get(method, method): short for method, short in called.items()}
     rows = [[names.get(first, first), *others] for first, *others in table.rows]
     header = [name.replace("Method − baseline", "Minus network alone") for name in table.header]
     return table._replace(header=header, rows=rows)
