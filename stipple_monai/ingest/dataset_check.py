@@ -48,9 +48,9 @@ def check_dataset(
 ) -> Checked:
     """Read all scans and labels of a datalist, and compare them.
 
-    A problem is a scan or patient in two sections or two folds, a file that cannot be used, a scan
-    in ``training`` without label, and a label that does not lie on its scan's grid or fits it
-    clearly better reversed. The same scan twice in one place, and a label of which intensities say
+    A problem is a scan or patient in two sections or two folds, a file that cannot be used, and a
+    label that does not lie on its scan's grid or fits it clearly better reversed. The same scan
+    twice in one place, a scan in ``training`` without label, and a label of which intensities say
     nothing, is a note.
 
     Args:
@@ -70,7 +70,7 @@ def check_dataset(
     scans: dict[str, list[tuple[str, str]]] = {}
     patients: dict[str, list[tuple[str, str]]] = {}
     both = list(zip(items, names, strict=True))
-    rows, problems, notes = [], _without_label(both), []
+    rows, problems, notes = [], [], _without_label(both)
     for (section, item), name in follow(both, "check", unit="case", shown=progress):
         fold = str(item.get("fold", ""))
         place = f"{section}, fold {fold}" if fold else section
@@ -99,12 +99,12 @@ def check_dataset(
 
 
 def _without_label(items: Sequence[tuple[tuple[str, Mapping[str, Any]], str]]) -> list[str]:
-    """Problems of a training that has scans without label."""
+    """Notes on a training that has scans without label."""
     bare = [
         name for (section, item), name in items if section == "training" and "label" not in item
     ]
     return [
-        f"{name}: A scan in training must have a label, got none: move it to `unlabelled`."
+        f"{name}: in training without label, which `self-train` takes and `train` refuses."
         for name in bare
     ]
 
