@@ -172,7 +172,7 @@ def write_nnunet_splits(path: str | Path, items: Iterable[Mapping[str, Any]]) ->
     """Write the folds as nnU-Net's ``splits_final.json``, whole or not at all.
 
     It is a list of ``{"train": [...], "val": [...]}`` with the names of the cases, for
-    ``nnUNet_preprocessed/DatasetXXX``.
+    ``nnUNet_preprocessed/Dataset501_NAME``.
 
     Args:
         path: of the file.

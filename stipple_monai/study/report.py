@@ -217,7 +217,7 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
                 "Dice by label proportion (figure 3)", folder / "dice_by_proportion.png", caption
             )
         )
-    made += bins_figure(results, folder / "dice_by_bins.png")
+    made += _bins_figure(results, folder / "dice_by_bins.png")
     for column, measure in (("loss", "training loss"), ("validation_dice", "validation Dice")):
         values = curves_by_method(results, curves, column)
         if values:
@@ -253,7 +253,7 @@ def curves_by_method(
     return distinct
 
 
-def bins_figure(results: Results, path: Path) -> list[Picture]:
+def _bins_figure(results: Results, path: Path) -> list[Picture]:
     """Dice by the number of bins (figure 6), where several were tried; in the paper's recipe."""
     lines: dict[str, dict[str, Spread]] = defaultdict(dict)
     for method in results.methods:
