@@ -25,8 +25,11 @@ from stipple_monai.study import (
     Results,
     comparison_table,
     curves_by_method,
+    dice_by_bins,
     dice_by_method,
+    dice_by_proportion,
     learning_curves,
+    lines_by_bins,
     measures_table,
     never_loses,
     organ_differences,
@@ -245,6 +248,35 @@ def curve(names: str, place: Place) -> str:
     return picture(f"Training loss by epoch. {'; '.join(said)}.", path, place)
 
 
+def labels_figure(names: str, place: Place) -> str:
+    """Dice by the share of labelled scans (figure 3 of the paper), of a study or of several."""
+    name = names.strip()
+    path = place.figures / f"labels_{name.replace('+', '_')}.png"
+    results = Results(without_half_cells(rows_of(name)))
+    lines = {short: results.by_proportion(method) for method, short in SHORT.items()}
+    lines = {short: line for short, line in lines.items() if line}
+    dice_by_proportion(lines, path, other={})
+    said = [
+        f"{short} {', '.join(f'{x:.0%} {s.mean:.1f}' for x, s in sorted(line.items()))}"
+        for short, line in lines.items()
+    ]
+    return picture(f"Dice in % by share of labelled scans. {'; '.join(said)}.", path, place)
+
+
+def bins_figure(names: str, place: Place) -> str:
+    """Dice by the number of the prior's bins (figure 6 of the paper)."""
+    name = names.strip()
+    path = place.figures / f"bins_{name}.png"
+    lines, alone = lines_by_bins(Results(rows_of(name)))
+    dice_by_bins(lines, alone, path)
+    said = [
+        f"{share} labelled: without prior {alone[share]:.1f}, "
+        + ", ".join(f"{bins} bins {spread.mean:.1f}" for bins, spread in line.items())
+        for share, line in lines.items()
+    ]
+    return picture(f"Dice in % by number of bins. {'; '.join(said)}.", path, place)
+
+
 def picture(description: str, path: Path, place: Place) -> str:
     """Markdown of a figure."""
     return f"![{description}]({os.path.relpath(path, place.page.parent)})\n"
@@ -284,6 +316,8 @@ KINDS: dict[str, Callable[[str, Place], str]] = {
     "positions": study_table(organ_positions),
     "table4": study_table(position_table),
     "curve": curve,
+    "labels": labels_figure,
+    "bins": bins_figure,
     "measures": study_table(measures_table),
     "fusion": trial_table(trials.fusion),
     "likelihood": trial_table(trials.likelihood),

@@ -4,7 +4,12 @@ Words: a *method* is a named set of overlays and knobs; a *job* is one training 
 *cell* is what one row of the tables stands for. Imports from `report` and below.
 """
 
-from stipple_monai.study.figures import dice_by_method, learning_curves
+from stipple_monai.study.figures import (
+    dice_by_bins,
+    dice_by_method,
+    dice_by_proportion,
+    learning_curves,
+)
 from stipple_monai.study.organs import (
     never_loses,
     organ_differences,
@@ -14,7 +19,12 @@ from stipple_monai.study.organs import (
 from stipple_monai.study.plan import (
     Study,
 )
-from stipple_monai.study.report import curves_by_method, is_study, rewrite_report
+from stipple_monai.study.report import (
+    curves_by_method,
+    is_study,
+    lines_by_bins,
+    rewrite_report,
+)
 from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import (
     run_study,
@@ -33,9 +43,12 @@ __all__ = [
     "Study",
     "comparison_table",
     "curves_by_method",
+    "dice_by_bins",
     "dice_by_method",
+    "dice_by_proportion",
     "is_study",
     "learning_curves",
+    "lines_by_bins",
     "measures_table",
     "never_loses",
     "organ_differences",

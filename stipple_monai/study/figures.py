@@ -192,7 +192,7 @@ def _draw_lines(ax: Axes, lines: Mapping[str, Line]) -> None:
             continue
         x, spreads = zip(*sorted(points.items()), strict=True)
         # side by side, so that bars do not hide each other
-        aside = 0.02 * reach * (index - (len(lines) - 1) / 2)
+        aside = 0.012 * reach * (index - (len(lines) - 1) / 2)
         ax.errorbar(
             np.array(x) + aside,
             [s.mean for s in spreads],

@@ -253,17 +253,31 @@ def curves_by_method(
     return distinct
 
 
-def _bins_figure(results: Results, path: Path) -> list[Picture]:
-    """Dice by the number of bins (figure 6), where several were tried; in the paper's recipe."""
+def lines_by_bins(results: Results) -> tuple[dict[str, dict[str, Spread]], dict[str, float]]:
+    """Dice in % by the number of bins, in the paper's recipe; without prior.
+
+    Args:
+        results: of a study with methods ``stipple_bins_…``.
+
+    Returns:
+        By name of a proportion, where several numbers of bins were tried, the mean and spread of
+        each; and by name of a proportion the mean of the network without prior.
+    """
     lines: dict[str, dict[str, Spread]] = defaultdict(dict)
     for method in results.methods:
         if method.startswith(BINNED):
             for proportion, spread in results.by_proportion(method).items():
                 lines[f"{proportion:.0%}"][method.removeprefix(BINNED)] = spread
-    lines = {name: line for name, line in lines.items() if len(line) > 1}
+    several = {name: line for name, line in lines.items() if len(line) > 1}
+    alone = {f"{p:.0%}": s.mean for p, s in results.by_proportion("paper_baseline").items()}
+    return several, alone
+
+
+def _bins_figure(results: Results, path: Path) -> list[Picture]:
+    """Figure 6, where several numbers of bins were tried."""
+    lines, baselines = lines_by_bins(results)
     if not lines:
         return []
-    baselines = {f"{p:.0%}": s.mean for p, s in results.by_proportion("paper_baseline").items()}
     dice_by_bins(lines, baselines, path)
     caption = (
         "STIPPLE of the paper without relabelling; dotted: its baseline; bars: standard deviation "
