@@ -40,6 +40,7 @@ from torch import Tensor
 from stipple_monai import SliceUNet, SpatialPrior, locate_organs
 from stipple_monai.positioning import DEFAULT_EPSILON, DEFAULT_SPREAD_MM
 from stipple_monai.positioning.joint import (
+    JOINT_CELL_MM,
     best_together,
     coarse_affine,
     coarse_evidence,
@@ -95,7 +96,7 @@ def network_seconds(
 
 def every_cell(maps: MetaTensor, priors: list[SpatialPrior]) -> Callable[[], float]:
     """The greatest joint score by the tests' oracle, checked against that of our places."""
-    cells = cells_of(maps.affine)
+    cells = cells_of(maps.affine, JOINT_CELL_MM)
     coarse = coarse_affine(maps.affine.double().cpu(), cells)
     blocks = coarse_evidence(maps.as_tensor(), cells, epsilon=DEFAULT_EPSILON)
     share, start = score_maps(blocks, priors, coarse)

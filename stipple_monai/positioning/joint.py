@@ -51,6 +51,8 @@ from stipple_monai.spatial import (
 )
 
 DEFAULT_SPREAD_MM = 40.0
+JOINT_CELL_MM = 6.0
+"""Cells in which places are first compared; smaller ones place no better, see `decisions.md`."""
 APART_MM = 30.0
 """Positions this far apart are different answers to where an organ is."""
 _DOUBT = 0.01
@@ -131,7 +133,7 @@ def locate_organs(
     if not any(found):
         return Located(position, confidence)
 
-    cells = cells_of(affine)
+    cells = cells_of(affine, JOINT_CELL_MM)
     blocks = coarse_evidence(maps, cells, epsilon=epsilon)
     coarse = coarse_affine(affine, cells)
     shares = supported_shares(blocks, references, coarse)

@@ -227,9 +227,10 @@ def around_center(
     return reference.place((0.0, 0.0, 0.0), grid).as_tensor()[0]
 
 
-def cells_of(affine: torch.Tensor) -> tuple[int, int, int]:
-    """Voxels along each axis of a cell of about :data:`CELL_MM`."""
-    w, h, d = (max(1, round(CELL_MM / float(s))) for s in affine[:3, :3].norm(dim=0))
+def cells_of(affine: torch.Tensor, size_mm: float | None = None) -> tuple[int, int, int]:
+    """Voxels along each axis of a cell of about this size, or of :data:`CELL_MM`."""
+    size_mm = CELL_MM if size_mm is None else size_mm
+    w, h, d = (max(1, round(size_mm / float(s))) for s in affine[:3, :3].norm(dim=0))
     return w, h, d
 
 

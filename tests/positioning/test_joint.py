@@ -16,6 +16,7 @@ from stipple_monai.errors import PositionError
 from stipple_monai.positioning.joint import (
     APART_MM,
     DEFAULT_SPREAD_MM,
+    JOINT_CELL_MM,
     best_together,
     coarse_affine,
     coarse_evidence,
@@ -36,6 +37,15 @@ LINEAR = {
 }
 every_grid = pytest.mark.parametrize("linear", LINEAR.values(), ids=LINEAR)
 CUBE = np.ones((5, 5, 5), np.float32)
+
+
+CELL_MM = "stipple_monai.positioning.joint.JOINT_CELL_MM"
+
+
+@pytest.fixture(autouse=True)
+def cells_of_a_voxel(monkeypatch):
+    """On these grids scores are computed by hand at every voxel: a cell is one."""
+    monkeypatch.setattr(CELL_MM, 4.0)
 
 
 def scan(maps, linear=LINEAR["RAS"], origin=(-31.3, 12.7, 204.1), dtype=torch.float32):
@@ -379,9 +389,11 @@ def test_flipped_and_permuted_arrays_give_the_same_positions(codes, linear):
     assert_same(found.confidence, expected.confidence, atol=1e-4)
 
 
+@pytest.mark.parametrize("cell_mm", [4.0, JOINT_CELL_MM, 12.0])
 @pytest.mark.parametrize("codes", ["LPI", "SLP"])
-def test_where_cells_differ_positions_are_the_same_to_a_voxel(codes):
-    """13 voxels of 1.5 mm are no whole number of cells, so a flip gives others."""
+def test_where_cells_differ_positions_are_the_same_to_a_voxel(codes, cell_mm, monkeypatch):
+    """Voxels of 1.5 mm that are no whole number of cells, so that a flip gives others."""
+    monkeypatch.setattr(CELL_MM, cell_mm)
     q = np.zeros((2, 31, 27, 23))
     q[0, 5:10, 6:11, 7:12], q[1, 20:25, 13:18, 9:14] = 0.9, 0.8
     volume = scan(q, np.diag([1.5, 1.5, 1.5]))
@@ -478,7 +490,7 @@ def test_an_organ_that_is_faint_everywhere_votes_as_far_as_it_is_seen():
 
 def assert_best_of_all(volume, priors, spread_mm=DEFAULT_SPREAD_MM):
     """The places are among the best of the joint scores of whole volumes, to rounding."""
-    cells = cells_of(volume.affine)
+    cells = cells_of(volume.affine, JOINT_CELL_MM)
     coarse = coarse_affine(volume.affine.double(), cells)
     blocks = coarse_evidence(volume.as_tensor(), cells, epsilon=DEFAULT_EPSILON)
     share, start = score_maps(blocks, priors, coarse)
