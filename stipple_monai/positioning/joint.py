@@ -14,7 +14,8 @@ is found over and over does not count for more than another one, and a faint tra
 term is never negative: an organ that would have to deviate by more than ``σ √2`` is outvoted, and
 its own evidence is no longer heard. (The organs are a star of "Pictorial structures", Felzenszwalb
 and Huttenlocher, IJCV 2005.) The maximum is exact, see :mod:`stipple_monai.spatial.votes`,
-over cells of some millimetres; each organ is then moved to the best voxel near its place.
+over cells of some millimetres; each organ is then moved to the best cell beside its place, and
+between the middles of cells to the top of a parabola through the scores.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ from stipple_monai.spatial import (
     Box,
     CommonCenter,
     Votes,
-    best_in,
     common_center,
     correlate,
     in_blocks,
+    peak_near,
     seen_box,
 )
 
@@ -141,7 +142,9 @@ def locate_organs(
     places = _places(shares, references, coarse, spread_mm) if together else []
     for k, reference in enumerate(references):
         if together:
-            position[k] = _best_near(maps[k], reference, affine, places[k], cells, epsilon)
+            start = torch.tensor(shares[k].start)
+            cell = peak_near(shares[k].values, places[k] - start) + start
+            position[k] = to_world(coarse, cell)
         elif found[k]:
             point = locate_organ(MetaTensor(maps[k : k + 1], affine=affine), reference, **search)
             assert point is not None
@@ -240,31 +243,6 @@ def _places(
     """The cell of each organ's place, of organs that are positioned together."""
     votes = [Votes(s / max(_FULL_VOTE, float(s.amax())), start) for s, start in shares]
     return [torch.tensor(p) for p in best_together(votes, references, coarse, spread_mm).places]
-
-
-def _best_near(
-    q: Tensor,
-    reference: SpatialPrior,
-    affine: Tensor,
-    cell: Tensor,
-    cells: Sequence[int],
-    epsilon: float,
-) -> Tensor:
-    """World point of the best voxel of a cell and its neighbours, of the cell's middle if equal."""
-    size = torch.tensor(cells)
-    middle = cell * size + torch.div(size, 2, rounding_mode="floor")
-    start, stop = middle - size, middle + size + 1
-    kernel = around_center(reference, affine, device=q.device)
-    half = torch.tensor([(n - 1) // 2 for n in kernel.shape])
-    low = (start - half).clamp(min=0)
-    high = torch.minimum(stop + half, torch.tensor(q.shape))
-    if bool((low >= high).any()):
-        return to_world(affine, middle.double())
-    part = q[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
-    box = Box(tuple((start - low).tolist()), tuple((stop - low).tolist()))
-    candidates = best_in(evidence_for(part, epsilon), kernel, box) + low
-    distance = (candidates - middle).double().norm(dim=1)
-    return to_world(affine, candidates[distance.argmin()].double())
 
 
 def _confidence(share: Votes, coarse: Tensor, position_mm: Tensor) -> float:

@@ -188,8 +188,8 @@ def evidence_for(q: torch.Tensor, epsilon: float) -> torch.Tensor:
     """``logit Q − logit ε`` of a map ``(W, H, D)``, from 0 to ``−2 logit ε``; at least float32."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     # In place, because a CT's map takes a quarter of a gigabyte.
-    clamped = q.to(dtype).clamp(epsilon, 1 - epsilon).logit_()
-    return clamped.sub_(math.log(epsilon / (1 - epsilon))).clamp_(min=0)
+    logit = q.to(dtype).logit(eps=epsilon)
+    return logit.sub_(math.log(epsilon / (1 - epsilon))).clamp_(min=0)
 
 
 def predicted_mean(q: torch.Tensor, *, minimum: float, epsilon: float) -> torch.Tensor | None:

@@ -10,7 +10,6 @@ above: only where the bound reaches a score that was seen can the best translati
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,14 +18,8 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-EQUAL = 1e-9
-"""Scores in double precision that differ by so much of the greatest differ by rounding alone."""
-# Single precision may put a bound this much too low.
+# Of a score in single precision.
 _ROUNDING = 1e-4
-# Ten times what transforms in single precision were seen to be wrong by, of the greatest possible.
-_SINGLE = 2e-6
-# So many translations are summed one by one faster than by a transform.
-_FEW = 8
 
 
 class Box(NamedTuple):
@@ -77,9 +70,7 @@ def score_at(volume: Tensor, kernel: Tensor, middle: Sequence[int]) -> float:
     return float(both.sum())
 
 
-def scores_in(
-    volume: Tensor, kernel: Tensor, box: Box, *, dtype: torch.dtype = torch.float64
-) -> Tensor:
+def scores_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
     """Score the translations of a box, reading only what the two have in common there.
 
     Args:
@@ -87,7 +78,6 @@ def scores_in(
         kernel: ``(w, h, d)``, odd lengths.
         box: translations of the kernel's middle voxel, in voxels of ``volume``; they may lie
             outside of it, where the volume is zero.
-        dtype: of the sums.
 
     Returns:
         ``(stop − start)`` along each axis.
@@ -97,7 +87,7 @@ def scores_in(
         slice(max(a - h, 0), max(min(b + h, n), a - h, 0))
         for a, b, h, n in zip(box.start, box.stop, half, volume.shape, strict=True)
     ]
-    part = volume[inside[0], inside[1], inside[2]].to(dtype)
+    part = volume[inside[0], inside[1], inside[2]].double()
     shape = [b - a for a, b in zip(box.start, box.stop, strict=True)]
     if part.numel() == 0:
         return part.new_zeros(shape)
@@ -105,7 +95,7 @@ def scores_in(
         slice(max(s.start - b + 1 + h, 0), min(s.stop - a + h, m))
         for a, b, s, h, m in zip(*box, inside, half, kernel.shape, strict=True)
     ]
-    kernel = kernel[meets[0], meets[1], meets[2]].to(dtype)
+    kernel = kernel[meets[0], meets[1], meets[2]].double()
     # index i has the kernel's last voxel, of those that are left, on voxel inside.start + i
     begin = [
         a - s.start - h + k.stop - 1
@@ -130,34 +120,41 @@ def scores_in(
     return F.pad(score, [beyond for b, n, a, c in ends for beyond in (a - b, b + n - c)])
 
 
-def best_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
-    """The best translations of a box, ``(n, 3)`` on the CPU: several only if they are equal.
+def peak_near(score: Tensor, cell: Tensor) -> Tensor:
+    """Where the greatest score of a cell and its neighbours lies, between the cells' middles.
 
-    Single precision tells which are worth a sum in double precision, mostly a single one.
+    A parabola through the best cell and its two neighbours along an axis has its top within half a
+    cell of it.
 
     Args:
-        volume: ``(W, H, D)``.
-        kernel: ``(w, h, d)``, odd lengths.
-        box: translations of the kernel's middle voxel, see :func:`scores_in`.
+        score: ``(W, H, D)``, not negative; it is zero beyond its edges.
+        cell: index ``(3,)``; it may lie outside.
 
     Returns:
-        Those whose scores, in float64, differ from the greatest by rounding.
+        Index ``(3,)`` float64 on the CPU. Of equal cells, the nearest; the cell itself where all
+        scores are zero.
+
+    Example:
+        >>> peak_near(torch.tensor([[[0.0, 2.0, 3.0, 0.0]]]), torch.tensor([0, 0, 1]))
+        tensor([0.0000, 0.0000, 1.7500], dtype=torch.float64)
     """
-    rough = scores_in(volume, kernel, box, dtype=torch.float32)
-    # No score is greater than this product, and a transform's rounding is a share of it.
-    slack = _SINGLE * float(volume.norm()) * float(kernel.norm())
-    start = torch.tensor(box.start)
-    near = torch.nonzero(rough >= rough.amax() - slack).cpu()
-    if len(near) == 1:
-        return near + start
-    if len(near) > _FEW:
-        score = scores_in(volume, kernel, box).cpu()
-    else:
-        score = torch.full(rough.shape, -math.inf, dtype=torch.float64)
-        for index in near:
-            score[tuple(index)] = score_at(volume, kernel, (index + start).tolist())
-    top = score.amax()
-    return torch.nonzero(score >= top - EQUAL * top.abs()) + start
+    low = (cell - 2).clamp(min=0)
+    high = torch.minimum(cell + 3, torch.tensor(score.shape))
+    around = torch.zeros(5, 5, 5, dtype=torch.float64)
+    if bool((low < high).all()):
+        part = score[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+        into = [slice(int(a), int(b)) for a, b in zip(low - cell + 2, high - cell + 2, strict=True)]
+        around[into[0], into[1], into[2]] = part.to(around)
+    near = around[1:4, 1:4, 1:4]
+    equal = torch.nonzero(near >= near.amax() * (1 - _ROUNDING)) + 1
+    best = equal[(equal - 2).square().sum(1).argmin()]
+    top = best.double()
+    for axis, step in enumerate(torch.eye(3, dtype=torch.int64)):
+        before, here, after = (float(around[tuple(best + n * step)]) for n in (-1, 0, 1))
+        bend = before - 2 * here + after
+        if bend < 0:
+            top[axis] += min(0.5, max(-0.5, (before - after) / (2 * bend)))
+    return top + cell - 2
 
 
 def seen_box(volume: Tensor) -> Box:

@@ -76,7 +76,7 @@ class Study:
         seeds: of networks and of the choice of labelled patients.
         validation: training patients on which the best epoch is chosen; 0: the last epoch counts.
         definitions: methods that are not in ``studies/methods.yaml``, or other than there.
-        organ: the one that is shown in pictures.
+        organ: the one that is shown in pictures; the first of ``options``' ``organs`` if not said.
         notes: paragraphs for the report.
     """
 
@@ -146,6 +146,14 @@ def read_study(path: str | Path) -> Study:
         )
     if study.datalist is not None:
         content["datalist"] = str((path.parent / study.datalist).resolve())
+    organs = study.options.get("organs")
+    if isinstance(organs, list) and organs:
+        content.setdefault("organ", organs[0])
+        if content["organ"] not in organs:
+            raise DatasetError(
+                f"`organ` must be one of the `organs` in `options`, {organs}, got "
+                f"{content['organ']} in {path}."
+            )
     return Study(**content)
 
 

@@ -9,10 +9,10 @@ from scipy import signal
 
 from stipple_monai.spatial.correlation import (
     Box,
-    best_in,
     bounds,
     correlate,
     in_blocks,
+    peak_near,
     promising,
     reduced,
     score_at,
@@ -130,34 +130,52 @@ def test_scores_in_take_no_more_of_the_kernel_than_meets_the_volume():
     np.testing.assert_allclose(found.numpy(), 64)
 
 
-@pytest.mark.parametrize("case", range(4))
-def test_the_best_in_a_box_are_those_of_the_loop(case):
-    volume, kernel = random_pair(case, SHAPES[case], KERNELS[case])
-    scores, first = all_scores(volume, kernel)
-    for box in random_boxes(np.random.default_rng(case), SHAPES[case], 12):
-        found = best_in(volume.float(), kernel.float(), box)
-        inside = {tuple(t): 0.0 for t in np.indices(np.subtract(*box[::-1])).reshape(3, -1).T}
-        for t in inside:
-            at = tuple(np.add(box.start, t) - first)
-            if all(0 <= a < n for a, n in zip(at, scores.shape, strict=True)):
-                inside[t] = scores[at]
-        greatest = max(inside.values())
-        best = [np.add(box.start, t).tolist() for t, s in inside.items() if s >= greatest - 1e-6]
-        assert found.tolist() == best
+def bump(shape, top):
+    """A parabola in each axis, positive around its top."""
+    grid = torch.from_numpy(np.indices(shape)).double()
+    away = (grid - torch.tensor(top).reshape(3, 1, 1, 1)) ** 2
+    return (30 - (away * torch.tensor([1.0, 0.5, 2.0]).reshape(3, 1, 1, 1)).sum(0)).clamp(min=0)
 
 
-@pytest.mark.parametrize("equals", [2, 3, 9])
-def test_of_nearly_equals_the_better_is_the_best_and_equals_all_are(equals):
-    """Nearer to each other than single precision tells apart."""
-    volume = torch.zeros(60, 5, 5)
-    places = [6 * i + 3 for i in range(equals)]
-    for place in places:
-        volume[place - 1 : place + 2, 1:4, 1:4] = 0.9
-    kernel, box = torch.ones(3, 3, 3), Box((0, 0, 0), (60, 5, 5))
-    assert best_in(volume, kernel, box).tolist() == [[place, 2, 2] for place in places]
-    better = volume.double()
-    better[places[1], 2, 2] += 1e-6
-    assert best_in(better, kernel, box).tolist() == [[places[1], 2, 2]]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("top", [(4.0, 5.0, 3.0), (4.3, 4.8, 2.6), (3.55, 5.45, 3.0)])
+def test_the_peak_of_a_parabola_is_found_between_cells_from_each_neighbour(top, dtype):
+    score = bump((9, 11, 7), top).to(dtype)
+    middle = torch.tensor(top).round().long()
+    for beside in itertools.product((-1, 0, 1), repeat=3):
+        found = peak_near(score, middle + torch.tensor(beside))
+        assert found.dtype == torch.float64
+        np.testing.assert_allclose(found.numpy(), top, atol=1e-5)
+
+
+def test_the_peak_stays_beside_the_cell():
+    score = bump((20, 20, 20), (10.0, 10.0, 10.0))
+    found = peak_near(score, torch.tensor([6, 10, 10]))
+    # the best of cells 5 to 7, and half a cell more
+    assert found.tolist() == [7.5, 10, 10]
+
+
+def test_of_equal_cells_the_nearest_is_the_peak():
+    assert peak_near(torch.ones(5, 5, 5), torch.tensor([2, 2, 2])).tolist() == [2, 2, 2]
+    assert peak_near(torch.zeros(5, 5, 5), torch.tensor([0, 4, 2])).tolist() == [0, 4, 2]
+    two = torch.zeros(7, 7, 7)
+    two[2, 3, 3] = two[3, 3, 3] = 1
+    assert peak_near(two, torch.tensor([3, 3, 3])).tolist() == [2.5, 3, 3]
+    assert peak_near(two, torch.tensor([2, 3, 3])).tolist() == [2.5, 3, 3]
+
+
+@pytest.mark.parametrize("cell", [(-4, 2, 2), (2, 2, 9), (-40, 50, 0)])
+def test_beyond_the_scores_the_cell_itself_is_the_peak(cell):
+    assert peak_near(torch.ones(5, 5, 5), torch.tensor(cell)).tolist() == list(cell)
+
+
+def test_at_the_edge_what_lies_beyond_is_zero():
+    score = torch.zeros(5, 5, 5)
+    score[0, 2, 2], score[1, 2, 2] = 2, 1
+    for beside in (-1, 0, 1):
+        found = peak_near(score, torch.tensor([beside, 2, 2])).tolist()
+        # (0 − 1) / (2 · (0 − 4 + 1)) = 1/6
+        assert found == pytest.approx([1 / 6, 2, 2])
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -306,14 +324,3 @@ def test_cuda_equals_cpu():
     torch.testing.assert_close(found.cpu(), expected)
     found = promising(volume.cuda(), kernel.cuda(), (2, 2, 1))
     assert_holds(found, best_translations(*all_scores(volume, kernel)))
-
-
-def test_the_best_is_found_where_all_scores_are_negative():
-    """Rounding leaves less than nothing where there is nothing to score."""
-    volume = -torch.rand((9, 8, 7), generator=torch.Generator().manual_seed(0))
-    box = Box((3, 3, 3), (6, 5, 4))
-    score = scores_in(volume, torch.ones(3, 3, 3), box)
-    top = torch.tensor(np.unravel_index(int(score.argmax()), score.shape)) + 3
-    assert best_in(volume, torch.ones(3, 3, 3), box).tolist() == [top.tolist()]
-    equal = best_in(torch.full((9, 8, 7), -1.0), torch.ones(3, 3, 3), box)
-    assert len(equal) == score.numel()

@@ -171,6 +171,22 @@ def test_studies_that_cannot_be(entries, message, tmp_path):
         read_study(path)
 
 
+def test_the_organ_in_pictures_is_the_first_of_the_options(tmp_path):
+    path = tmp_path / "study.yaml"
+
+    def read(**entries):
+        known = {"title": "t", "methods": ["baseline"], "proportions": [0.5], "phantom": {}}
+        content = {**known, "options": {"organs": [11, 3]}, **entries}
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return read_study(path).organ
+
+    assert read() == 11
+    assert read(organ=3) == 3
+    assert read(options={}) == 1
+    with pytest.raises(DatasetError, match=r"`organ` must be one of .* \[11, 3\], got 1 in"):
+        read(organ=1)
+
+
 def test_files_that_are_no_studies(tmp_path):
     with pytest.raises(DatasetError, match=r"YAML files that can be read, got .*none.yaml"):
         read_study(tmp_path / "none.yaml")
