@@ -463,7 +463,7 @@ def test_an_uncertain_position_leaves_a_neutral_prior_and_a_warning_with_its_con
     net = PriorDrivenNet(Threshold(), image_channels=1)
     inputs, priors = batch_of(scan(), doubtful()), make_priors(organs=(4, 7))
     infer = PriorDrivenInferer(SimpleInferer(), priors, minimum_confidence=0.7)
-    message = r"^Organ 4 has no certain position \(0\.(49|5\d)\) in two\.nii: its prior stays neutral\.$"
+    message = r"^Organ 4 has no certain position \(0\.(49|5\d)\) in two\.nii: its prior stays"
     with pytest.warns(UserWarning, match=message) as seen:
         result = infer(inputs, net)
     assert len([w for w in seen if "neutral" in str(w.message)]) == 1
