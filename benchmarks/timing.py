@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import datetime
+import functools
 import gc
 import math
 import os
@@ -113,7 +114,7 @@ def compare(
 def time_once(run: Callable[[], Any], *, clock: Clock = "wall") -> float:
     """Seconds of one call, the garbage of earlier ones collected before."""
     now = _CLOCKS[clock]
-    gc.collect()
+    _collect()
     _wait_for_gpu()
     start = now()
     run()
@@ -178,7 +179,7 @@ def peak_gpu_memory(run: Callable[[], Any]) -> float:
     """MiB by which the tensors on the GPU grow at most while ``run`` runs; NaN without a GPU."""
     if not torch.cuda.is_available():
         return math.nan
-    gc.collect()
+    _collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -281,8 +282,20 @@ def _wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
-def _give_back_free_memory() -> None:
+@functools.cache
+def _freeze() -> None:
+    """What was imported is looked at no more: most of a small measurement went to that."""
     gc.collect()
+    gc.freeze()
+
+
+def _collect() -> None:
+    _freeze()
+    gc.collect()
+
+
+def _give_back_free_memory() -> None:
+    _collect()
     libc = ctypes.CDLL(ctypes.util.find_library("c"))
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -1,5 +1,6 @@
 """One thread for each process, marks by fixtures, and the order of files."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +28,12 @@ def pytest_sessionstart(session):
             # reads configs ten times as fast, for MONAI as well, which takes its name when imported
             yaml.SafeLoader = yaml.CSafeLoader
         config.pluginmanager.import_plugin("helpers.shared")
+
+
+def pytest_collection_finish(session):
+    """No longer look for garbage among what was imported and collected: it stays to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
