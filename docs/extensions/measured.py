@@ -270,8 +270,8 @@ def bins_figure(names: str, place: Place) -> str:
     lines, alone = lines_by_bins(Results(rows_of(name)))
     dice_by_bins(lines, alone, path)
     said = [
-        f"{share} labelled: without prior {alone[share]:.1f}, "
-        + ", ".join(f"{bins} bins {spread.mean:.1f}" for bins, spread in line.items())
+        f"{share} labelled: without prior {alone[share]:.1f}; by bins "
+        + ", ".join(f"{bins}: {spread.mean:.1f}" for bins, spread in line.items())
         for share, line in lines.items()
     ]
     return picture(f"Dice in % by number of bins. {'; '.join(said)}.", path, place)

@@ -51,6 +51,12 @@ TITLES = {
     "stipple_naive_position": "Naive: centre of the prediction",
     "stipple_random_reference": "KL, one random reference (the paper)",
     "stipple_true_position": "True position",
+    "stipple_bins_1": "STIPPLE of the paper, 1 bin",
+    "stipple_bins_2": "STIPPLE of the paper, 2 bins",
+    "stipple_bins_5": "STIPPLE of the paper, 5 bins",
+    "stipple_bins_7": "STIPPLE of the paper, 7 bins",
+    "stipple_bins_10": "STIPPLE of the paper, 10 bins",
+    "stipple_bins_all": "STIPPLE of the paper, every slice of its own",
 }
 """What tables call the methods, in their order."""
 POSITIONS = (
