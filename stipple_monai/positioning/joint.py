@@ -139,12 +139,10 @@ def locate_organs(
     coarse = coarse_affine(affine, cells)
     shares = supported_shares(blocks, references, coarse)
     together = positioned_together(references) and max_shift_mm is None
-    places = _places(shares, references, coarse, spread_mm) if together else []
+    points = _points(shares, references, coarse, spread_mm) if together else []
     for k, reference in enumerate(references):
         if together:
-            start = torch.tensor(shares[k].start)
-            cell = peak_near(shares[k].values, places[k] - start) + start
-            position[k] = to_world(coarse, cell)
+            position[k] = points[k]
         elif found[k]:
             point = locate_organ(MetaTensor(maps[k : k + 1], affine=affine), reference, **search)
             assert point is not None
@@ -237,12 +235,17 @@ def best_together(
     return found._replace(places=places)
 
 
-def _places(
+def _points(
     shares: Sequence[Votes], references: Sequence[SpatialPrior], coarse: Tensor, spread_mm: float
 ) -> list[Tensor]:
-    """The cell of each organ's place, of organs that are positioned together."""
+    """The world point of each organ's place, of organs that are positioned together."""
     votes = [Votes(s / max(_FULL_VOTE, float(s.amax())), start) for s, start in shares]
-    return [torch.tensor(p) for p in best_together(votes, references, coarse, spread_mm).places]
+    cells = best_together(votes, references, coarse, spread_mm).places
+    points = []
+    for (share, first), cell in zip(shares, cells, strict=True):
+        start = torch.tensor(first)
+        points.append(to_world(coarse, peak_near(share, torch.tensor(cell) - start) + start))
+    return points
 
 
 def _confidence(share: Votes, coarse: Tensor, position_mm: Tensor) -> float:
