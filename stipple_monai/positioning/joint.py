@@ -117,7 +117,7 @@ def locate_organs(
         >>> priors = SpatialPrior.estimate_several(label, organs=[1, 2])
         >>> seen = MetaTensor((organs == 1).float().repeat(2, 1, 1, 1), affine=torch.eye(4))
         >>> seen[1] = 0
-        >>> locate_organs(seen, priors).position_mm.tolist()
+        >>> locate_organs(seen, priors).position_mm.round().tolist()
         [[6.0, 10.0, 10.0], [22.0, 10.0, 10.0]]
     """
     search: dict[str, Any] = {"minimum": minimum, "epsilon": epsilon, "max_shift_mm": max_shift_mm}
@@ -241,11 +241,29 @@ def _points(
     """The world point of each organ's place, of organs that are positioned together."""
     votes = [Votes(s / max(_FULL_VOTE, float(s.amax())), start) for s, start in shares]
     cells = best_together(votes, references, coarse, spread_mm).places
-    points = []
-    for (share, first), cell in zip(shares, cells, strict=True):
-        start = torch.tensor(first)
-        points.append(to_world(coarse, peak_near(share, torch.tensor(cell) - start) + start))
+    offsets = [torch.tensor(r.offset_mm, dtype=torch.float64) for r in references]
+    points: list[Tensor] = []
+    centers: list[Tensor] = []
+    unseen: list[int] = []
+    for k, ((share, first), cell) in enumerate(zip(shares, cells, strict=True)):
+        index = torch.tensor(cell) - torch.tensor(first)
+        peak = peak_near(share, index) + torch.tensor(first)
+        points.append(to_world(coarse, peak))
+        if _value_at(share, index) > 0:
+            centers.append(points[k] - offsets[k])
+        else:
+            unseen.append(k)
+    # What nothing supports there lies where the others say, and not only in their cell.
+    if centers:
+        for k in unseen:
+            points[k] = torch.stack(centers).mean(0) + offsets[k]
     return points
+
+
+def _value_at(values: Tensor, index: Tensor) -> float:
+    """A value; 0 where there is none."""
+    within = bool(((index >= 0) & (index < torch.tensor(values.shape))).all())
+    return float(values[tuple(index.tolist())]) if within else 0.0
 
 
 def _confidence(share: Votes, coarse: Tensor, position_mm: Tensor) -> float:
@@ -264,9 +282,7 @@ def _confidence(share: Votes, coarse: Tensor, position_mm: Tensor) -> float:
     rest = [inside.masked_fill(near, 0), *outside]
     greatest = [part.amax() for part in rest if part.numel() > 0]
     apart = float(torch.stack(greatest).max()) if greatest else 0.0
-    nearest = middle.round().long()
-    within = bool(((nearest >= 0) & (nearest < size)).all())
-    here = (float(share.values[tuple(nearest.tolist())]) if within else 0.0) + _DOUBT
+    here = _value_at(share.values, middle.round().long()) + _DOUBT
     return here / (here + apart + _DOUBT)
 
 
