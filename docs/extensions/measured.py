@@ -116,9 +116,9 @@ def without_half_cells(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return [row for row in rows if row["method"] not in SAME_NETWORK or cell_of(row) in together]
 
 
-def cell_of(row: Mapping[str, str]) -> tuple[str, str]:
-    """Fold and seed."""
-    return row["fold"], row["seed"]
+def cell_of(row: Mapping[str, str]) -> tuple[str, str, str]:
+    """Share of labelled scans, fold and seed."""
+    return row["proportion"], row["fold"], row["seed"]
 
 
 def markdown(table: Table | None) -> str:
