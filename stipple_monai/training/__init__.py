@@ -15,6 +15,7 @@ from stipple_monai.training.run import (
     PLAN,
     adopt,
     next_command,
+    soft_network,
     train,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "evaluate",
     "mean_scores",
     "next_command",
+    "soft_network",
     "train",
 ]

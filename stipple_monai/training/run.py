@@ -56,6 +56,8 @@ SETTINGS = "settings.json"
 CURVE = "curve.csv"
 LOGS = "logs"
 CONFIGS = ("prior", "train")
+SOFT_LOSS = 0.7
+"""Networks that the fusion's constants suit ended at losses of 0.1 to 0.45, another at 0.93."""
 
 
 def train(
@@ -122,6 +124,21 @@ def train(
         for checkpoint in out.glob("checkpoint_*.pt"):
             checkpoint.unlink()
     return out / WEIGHTS
+
+
+def soft_network(out: str | Path) -> str | None:
+    """What to say of a run whose loss is still high after its last epoch, if it is."""
+    path = Path(out) / CURVE
+    rows = read_csv(path) if path.is_file() else []
+    loss = float(rows[-1]["loss"]) if rows else 0.0
+    if loss <= SOFT_LOSS:
+        return None
+    return (
+        f"the training loss is still {loss:.2f}: the network has hardly begun to learn, and the "
+        "constants of the fusion, which are for surer ones, may make organs several times too "
+        "large. Train longer, in another folder (`--set max_epochs=…`), or fit the numbers (the "
+        "same command with `--calibrate`)."
+    )
 
 
 def _data(

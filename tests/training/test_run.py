@@ -22,12 +22,12 @@ from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
 from stipple_monai.bundle import BUNDLE, read_model
 from stipple_monai.data import read_datalist, write_datalist
-from stipple_monai.files import read_csv
+from stipple_monai.files import read_csv, write_csv
 from stipple_monai.handlers import EpochLines
 from stipple_monai.report import report
 from stipple_monai.segmentation import segment
 from stipple_monai.segmentation.folder import begin_results
-from stipple_monai.training import adopt, evaluate, next_command, train
+from stipple_monai.training import adopt, evaluate, next_command, soft_network, train
 from stipple_monai.training import run as module
 
 VALUE = 63
@@ -113,6 +113,17 @@ def test_a_line_an_epoch_and_the_next_command(trained, datalist):
     # bars are for terminals
     assert "epoch" not in printed.err.getvalue()
     assert next_command(datalist, "x").startswith("stipple evaluate x")
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"), [((1.8, 0.2), False), ((1.8, 0.93), True), ((), False)]
+)
+def test_a_network_that_has_hardly_begun_to_learn_is_told_of(losses, said, tmp_path):
+    write_csv(tmp_path / "curve.csv", ["epoch", "loss"], [[i, x] for i, x in enumerate(losses)])
+    note = soft_network(tmp_path)
+    assert (note is not None) == said
+    assert not said or "still 0.93" in note
+    assert soft_network(tmp_path / "nowhere") is None
 
 
 def test_a_trained_folder_is_left_as_it_is(trained, datalist):
