@@ -58,6 +58,8 @@ APART_MM = 30.0
 """Positions this far apart are different answers to where an organ is."""
 _DOUBT = 0.01
 _FULL_VOTE = 0.3
+# Shares below it may be a transform's rounding.
+_TRACE = 1e-5
 _AT_ONCE, _AT_ONCE_ON_GPU = 1 << 18, 1 << 28
 
 
@@ -247,11 +249,12 @@ def _points(
     unseen: list[int] = []
     for k, ((share, first), cell) in enumerate(zip(shares, cells, strict=True)):
         index = torch.tensor(cell) - torch.tensor(first)
-        peak = peak_near(share, index) + torch.tensor(first)
-        points.append(to_world(coarse, peak))
-        if _value_at(share, index) > 0:
+        if _value_at(share, index) > _TRACE:
+            peak = peak_near(share, index) + torch.tensor(first)
+            points.append(to_world(coarse, peak))
             centers.append(points[k] - offsets[k])
         else:
+            points.append(to_world(coarse, torch.tensor(cell).double()))
             unseen.append(k)
     # What nothing supports there lies where the others say, and not only in their cell.
     if centers:

@@ -277,6 +277,17 @@ def test_an_organ_predicted_nowhere_gets_its_place_from_the_others():
     assert_same(found.position_mm[3], expected[3], atol=4.0 + 1e-6)
 
 
+def test_of_what_nothing_supports_the_others_say_the_place_between_cells(monkeypatch):
+    """Cells of three voxels, and rounding of a transform around the place."""
+    monkeypatch.setattr(CELL_MM, 12.0)
+    volume = scan(cubes(BODY, *[[(p, 0.95)] for p in PLACES[:3]], []))
+    priors = body_priors()
+    found = locate_organs(volume, priors).position_mm
+    offsets = torch.tensor([p.offset_mm for p in priors], dtype=torch.float64)
+    center = (found[:3] - offsets[:3]).mean(0)
+    assert_same(found[3], center + offsets[3])
+
+
 @pytest.mark.parametrize("offset_mm", [12.0, 20, 40, 60])
 @pytest.mark.parametrize("side", [1, -1])
 def test_an_organ_out_of_the_field_of_view_lies_beyond_its_own_edge(offset_mm, side):
