@@ -116,8 +116,8 @@ def fuse_logits(
     logits = logits.as_subclass(Tensor)
     coarse = logits if coarse is None else coarse.as_subclass(Tensor)
     references = priors if references is None else references
-    numbers = calibration_tensor(calibration, activation=activation, device=logits.device)
-    probability = _without_prior(coarse, numbers, locate_with, activation, len(priors))
+    calibration = checked_calibration(calibration, activation=activation)
+    probability = _without_prior(coarse, calibration, locate_with, activation, len(priors))
     search: dict[str, Any] = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
     search["spread_mm"] = None if position == "prediction_center" else spread_mm
     affines = torch.as_tensor(affine).reshape(-1, 4, 4).expand(len(logits), 4, 4)
@@ -127,9 +127,46 @@ def fuse_logits(
         minimum_confidence = least_confidence(references, max_shift_mm=max_shift_mm)
     _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
     prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
-    fuse = softmax_logits if activation == "softmax" else sigmoid_logits
+    adjusted = fuse_placed(
+        logits,
+        prior,
+        calibration=calibration,
+        activation=activation,
+        strength=strength,
+        floor=floor,
+    )
     positions, confidences = (torch.stack(column) for column in zip(*found, strict=True))
-    return Fused(fuse(logits, prior, strength, floor, numbers), prior, positions, confidences)
+    return Fused(adjusted, prior, positions, confidences)
+
+
+def fuse_placed(
+    logits: Tensor,
+    prior: Tensor,
+    *,
+    calibration: Calibration | Tensor | None,
+    activation: Literal["softmax", "sigmoid"],
+    strength: float,
+    floor: float,
+) -> Tensor:
+    """Fuse logits with priors that are placed, each scan by the numbers that hold for it.
+
+    Args:
+        logits: as of :func:`fuse_logits`.
+        prior: ``(B, K, W, H, D)``.
+        calibration: as of :func:`fuse_logits`; so are the next three.
+        activation: what the logits are meant for.
+        strength: see :func:`~stipple_monai.softmax_logits`.
+        floor: likewise.
+
+    Returns:
+        Adjusted logits, of the shape that went in.
+    """
+    fuse = softmax_logits if activation == "softmax" else sigmoid_logits
+    if not isinstance(calibration, Calibration):
+        numbers = None if calibration is None else calibration.to(logits.device)
+        return fuse(logits, prior, strength, floor, numbers)
+    scans = zip(logits.split(1), prior.split(1), strict=True)
+    return torch.cat([fuse(s, p, strength, floor, calibration.for_scan(s[0])) for s, p in scans])
 
 
 def _place(scans: Sequence[MetaTensor], found: Sequence[Located], align: PriorAlign) -> Tensor:
@@ -138,7 +175,11 @@ def _place(scans: Sequence[MetaTensor], found: Sequence[Located], align: PriorAl
 
 
 def _without_prior(
-    coarse: Tensor, numbers: Tensor | None, locate_with: str, activation: str, organs: int
+    coarse: Tensor,
+    calibration: Calibration | Tensor | None,
+    locate_with: str,
+    activation: Literal["softmax", "sigmoid"],
+    organs: int,
 ) -> Tensor:
     """Probabilities of the organs, ``(B, K, W, H, D)``."""
     found = coarse.shape[1] - (activation == "softmax")
@@ -148,9 +189,15 @@ def _without_prior(
         raise PositionError(f"`locate_with` must be 'raw' or 'calibrated', got {locate_with!r}.")
     seen = coarse.float()
     if locate_with == "calibrated":
-        fuse = softmax_logits if activation == "softmax" else sigmoid_logits
         # Strength 0 makes any prior silent.
-        seen = fuse(seen, torch.zeros_like(seen[:, -organs:]), 0.0, DEFAULT_FLOOR, numbers)
+        seen = fuse_placed(
+            seen,
+            torch.zeros_like(seen[:, -organs:]),
+            calibration=calibration,
+            activation=activation,
+            strength=0.0,
+            floor=DEFAULT_FLOOR,
+        )
     return seen.softmax(1)[:, 1:] if activation == "softmax" else seen.sigmoid()
 
 
@@ -168,25 +215,20 @@ def _locate(
     return locate_organs(probability, references, spread_mm=spread_mm, **search)
 
 
-def calibration_tensor(
-    calibration: Calibration | Tensor | None,
-    *,
-    activation: str,
-    device: torch.device | None = None,
-) -> Tensor | None:
-    """Numbers as the fusion takes them.
+def checked_calibration(
+    calibration: Calibration | Tensor | None, *, activation: str
+) -> Calibration | Tensor | None:
+    """What was given, where it is for the activation.
 
     Raises:
-        PriorError: they were fitted for another activation.
+        PriorError: it was fitted for another activation.
     """
-    if calibration is None or isinstance(calibration, Tensor):
-        return calibration if calibration is None else calibration.to(device)
-    if calibration.activation != activation:
+    if isinstance(calibration, Calibration) and calibration.activation != activation:
         raise PriorError(
             f"`calibration` must be for {activation}, got one for {calibration.activation}: fit it "
             "for this network."
         )
-    return calibration.tensor().to(device)
+    return calibration
 
 
 def least_confidence(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stipple_monai.errors import PriorError
-from stipple_monai.inferers.located import calibration_tensor
+from stipple_monai.inferers.located import checked_calibration
 from stipple_monai.networks import DEFAULT_FLOOR, Calibration, PriorDrivenNet
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class NetworkParts(NamedTuple):
     strength: float = 1.0
     floor: float = DEFAULT_FLOOR
     own: Tensor | None = None
-    calibration: Tensor | None = None
+    calibration: Calibration | None = None
 
 
 def network_parts(
@@ -96,11 +96,12 @@ def known_calibration(
 
 def _numbers(
     calibration: Calibration | str | None, organs: int, activation: Literal["softmax", "sigmoid"]
-) -> Tensor | None:
+) -> Calibration | None:
     if isinstance(calibration, str):
         make = Calibration.unfitted if calibration == CONSTANTS else Calibration.identity
-        calibration = make(organs, activation=activation)
-    return calibration_tensor(calibration, activation=activation)
+        return make(organs, activation=activation)
+    checked_calibration(calibration, activation=activation)
+    return calibration
 
 
 def _unwrap(network: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.inferers.located import (
     Fused,
     fuse_logits,
+    fuse_placed,
     least_confidence,
 )
 from stipple_monai.inferers.network_parts import (
@@ -26,7 +27,7 @@ from stipple_monai.inferers.network_parts import (
     known_calibration,
     network_parts,
 )
-from stipple_monai.networks import Calibration, sigmoid_logits, softmax_logits
+from stipple_monai.networks import Calibration
 from stipple_monai.positioning import DEFAULT_EPSILON, DEFAULT_SPREAD_MM
 from stipple_monai.priors import Mode, SpatialPrior
 from stipple_monai.transforms import PriorAlign
@@ -150,9 +151,14 @@ class PriorDrivenInferer(Inferer):
             return self.inferer(inputs, network, *args, **kwargs).to(device=self.device)
         if inputs.shape[1] > net.image_channels:
             logits, prior = self.parts(inputs, network, *args, **kwargs)
-            fuse = softmax_logits if net.activation == "softmax" else sigmoid_logits
-            numbers = torch.as_tensor(net.calibration).to(logits.device)
-            adjusted = fuse(logits, prior, net.strength, net.floor, numbers)
+            adjusted = fuse_placed(
+                logits,
+                prior,
+                calibration=net.calibration,
+                activation=net.activation,
+                strength=net.strength,
+                floor=net.floor,
+            )
         else:
             adjusted = self._located(inputs, net, *args, **kwargs)[1].logits
         if not isinstance(inputs, MetaTensor):

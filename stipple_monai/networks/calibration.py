@@ -42,6 +42,10 @@ UNFITTED_SCALE, UNFITTED_STRENGTH, UNFITTED_OFFSET = 0.2, 0.5, 0.5
 """Where nothing is fitted: on real CT and MR with 2 to 8 labelled scans they cost 0.7 points of
 Dice against numbers that were fitted for each network, see `docs/results.md`."""
 
+LEAST_MARGIN = 2.0
+"""Those constants are for networks that are too sure of themselves. Of a softer one they keep this
+much of the margin by which it typically tells background from organs, see `docs/decisions.md`."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -136,6 +140,38 @@ class Calibration:
     def organs(self) -> int:
         """How many organs it has numbers for."""
         return len(self.scale)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the numbers are of scans, and not constants for want of them."""
+        return bool(self.record.get("fitted", True))
+
+    def for_scan(self, logits: Tensor) -> Tensor:
+        """The numbers for one scan; those of `unfitted` look at what the network says of it.
+
+        The *margin* of a scan is the median of ``−max_k d_k`` over the voxels that the network
+        calls background (every fourth along each axis). Constants have the scale
+        ``max(a, LEAST_MARGIN / margin)``: 0.2 for a margin of 10 or more, which trained networks
+        of few scans have, more for one that hardly tells background from organs. Divided by five,
+        its output would leave a little of the organ in every voxel, and label maps several times
+        too large.
+
+        Args:
+            logits: ``(K + 1, *spatial)``, background first, for a sigmoid ``(K, *spatial)``.
+
+        Returns:
+            float32 ``(K, 5)`` as of :meth:`tensor`, on the device of ``logits``.
+        """
+        numbers = self.tensor().to(logits.device)
+        if self.fitted:
+            return numbers
+        seen = logits[(slice(None), *[slice(None, None, 4)] * (logits.ndim - 1))].float()
+        evidence = seen[1:] - seen[:1] if self.activation == "softmax" else seen
+        margins = -evidence.amax(0)
+        margins = margins[margins > 0]
+        if len(margins):
+            numbers[:, 0] = torch.maximum(numbers[:, 0], LEAST_MARGIN / margins.median())
+        return numbers
 
     def tensor(self) -> Tensor:
         """The numbers as the fusion takes them, float32 ``(K, 5)`` in the order of ``COLUMNS``."""

@@ -50,7 +50,7 @@ class DecideLabel(Transform):
                 "choose another rule."
             )
         self.thresholds = found if rule == "fitted" else None
-        fitted = isinstance(thresholds, Calibration) and thresholds.record.get("fitted", True)
+        fitted = isinstance(thresholds, Calibration) and thresholds.fitted
         self.caution = 1.0 if fitted else CAUTION
 
     def __call__(self, probability: NdarrayOrTensor) -> NdarrayOrTensor:

@@ -36,6 +36,7 @@ from stipple_monai.networks import Calibration, PriorDrivenNet, softmax_logits
 from stipple_monai.positioning.joint import locate_organs
 from stipple_monai.positioning.single import locate_organ
 from stipple_monai.priors.prior import SpatialPrior
+from stipple_monai.transforms import DecideLabel
 from stipple_monai.transforms.array import PriorAlign
 
 SHAPE = (20, 18, 12)
@@ -758,6 +759,36 @@ def test_equation_2_on_demand_and_constants_where_there_is_no_file(activation, t
     assert torch.equal(missing(inputs, net).as_tensor(), own)
     infer = PriorDrivenInferer(SimpleInferer(), priors, calibration="equation_2")
     assert torch.equal(infer(inputs, net).as_tensor(), plain)
+
+
+def test_constants_look_at_each_scan_of_a_batch():
+    inputs, priors = batch_of(scan(), scan(name="two.nii", seed=1)), make_priors()
+    logits = PriorDrivenNet(Threshold(), image_channels=1).network(inputs.as_tensor()).detach()
+    logits = logits * torch.tensor([8.0, 0.5]).reshape(2, 1, 1, 1, 1)  # sure, and soft
+    constants = Calibration.unfitted(len(priors))
+    both = fuse_logits(logits, inputs.affine, priors, calibration=constants)
+    fixed = fuse_logits(logits, inputs.affine, priors, calibration=constants.tensor())
+    assert torch.equal(both.logits[0], fixed.logits[0])
+    raised = constants.tensor()
+    raised[:, 0] = constants.for_scan(logits[1])[0, 0]
+    assert raised[0, 0] > 0.9
+    expected = softmax_logits(logits[1:], both.prior[1:], calibration=raised)
+    assert torch.equal(both.logits[1:], expected)
+
+
+def test_a_soft_network_does_not_fill_the_scan():
+    label = torch.zeros(1, 40, 40, 24)
+    label[0, 12:20, 14:22, 8:16] = 1
+    truth = MetaTensor(label, affine=torch.eye(4))
+    priors = [SpatialPrior.estimate([truth])]
+    noise = torch.randn(label.shape, generator=torch.Generator().manual_seed(0)) / 2
+    logits = torch.cat([torch.zeros_like(label), 5 * label - 2.4 + noise])[None]
+    constants, volumes = Calibration.unfitted(1), []
+    for numbers in (constants, constants.tensor()):
+        fused = fuse_logits(logits, torch.eye(4), priors, calibration=numbers)
+        volumes.append(DecideLabel("dice")(fused.logits[0].softmax(0)).sum() / label.sum())
+    assert volumes[0] < 1.2
+    assert volumes[1] > 2  # what the constants do to it
 
 
 def test_a_bare_network_is_fused_as_a_wrapped_one():

@@ -39,6 +39,41 @@ def test_constructors():
     assert Calibration(**NUMBERS).tensor().dtype == torch.float32
 
 
+def maps(margin, *, background=True):
+    """Two organs in a corner each, ``margin`` below the background elsewhere."""
+    evidence = torch.full((2, 16, 16, 8), -float(margin))
+    evidence[0, :4, :4], evidence[1, 8:12, 8:12] = 3.0, 2.0
+    evidence[1, :, :, 4:] -= 50  # the organ that is nearest counts
+    return torch.cat([torch.full((1, 16, 16, 8), 7.0), 7 + evidence]) if background else evidence
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(("margin", "scale"), [(40, 0.2), (10, 0.2), (4, 0.5), (2, 1), (0.5, 4)])
+def test_constants_leave_a_typical_background_its_margin(activation, margin, scale):
+    constants = Calibration.unfitted(2, activation=activation)
+    logits = maps(margin, background=activation == "softmax")
+    numbers = constants.for_scan(logits)
+    expected = constants.tensor()
+    expected[:, 0] = scale
+    torch.testing.assert_close(numbers, expected)
+    torch.testing.assert_close(constants.for_scan(logits.half()), expected)
+
+
+def test_a_scan_without_background_has_the_constants_as_they_are():
+    constants = Calibration.unfitted(2)
+    assert torch.equal(constants.for_scan(maps(-1)), constants.tensor())
+
+
+def test_fitted_numbers_do_not_look_at_the_scan(tmp_path):
+    fitted, constants = Calibration(**NUMBERS), Calibration.unfitted(2)
+    assert torch.equal(fitted.for_scan(maps(0.5)), fitted.tensor())
+    for calibration in (fitted, constants):
+        calibration.save(tmp_path / "calibration.json")
+        loaded = Calibration.load(tmp_path / "calibration.json")
+        assert loaded.fitted == (calibration is fitted)
+        assert torch.equal(loaded.for_scan(maps(4)), calibration.for_scan(maps(4)))
+
+
 @pytest.mark.parametrize("name", ["scale", "strength", "scale_alone"])
 @pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
 def test_factors_are_finite_and_not_negative(name, value):
