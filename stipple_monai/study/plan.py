@@ -35,6 +35,7 @@ class Method:
     train: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_options: Mapping[str, Any] = field(default_factory=dict)
     shares: Sequence[float | None] | Mapping[float, Sequence[float | None]] = ()
     self_train: Mapping[str, Any] = field(default_factory=dict)
     unlabelled: bool = False

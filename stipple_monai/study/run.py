@@ -151,6 +151,7 @@ def _run_cell(study: Study, job: Job, method: Method, place: Path, configs: Path
     with whole_folder(place / "methods" / method.name, made_with=made_with) as part:
         names = ["inference", "evaluate", *method.overlays, *method.evaluate, *study.overlays]
         knobs = {
+            **{**study.options, **method.options, **method.evaluate_options},
             "bundle_root": part,
             "models_dir": last / "models",
             "datalist": place / "test.json",
@@ -158,7 +159,7 @@ def _run_cell(study: Study, job: Job, method: Method, place: Path, configs: Path
             "reference_seed": job.seed,
             "output_dir": part,
         }
-        run_bundle(configs, names, **{"lines": True, **study.options, **method.options, **knobs})
+        run_bundle(configs, names, **{"lines": True, **knobs})
         with whole_file(part / "network.json") as file:
             file.write_text(json.dumps({"round": last.name}) + "\n", encoding="utf-8")
 

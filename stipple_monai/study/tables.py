@@ -29,6 +29,8 @@ TITLES = {
     "stipple": "STIPPLE",
     "stipple_scratch": "STIPPLE with pseudo-labels, round from scratch",
     "stipple_ensemble": "STIPPLE with pseudo-labels, averaged with the network before",
+    "prior_alone_atlas": "Prior alone, of the atlas",
+    "stipple_atlas": "STIPPLE without relabelling, priors of the atlas",
     "baseline_long": "Baseline, twice the steps",
     "stipple_long": "STIPPLE without relabelling, twice the steps",
     "paper_baseline": "Baseline, recipe of the paper",

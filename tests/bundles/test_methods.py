@@ -23,6 +23,7 @@ from stipple_monai import (
     PartialDiceCELoss,
     PriorDrivenNet,
     SliceUNet,
+    atlas,
     load_priors,
     locate_organ,
     measure_position,
@@ -152,7 +153,7 @@ def runs(tmp_path_factory):
                 path.unlink()
             overlays = ["baseline"]
         it.run("inference", "evaluate", *overlays, **INFERENCE, **places)
-    for switch in ("naive_position", "random_reference"):
+    for switch in ("naive_position", "random_reference", "atlas"):
         it.run("inference", "evaluate", switch, **SWITCHED)
     return it
 
@@ -161,7 +162,7 @@ def runs(tmp_path_factory):
 
 
 def test_every_method_scores_every_test_scan(runs):
-    for method in (*TRAINED, "naive_position", "random_reference"):
+    for method in (*TRAINED, "naive_position", "random_reference", "atlas"):
         rows = runs.scores(method)
         assert [Path(row["scan"]).name for row in rows] == [
             Path(item["image"]).name for item in runs.items("test")
@@ -548,6 +549,20 @@ def test_the_naive_position_is_the_box_centre_of_the_prediction(runs):
     mask = MetaTensor((coarse >= 0.5).float(), affine=coarse.affine)
     expected = organ_position(mask, center="bbox")
     assert positions(runs, "naive_position") == [pytest.approx(expected.tolist(), abs=0.006)]
+
+
+def test_the_atlas_takes_the_place_of_the_own_prior(runs):
+    parser = runs.parser("inference", "atlas", **SWITCHED)
+    (prior,), (expected,) = parser.get_parsed_content("priors"), atlas("abdomen", {1: "pancreas"})
+    assert torch.equal(prior.probability, expected.probability)
+    located = locate_organ(predicted(runs, parser), expected)
+    assert positions(runs, "atlas") == [pytest.approx(located.tolist(), abs=0.006)]
+
+
+def test_the_atlas_needs_a_name_for_each_organ(runs):
+    parser = runs.parser("inference", "atlas", **SWITCHED, atlas_names=["liver", "pancreas"])
+    with pytest.raises(RuntimeError, match="zip"):
+        parser.get_parsed_content("priors")
 
 
 def drawn(runs, **knobs):

@@ -47,6 +47,7 @@ OVERLAYS = {
     "argmax": ("inference", "evaluate"),
     "atlas_prior": ("train",),
     "attention_unet": ("train", "inference"),
+    "atlas": ("inference",),
     "baseline": ("train", "inference"),
     "bfloat16": ("train", "inference"),
     "calibration_samples": ("inference",),

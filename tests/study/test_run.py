@@ -25,13 +25,16 @@ from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import StudyError
 from stipple_monai.files import read_csv, sha256
 from stipple_monai.study import run as study
-from stipple_monai.study.plan import Study
+from stipple_monai.study.plan import Method, Study
 from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import run_study
 
 METHODS = ["baseline", "stipple_single", "stipple", "relabelling", "stipple_true_position"]
 # networks of their own, where the methods of the bundle share one
-DEFINITIONS = {"baseline": {"overlays": ["baseline"]}}
+DEFINITIONS = {
+    "baseline": {"overlays": ["baseline"]},
+    "stipple_single": {"evaluate_options": {"probabilities": True}},
+}
 ENTRIES = {
     "definitions": DEFINITIONS,
     "title": "A small study",
@@ -93,6 +96,13 @@ def test_every_cell_and_scan_has_its_row(done):
     assert max(float(row["dice"]) for row in rows) > 0.5
     located = [row for row in rows if row["method"] == "stipple_single"]
     assert all(float(row["position_error_mm"]) >= 0 for row in located)
+
+
+def test_further_knobs_of_an_evaluation_make_no_other_network(done):
+    for cell in (done / "out" / "cells").iterdir():
+        maps = {path.parent.name for path in cell.glob("methods/*/*_prob.nii.gz")}
+        assert maps == {"stipple_single"}
+    assert Method("one", evaluate_options={"probabilities": True}).network == Method("two").network
 
 
 def test_all_labels_are_the_same_with_and_without_rounds(done):
