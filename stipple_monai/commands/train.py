@@ -6,7 +6,7 @@ from pathlib import Path
 from stipple_monai.bundle import progress_only
 from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
 from stipple_monai.cross_fitting import calibrate_run
-from stipple_monai.training import next_command, soft_network, train
+from stipple_monai.training import hardly_trained, next_command, train
 
 
 def add_parser(commands: Commands) -> None:
@@ -70,6 +70,6 @@ def run(options: argparse.Namespace) -> None:
                 seed=options.seed,
             )
             print(calibration)
-        elif not options.baseline and not options.paper and (note := soft_network(options.out)):
+        elif not options.baseline and not options.paper and (note := hardly_trained(options.out)):
             print(f"warning: {note}")
         print(f"{weights}\nnext: {next_command(options.datalist, options.out)}")

@@ -210,7 +210,7 @@ class _Stage:
     ) -> Calibration:
         """The calibration of the folds; constants where there are none."""
         if not names:
-            return Calibration.unfitted(len(self.organs))
+            return Calibration.unfitted(len(self.organs), labelled=1)
         drawn = [self.draw(name, position) for name in names]
         if position == "located" and not any(part.known[part.label > 0].any() for part in drawn):
             # Networks of a few scans may locate nothing where the final one will.

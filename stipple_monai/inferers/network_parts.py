@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -37,7 +38,7 @@ def network_parts(
     network: nn.Module,
     *,
     calibration: Calibration | str | None,
-    organs: int,
+    labelled: Sequence[int],
     image_channels: int,
     activation: Literal["softmax", "sigmoid"],
 ) -> NetworkParts:
@@ -46,7 +47,7 @@ def network_parts(
     Args:
         network: a `PriorDrivenNet`, also wrapped or exported, or any other.
         calibration: see :func:`known_calibration`.
-        organs: how many there are.
+        labelled: how many label maps of each organ it was trained with.
         image_channels: of a network that is no `PriorDrivenNet`.
         activation: likewise.
     """
@@ -56,7 +57,7 @@ def network_parts(
             backbone=network,
             image_channels=image_channels,
             activation=activation,
-            calibration=_numbers(calibration or EQUATION_2, organs, activation),
+            calibration=_numbers(calibration or EQUATION_2, labelled, activation),
         )
     net = cast(PriorDrivenNet, inner)
     own = getattr(net, "calibration", None)
@@ -68,7 +69,7 @@ def network_parts(
         strength=net.strength,
         floor=net.floor,
         own=own,
-        calibration=_numbers(None if known else calibration, organs, net.activation),
+        calibration=_numbers(None if known else calibration, labelled, net.activation),
     )
 
 
@@ -95,11 +96,14 @@ def known_calibration(
 
 
 def _numbers(
-    calibration: Calibration | str | None, organs: int, activation: Literal["softmax", "sigmoid"]
+    calibration: Calibration | str | None,
+    labelled: Sequence[int],
+    activation: Literal["softmax", "sigmoid"],
 ) -> Calibration | None:
+    if calibration == CONSTANTS:
+        return Calibration.unfitted(len(labelled), labelled=labelled, activation=activation)
     if isinstance(calibration, str):
-        make = Calibration.unfitted if calibration == CONSTANTS else Calibration.identity
-        return make(organs, activation=activation)
+        return Calibration.identity(len(labelled), activation=activation)
     checked_calibration(calibration, activation=activation)
     return calibration
 

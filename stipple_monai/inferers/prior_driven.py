@@ -69,6 +69,9 @@ class PriorDrivenInferer(Inferer):
             ``"constants"`` the network's own or `Calibration.unfitted`, for a network that was
             trained without prior. A file that is not there counts as ``"constants"``, and the log
             says so.
+        labelled: how many labelled scans the network was trained with, for ``"constants"``. None:
+            as many as each prior was estimated from; say it where priors are of other scans, such
+            as those of :func:`~stipple_monai.atlas`.
         locate_with: whether organs are located in the network's own prediction, ``"raw"``, or in
             the calibrated one without prior.
         image_channels: of a network that is no `PriorDrivenNet`; None: all channels.
@@ -96,6 +99,7 @@ class PriorDrivenInferer(Inferer):
         minimum: float = 0.5,
         epsilon: float = DEFAULT_EPSILON,
         calibration: Calibration | str | os.PathLike[str] | None = None,
+        labelled: int | None = None,
         locate_with: Literal["raw", "calibrated"] = "raw",
         image_channels: int | None = None,
         activation: Literal["softmax", "sigmoid"] = "softmax",
@@ -107,6 +111,8 @@ class PriorDrivenInferer(Inferer):
         self.references = self.priors if references is None else tuple(references)
         _check(self.priors, self.references, position)
         self.calibration = known_calibration(calibration, organs=len(self.priors))
+        counts = [prior.case_count for prior in self.priors]
+        self.labelled = counts if labelled is None else [labelled] * len(counts)
         self.image_channels, self.activation = image_channels, activation
         self.minimum_confidence = minimum_confidence = _known_confidence(
             minimum_confidence, self.references, max_shift_mm=max_shift_mm
@@ -230,7 +236,7 @@ class PriorDrivenInferer(Inferer):
         return network_parts(
             network,
             calibration=self.calibration,
-            organs=len(self.priors),
+            labelled=self.labelled,
             image_channels=self.image_channels or channels,
             activation=self.activation,
         )

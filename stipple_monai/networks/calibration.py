@@ -38,13 +38,16 @@ __all__ = ["Calibration"]
 COLUMNS = ("scale", "strength", "offset", "scale_alone", "offset_alone")
 """Of the tensor that the fusion takes."""
 
-UNFITTED_SCALE, UNFITTED_STRENGTH, UNFITTED_OFFSET = 0.2, 0.5, 0.5
-"""Where nothing is fitted: on real CT and MR with 2 to 8 labelled scans they cost 0.7 points of
-Dice against numbers that were fitted for each network, see `docs/results.md`."""
+UNFITTED_SCALE, UNFITTED_STRENGTH, UNFITTED_OFFSET = 0.1, 0.5, 0.5
+"""Where nothing is fitted, see :meth:`Calibration.unfitted`. The scale is multiplied by the root of
+the labelled scans and one: a network of three counts 0.2, of eight 0.3. See `docs/decisions.md`."""
 
 LEAST_MARGIN = 2.0
 """Those constants are for networks that are too sure of themselves. Of a softer one they keep this
 much of the margin by which it typically tells background from organs, see `docs/decisions.md`."""
+
+FEW = 3
+"""As many labelled scans as are assumed where nobody says how many there were."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,41 @@ class Calibration:
 
     @classmethod
     def unfitted(
-        cls, organs: int, *, activation: Literal["softmax", "sigmoid"] = "softmax"
+        cls,
+        organs: int,
+        *,
+        labelled: int | Sequence[int] = FEW,
+        activation: Literal["softmax", "sigmoid"] = "softmax",
     ) -> Calibration:
         """Constants for a network that was trained without prior, where none are fitted.
 
+        ``a_k = 0.1 √(N_k + 1)``, 1 at most, ``b_k = c_k = 0.5``: the more labels a network was
+        trained with, the more it knows beyond the prior, and the less it is too sure of itself.
         Where the prior is silent the network counts as it is.
+
+        Args:
+            organs: K.
+            labelled: ``N``, label maps that the network was trained with, or how many of them had
+                each organ.
+            activation: what the network's logits are meant for.
+
+        Raises:
+            PriorError: ``labelled`` is negative or not one for each organ.
+
+        Example:
+            >>> Calibration.unfitted(2, labelled=[3, 8]).scale
+            (0.2, 0.3)
         """
-        scale, strength = [UNFITTED_SCALE] * organs, [UNFITTED_STRENGTH] * organs
-        offset, one, zero = [UNFITTED_OFFSET] * organs, [1.0] * organs, [0.0] * organs
-        record = {"fitted": False}
+        counts = [labelled] * organs if isinstance(labelled, int) else list(labelled)
+        if len(counts) != organs or any(count < 0 for count in counts):
+            raise PriorError(
+                f"`labelled` must be a number of label maps, or one for each of {organs} organs, "
+                f"got {labelled}."
+            )
+        scale = [min(1.0, UNFITTED_SCALE * math.sqrt(count + 1)) for count in counts]
+        strength, offset = [UNFITTED_STRENGTH] * organs, [UNFITTED_OFFSET] * organs
+        one, zero = [1.0] * organs, [0.0] * organs
+        record = {"fitted": False, "labelled": counts}
         return cls(scale, strength, offset, one, zero, activation=activation, record=record)
 
     @classmethod
@@ -150,11 +179,10 @@ class Calibration:
         """The numbers for one scan; those of `unfitted` look at what the network says of it.
 
         The *margin* of a scan is the median of ``−max_k d_k`` over the voxels that the network
-        calls background (every fourth along each axis). Constants have the scale
-        ``max(a, LEAST_MARGIN / margin)``: 0.2 for a margin of 10 or more, which trained networks
-        of few scans have, more for one that hardly tells background from organs. Divided by five,
-        its output would leave a little of the organ in every voxel, and label maps several times
-        too large.
+        calls background (every fourth along each axis). Constants have a scale of at least
+        ``LEAST_MARGIN / margin``. Trained networks of few scans have margins of 9 to 20, and are
+        not concerned. One that hardly tells background from organs is: scaled down, it would
+        leave a little of the organ in every voxel, and label maps several times too large.
 
         Args:
             logits: ``(K + 1, *spatial)``, background first, for a sigmoid ``(K, *spatial)``.

@@ -61,7 +61,7 @@ def _numbers(calibration: Calibration, names: Sequence[str], told: Mapping[str, 
         rows.append([name, *(f"{number:.3f}" for number in numbers), *shown])
     header = ["organ", "network (a)", "prior (b)", "offset (c)"]
     header += [f"calibration error, {title}" for title in _TOLD.values()]
-    fitted, scans = calibration.record.get("fitted", True), calibration.record.get("scans")
+    fitted, scans = calibration.fitted, calibration.record.get("scans")
     note = (
         f"Fitted on {counted(int(scans), 'scan') if scans else 'scans'} that the networks of the "
         "folds were not trained on; 1, 1 and 0 are equation 2. The expected calibration error "

@@ -218,7 +218,8 @@ def _calibrations(
     run: _Run, maps: Sequence[MapFile], truths: Mapping[str, Path], *, progress: bool
 ) -> dict[str, Calibration]:
     """Numbers by the names of scans with a label, without these; for all others under ``""``."""
-    constants = Calibration.unfitted(len(run.organs))
+    counts = [prior.case_count for prior in run.priors]
+    constants = Calibration.unfitted(len(counts), labelled=counts)
     drawn: dict[str, Samples] = {}
     labelled = [each for each in maps if each.name in truths]
     told = follow(labelled, "calibrate", unit="scan", shown=progress)

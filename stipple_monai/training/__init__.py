@@ -14,8 +14,8 @@ from stipple_monai.training.evaluation import (
 from stipple_monai.training.run import (
     PLAN,
     adopt,
+    hardly_trained,
     next_command,
-    soft_network,
     train,
 )
 
@@ -25,8 +25,8 @@ __all__ = [
     "adopt",
     "describe",
     "evaluate",
+    "hardly_trained",
     "mean_scores",
     "next_command",
-    "soft_network",
     "train",
 ]

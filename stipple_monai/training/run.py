@@ -56,8 +56,9 @@ SETTINGS = "settings.json"
 CURVE = "curve.csv"
 LOGS = "logs"
 CONFIGS = ("prior", "train")
-SOFT_LOSS = 0.7
-"""Networks that the fusion's constants suit ended at losses of 0.1 to 0.45, another at 0.93."""
+HIGH_LOSS = 0.7
+"""The networks of `docs/results.md` ended at losses of 0.1 to 0.45, after a quarter of their steps
+at more than this."""
 
 
 def train(
@@ -126,18 +127,17 @@ def train(
     return out / WEIGHTS
 
 
-def soft_network(out: str | Path) -> str | None:
+def hardly_trained(out: str | Path) -> str | None:
     """What to say of a run whose loss is still high after its last epoch, if it is."""
     path = Path(out) / CURVE
     rows = read_csv(path) if path.is_file() else []
     loss = float(rows[-1]["loss"]) if rows else 0.0
-    if loss <= SOFT_LOSS:
+    if loss <= HIGH_LOSS:
         return None
     return (
         f"the training loss is still {loss:.2f}: the network has hardly begun to learn, and the "
-        "constants of the fusion, which are for surer ones, may make organs several times too "
-        "large. Train longer, in another folder (`--set max_epochs=…`), or fit the numbers (the "
-        "same command with `--calibrate`)."
+        "result is more of the prior than of the scan. Train longer, in another folder "
+        "(`--set max_epochs=…`)."
     )
 
 

@@ -555,6 +555,8 @@ def test_the_atlas_takes_the_place_of_the_own_prior(runs):
     parser = runs.parser("inference", "atlas", **SWITCHED)
     (prior,), (expected,) = parser.get_parsed_content("priors"), atlas("abdomen", {1: "pancreas"})
     assert torch.equal(prior.probability, expected.probability)
+    # the network's own labels count, not the atlas's
+    assert (expected.case_count, parser.get_parsed_content("inferer").labelled) == (60, [2])
     located = locate_organ(predicted(runs, parser), expected)
     assert positions(runs, "atlas") == [pytest.approx(located.tolist(), abs=0.006)]
 

@@ -776,6 +776,29 @@ def test_constants_look_at_each_scan_of_a_batch():
     assert torch.equal(both.logits[1:], expected)
 
 
+def test_constants_count_the_labels_of_each_prior():
+    inputs, priors = batch_of(scan()), make_priors()
+    priors = [
+        SpatialPrior(p.probability, spacing_mm=(2, 2, 5), organ=p.organ, case_count=n)
+        for p, n in zip(priors, (3, 8), strict=True)
+    ]
+    sure = Threshold()
+    with torch.no_grad():
+        sure.conv.weight *= 8
+        sure.conv.bias *= 8
+    net = PriorDrivenNet(sure, image_channels=1)
+
+    def fused(calibration, **options):
+        infer = PriorDrivenInferer(SimpleInferer(), priors, calibration=calibration, **options)
+        return infer(inputs, net).as_tensor()
+
+    by_hand = fused(Calibration.unfitted(2, labelled=[3, 8]))
+    assert torch.equal(fused("constants"), by_hand)
+    told = fused("constants", labelled=24)
+    assert torch.equal(told, fused(Calibration.unfitted(2, labelled=24)))
+    assert not torch.equal(told, by_hand)
+
+
 def test_a_soft_network_does_not_fill_the_scan():
     label = torch.zeros(1, 40, 40, 24)
     label[0, 12:20, 14:22, 8:16] = 1

@@ -74,6 +74,18 @@ def test_fitted_numbers_do_not_look_at_the_scan(tmp_path):
         assert torch.equal(loaded.for_scan(maps(4)), calibration.for_scan(maps(4)))
 
 
+def test_constants_trust_a_network_of_more_labels_more():
+    assert Calibration.unfitted(2) == Calibration.unfitted(2, labelled=3)
+    scales = [Calibration.unfitted(1, labelled=n).scale[0] for n in (0, 1, 3, 8, 15, 99, 1000)]
+    assert scales == pytest.approx([0.1, 0.1 * math.sqrt(2), 0.2, 0.3, 0.4, 1, 1])
+    each = Calibration.unfitted(2, labelled=[3, 8])
+    assert each.scale == pytest.approx((0.2, 0.3))
+    assert each.strength == each.offset == (0.5, 0.5)
+    for wrong in (-1, [3], [3, -1]):
+        with pytest.raises(PriorError, match="`labelled` must be a number of label maps, or one"):
+            Calibration.unfitted(2, labelled=wrong)
+
+
 @pytest.mark.parametrize("name", ["scale", "strength", "scale_alone"])
 @pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
 def test_factors_are_finite_and_not_negative(name, value):

@@ -27,7 +27,7 @@ from stipple_monai.handlers import EpochLines
 from stipple_monai.report import report
 from stipple_monai.segmentation import segment
 from stipple_monai.segmentation.folder import begin_results
-from stipple_monai.training import adopt, evaluate, next_command, soft_network, train
+from stipple_monai.training import adopt, evaluate, hardly_trained, next_command, train
 from stipple_monai.training import run as module
 
 VALUE = 63
@@ -120,10 +120,10 @@ def test_a_line_an_epoch_and_the_next_command(trained, datalist):
 )
 def test_a_network_that_has_hardly_begun_to_learn_is_told_of(losses, said, tmp_path):
     write_csv(tmp_path / "curve.csv", ["epoch", "loss"], [[i, x] for i, x in enumerate(losses)])
-    note = soft_network(tmp_path)
+    note = hardly_trained(tmp_path)
     assert (note is not None) == said
     assert not said or "still 0.93" in note
-    assert soft_network(tmp_path / "nowhere") is None
+    assert hardly_trained(tmp_path / "nowhere") is None
 
 
 def test_a_trained_folder_is_left_as_it_is(trained, datalist):
