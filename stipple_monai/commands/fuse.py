@@ -44,6 +44,12 @@ def add_parser(commands: Commands) -> None:
         help="of the network; each label value's own otherwise",
     )
     parser.add_argument(
+        "--labelled",
+        type=int,
+        metavar="SCANS",
+        help="with labels that the network was trained with; as many as the priors otherwise",
+    )
+    parser.add_argument(
         "--decision",
         choices=("dice", "argmax"),
         default="dice",
@@ -67,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
             calibrate=options.calibrate,
             channels=_channels(options.channels),
             labels=read_names(options.labels),
+            labelled=options.labelled,
             decision=options.decision,
             overwrite=options.overwrite,
         )

@@ -66,6 +66,7 @@ def fuse(
     calibrate: Sequence[str | Path] = (),
     channels: Mapping[int, int] | None = None,
     labels: Mapping[int, str] | None = None,
+    labelled: int | None = None,
     decision: Literal["dice", "argmax"] = "dice",
     overwrite: bool = False,
     progress: bool = True,
@@ -82,6 +83,8 @@ def fuse(
         channels: of the network, by label value; each prior's label value where ``None``. Classes
             without a prior count as background.
         labels: names of the label values.
+        labelled: how many labelled scans the network was trained with, for the constants; as many
+            as each prior was estimated from where ``None``.
         decision: ``"dice"``, the label map of the highest expected Dice, or ``"argmax"``.
         overwrite: fuse anew and replace what is there.
         progress: tell how far it is.
@@ -97,9 +100,10 @@ def fuse(
     DecideLabel(decision)  # refuses an unknown one before anything is read
     maps = find_maps(inputs, like=like)
     known = load_priors(priors, organs)
-    run = _Run(
-        organs, [(channels or {}).get(organ, organ) for organ in organs], known, labels or {}
-    )
+    counts = [prior.case_count if labelled is None else labelled for prior in known]
+    constants = Calibration.unfitted(len(organs), labelled=counts)
+    taken = [(channels or {}).get(organ, organ) for organ in organs]
+    run = _Run(organs, taken, known, labels or {}, constants)
     truths = _truths(calibrate, maps)
     items = [{"image": _files(each), "name": each.name} for each in maps]
     settings = {
@@ -107,6 +111,7 @@ def fuse(
         "channels": run.channels,
         "calibrate": {name: fingerprint(path) for name, path in truths.items()},
         "decision": decision,
+        "labelled": labelled,
     }
     with only_process(out):
         # a map called NAME_prob is an input, and what `segment` writes too: not into one folder
@@ -147,6 +152,7 @@ class _Run(NamedTuple):
     channels: Sequence[int]
     priors: Sequence[SpatialPrior]
     labels: Mapping[int, str]
+    constants: Calibration
 
     def read(self, each: MapFile, truth: Path | None) -> tuple[Tensor, Any, Tensor | None]:
         """Probabilities, their affine, and the label map on their grid."""
@@ -218,19 +224,17 @@ def _calibrations(
     run: _Run, maps: Sequence[MapFile], truths: Mapping[str, Path], *, progress: bool
 ) -> dict[str, Calibration]:
     """Numbers by the names of scans with a label, without these; for all others under ``""``."""
-    counts = [prior.case_count for prior in run.priors]
-    constants = Calibration.unfitted(len(counts), labelled=counts)
     drawn: dict[str, Samples] = {}
     labelled = [each for each in maps if each.name in truths]
     told = follow(labelled, "calibrate", unit="scan", shown=progress)
     for number, each in enumerate(told):
         truth = truths[each.name]
         probability, affine, label = run.read(each, truth)
-        logits, fused = run.fused(each, probability, affine, constants, truth)
+        logits, fused = run.fused(each, probability, affine, run.constants, truth)
         assert label is not None
         drawn[each.name] = draw_samples(logits[0], fused.prior[0], label, seed=number)
     if not drawn:
-        return {"": constants}
+        return {"": run.constants}
     names = list(drawn)
     try:
         numbers = {"": fit_samples(list(drawn.values()))}
@@ -243,7 +247,7 @@ def _calibrations(
     for fold in range(min(MOST_FOLDS, len(names))):
         inside = names[fold::MOST_FOLDS]
         others = [drawn[name] for name in names if name not in inside]
-        numbers |= dict.fromkeys(inside, _fit_or(others, constants))
+        numbers |= dict.fromkeys(inside, _fit_or(others, run.constants))
     return numbers
 
 

@@ -13,6 +13,8 @@ from scipy import ndimage
 
 from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
+from stipple_monai.errors import PriorError
+from stipple_monai.networks import Calibration
 from stipple_monai.segmentation import fuse, mean_gain
 
 AFFINE = np.array([[-2.0, 0, 0, 40], [0, 2, 0, -30], [0, 0, 3, 7], [0, 0, 0, 1]])
@@ -110,6 +112,18 @@ def test_maps_of_nnunet_gain_by_priors_without_a_label(data, fused):
     assert 0 < float(rows[0]["confidence"]) <= 1
     assert not json.loads((fused / "calibration.json").read_text())["record"]["fitted"]
     assert not (fused / "gain.csv").exists()
+
+
+def test_the_constants_know_the_labels_of_the_network(data, fused, tmp_path):
+    one = tmp_path / "maps"
+    one.mkdir()
+    shutil.copy(data / "nifti/s0_prob.nii.gz", one)
+    assert Calibration.load(fused / "calibration.json").record["labelled"] == [4, 4]
+    fuse([one], tmp_path / "out", priors=data / "priors", labelled=24)
+    assert Calibration.load(tmp_path / "out/calibration.json").scale == (0.5, 0.5)
+    with pytest.raises(PriorError, match="`labelled` must be a number of label maps"):
+        fuse([one], tmp_path / "no", priors=data / "priors", labelled=-1)
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.slow
