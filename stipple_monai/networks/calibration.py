@@ -40,14 +40,15 @@ COLUMNS = ("scale", "strength", "offset", "scale_alone", "offset_alone")
 
 UNFITTED_SCALE, UNFITTED_STRENGTH, UNFITTED_OFFSET = 0.1, 0.5, 0.5
 """Where nothing is fitted, see :meth:`Calibration.unfitted`. The scale is multiplied by the root of
-the labelled scans and one: a network of three counts 0.2, of eight 0.3. See `docs/decisions.md`."""
+the labelled scans and one: a network of up to three counts 0.2, of eight 0.3. See
+`docs/decisions.md`."""
 
 LEAST_MARGIN = 2.0
 """Those constants are for networks that are too sure of themselves. Of a softer one they keep this
 much of the margin by which it typically tells background from organs, see `docs/decisions.md`."""
 
 FEW = 3
-"""As many labelled scans as are assumed where nobody says how many there were."""
+"""Labelled scans up to which that scale is the same; with fewer, a smaller one gained nothing."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Calibration:
     ) -> Calibration:
         """Constants for a network that was trained without prior, where none are fitted.
 
-        ``a_k = 0.1 √(N_k + 1)``, 1 at most, ``b_k = c_k = 0.5``: the more labels a network was
+        ``a_k = 0.1 √(max(N_k, 3) + 1)``, 1 at most, ``b_k = c_k = 0.5``: the more labels a network was
         trained with, the more it knows beyond the prior, and the less it is too sure of itself.
         Where the prior is silent the network counts as it is.
 
@@ -140,7 +141,7 @@ class Calibration:
                 f"`labelled` must be a number of label maps, or one for each of {organs} organs, "
                 f"got {labelled}."
             )
-        scale = [min(1.0, UNFITTED_SCALE * math.sqrt(count + 1)) for count in counts]
+        scale = [min(1.0, UNFITTED_SCALE * math.sqrt(max(count, FEW) + 1)) for count in counts]
         strength, offset = [UNFITTED_STRENGTH] * organs, [UNFITTED_OFFSET] * organs
         one, zero = [1.0] * organs, [0.0] * organs
         record = {"fitted": False, "labelled": counts}

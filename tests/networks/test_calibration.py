@@ -76,8 +76,8 @@ def test_fitted_numbers_do_not_look_at_the_scan(tmp_path):
 
 def test_constants_trust_a_network_of_more_labels_more():
     assert Calibration.unfitted(2) == Calibration.unfitted(2, labelled=3)
-    scales = [Calibration.unfitted(1, labelled=n).scale[0] for n in (0, 1, 3, 8, 15, 99, 1000)]
-    assert scales == pytest.approx([0.1, 0.1 * math.sqrt(2), 0.2, 0.3, 0.4, 1, 1])
+    scales = [Calibration.unfitted(1, labelled=n).scale[0] for n in (0, 3, 8, 15, 99, 1000)]
+    assert scales == pytest.approx([0.2, 0.2, 0.3, 0.4, 1, 1])
     each = Calibration.unfitted(2, labelled=[3, 8])
     assert each.scale == pytest.approx((0.2, 0.3))
     assert each.strength == each.offset == (0.5, 0.5)
