@@ -24,12 +24,8 @@ def add_parser(commands: Commands) -> None:
         "inputs", type=Path, nargs="+", help="probability maps, .npz or NIfTI, or folders of such"
     )
     parser.add_argument("--priors", type=Path, required=True, help="folder of the priors")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder of the results; what was begun there goes on",
-    )
+    told = "folder of the results; what was begun there goes on"
+    parser.add_argument("--out", type=Path, required=True, help=told)
     parser.add_argument(
         "--like", type=Path, nargs="*", default=[], help="scans of the maps, or their folder"
     )
@@ -47,7 +43,7 @@ def add_parser(commands: Commands) -> None:
         "--labelled",
         type=int,
         metavar="SCANS",
-        help="with labels that the network was trained with; as many as the priors otherwise",
+        help="how many labelled scans the network was trained with; else as many as the priors",
     )
     parser.add_argument(
         "--decision",

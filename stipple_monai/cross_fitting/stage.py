@@ -203,7 +203,8 @@ class _Stage:
         if not (models / "model.pt").exists():
             self.train("final", path, models, calibration=calibration)
         calibration.save(models / CALIBRATION)
-        _put_into_weights(calibration, models / "model.pt")
+        if calibration.fitted:  # constants look at each scan, which numbers in weights cannot
+            _put_into_weights(calibration, models / "model.pt")
 
     def fit(
         self, names: Sequence[str], *, position: Literal["located", "true"], shrinkage: float

@@ -127,14 +127,7 @@ def fuse_logits(
         minimum_confidence = least_confidence(references, max_shift_mm=max_shift_mm)
     _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
     prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
-    adjusted = fuse_placed(
-        logits,
-        prior,
-        calibration=calibration,
-        activation=activation,
-        strength=strength,
-        floor=floor,
-    )
+    adjusted = fuse_placed(logits, prior, strength, floor, calibration, activation)
     positions, confidences = (torch.stack(column) for column in zip(*found, strict=True))
     return Fused(adjusted, prior, positions, confidences)
 
@@ -142,31 +135,32 @@ def fuse_logits(
 def fuse_placed(
     logits: Tensor,
     prior: Tensor,
-    *,
-    calibration: Calibration | Tensor | None,
-    activation: Literal["softmax", "sigmoid"],
     strength: float,
     floor: float,
+    calibration: Calibration | Tensor | None,
+    activation: Literal["softmax", "sigmoid"],
 ) -> Tensor:
     """Fuse logits with priors that are placed, each scan by the numbers that hold for it.
 
     Args:
         logits: as of :func:`fuse_logits`.
         prior: ``(B, K, W, H, D)``.
-        calibration: as of :func:`fuse_logits`; so are the next three.
-        activation: what the logits are meant for.
         strength: see :func:`~stipple_monai.softmax_logits`.
         floor: likewise.
+        calibration: as of :func:`fuse_logits`.
+        activation: what the logits are meant for.
 
     Returns:
         Adjusted logits, of the shape that went in.
     """
     fuse = softmax_logits if activation == "softmax" else sigmoid_logits
-    if not isinstance(calibration, Calibration):
-        numbers = None if calibration is None else calibration.to(logits.device)
-        return fuse(logits, prior, strength, floor, numbers)
-    scans = zip(logits.split(1), prior.split(1), strict=True)
-    return torch.cat([fuse(s, p, strength, floor, calibration.for_scan(s[0])) for s, p in scans])
+    if isinstance(calibration, Calibration) and not calibration.fitted and len(logits) > 1:
+        pairs = zip(logits.split(1), prior.split(1), strict=True)
+        return torch.cat([fuse_placed(*p, strength, floor, calibration, activation) for p in pairs])
+    if isinstance(calibration, Calibration):
+        calibration = calibration.for_scan(logits[0])
+    numbers = None if calibration is None else calibration.to(logits.device)
+    return fuse(logits, prior, strength, floor, numbers)
 
 
 def _place(scans: Sequence[MetaTensor], found: Sequence[Located], align: PriorAlign) -> Tensor:
@@ -190,14 +184,8 @@ def _without_prior(
     seen = coarse.float()
     if locate_with == "calibrated":
         # Strength 0 makes any prior silent.
-        seen = fuse_placed(
-            seen,
-            torch.zeros_like(seen[:, -organs:]),
-            calibration=calibration,
-            activation=activation,
-            strength=0.0,
-            floor=DEFAULT_FLOOR,
-        )
+        silent = torch.zeros_like(seen[:, -organs:])
+        seen = fuse_placed(seen, silent, 0.0, DEFAULT_FLOOR, calibration, activation)
     return seen.softmax(1)[:, 1:] if activation == "softmax" else seen.sigmoid()
 
 

@@ -69,9 +69,9 @@ class PriorDrivenInferer(Inferer):
             ``"constants"`` the network's own or `Calibration.unfitted`, for a network that was
             trained without prior. A file that is not there counts as ``"constants"``, and the log
             says so.
-        labelled: how many labelled scans the network was trained with, for ``"constants"``. None:
-            as many as each prior was estimated from; say it where priors are of other scans, such
-            as those of :func:`~stipple_monai.atlas`.
+        labelled: how many labelled scans the network was trained with, or how many of them had each
+            organ, for ``"constants"``. None: as many as each prior was estimated from; say it where
+            priors are of other scans, such as those of :func:`~stipple_monai.atlas`.
         locate_with: whether organs are located in the network's own prediction, ``"raw"``, or in
             the calibrated one without prior.
         image_channels: of a network that is no `PriorDrivenNet`; None: all channels.
@@ -80,7 +80,8 @@ class PriorDrivenInferer(Inferer):
             GPU has no memory for them. ``None``: where the inferer leaves the logits.
 
     Raises:
-        PriorError: priors, references and calibration do not belong together.
+        PriorError: priors, references and calibration do not belong together, or ``labelled`` is
+            no number of scans.
         PositionError: ``minimum_confidence`` is not in [0, 1], or ``position`` is unknown.
     """
 
@@ -99,7 +100,7 @@ class PriorDrivenInferer(Inferer):
         minimum: float = 0.5,
         epsilon: float = DEFAULT_EPSILON,
         calibration: Calibration | str | os.PathLike[str] | None = None,
-        labelled: int | None = None,
+        labelled: int | Sequence[int] | None = None,
         locate_with: Literal["raw", "calibrated"] = "raw",
         image_channels: int | None = None,
         activation: Literal["softmax", "sigmoid"] = "softmax",
@@ -111,21 +112,15 @@ class PriorDrivenInferer(Inferer):
         self.references = self.priors if references is None else tuple(references)
         _check(self.priors, self.references, position)
         self.calibration = known_calibration(calibration, organs=len(self.priors))
-        counts = [prior.case_count for prior in self.priors]
-        self.labelled = counts if labelled is None else [labelled] * len(counts)
+        self.labelled = _label_counts(self.priors, labelled)
         self.image_channels, self.activation = image_channels, activation
         self.minimum_confidence = minimum_confidence = _known_confidence(
             minimum_confidence, self.references, max_shift_mm=max_shift_mm
         )
         self.search: dict[str, Any] = {
-            "position": position,
-            "mode": mode,
-            "minimum_confidence": minimum_confidence,
-            "locate_with": locate_with,
-            "spread_mm": spread_mm,
-            "max_shift_mm": max_shift_mm,
-            "minimum": minimum,
-            "epsilon": epsilon,
+            **{"position": position, "mode": mode, "minimum_confidence": minimum_confidence},
+            **{"locate_with": locate_with, "spread_mm": spread_mm, "max_shift_mm": max_shift_mm},
+            **{"minimum": minimum, "epsilon": epsilon},
         }
 
     def __call__(
@@ -158,12 +153,7 @@ class PriorDrivenInferer(Inferer):
         if inputs.shape[1] > net.image_channels:
             logits, prior = self.parts(inputs, network, *args, **kwargs)
             adjusted = fuse_placed(
-                logits,
-                prior,
-                calibration=net.calibration,
-                activation=net.activation,
-                strength=net.strength,
-                floor=net.floor,
+                logits, prior, net.strength, net.floor, net.calibration, net.activation
             )
         else:
             adjusted = self._located(inputs, net, *args, **kwargs)[1].logits
@@ -263,6 +253,15 @@ def _check(
         )
     if position not in ("kl", "prediction_center"):
         raise PositionError(f"`position` must be 'kl' or 'prediction_center', got {position!r}.")
+
+
+def _label_counts(
+    priors: Sequence[SpatialPrior], labelled: int | Sequence[int] | None
+) -> Sequence[int]:
+    """Label maps of each organ that the network was trained with: as told, or as priors know."""
+    counts = [prior.case_count for prior in priors] if labelled is None else labelled
+    known: Sequence[int] = Calibration.unfitted(len(priors), labelled=counts).record["labelled"]
+    return known
 
 
 def _known_confidence(

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,7 @@ LEAST_MARGIN = 2.0
 much of the margin by which it typically tells background from organs, see `docs/decisions.md`."""
 
 FEW = 3
-"""Labelled scans up to which that scale is the same; with fewer, a smaller one gained nothing."""
+"""Labelled scans up to which that scale is the same."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class Calibration:
     ) -> Calibration:
         """Constants for a network that was trained without prior, where none are fitted.
 
-        ``a_k = 0.1 √(max(N_k, 3) + 1)``, 1 at most, ``b_k = c_k = 0.5``: the more labels a network was
-        trained with, the more it knows beyond the prior, and the less it is too sure of itself.
+        ``a_k = 0.1 √(max(N_k, 3) + 1)``, 1 at most, ``b_k = c_k = 0.5``: the more labels a network
+        was trained with, the more it knows beyond the prior, and the less it is too sure of itself.
         Where the prior is silent the network counts as it is.
 
         Args:
@@ -132,11 +133,12 @@ class Calibration:
             PriorError: ``labelled`` is negative or not one for each organ.
 
         Example:
-            >>> Calibration.unfitted(2, labelled=[3, 8]).scale
-            (0.2, 0.3)
+            >>> [round(a, 3) for a in Calibration.unfitted(2, labelled=[3, 8]).scale]
+            [0.2, 0.3]
         """
-        counts = [labelled] * organs if isinstance(labelled, int) else list(labelled)
-        if len(counts) != organs or any(count < 0 for count in counts):
+        given = [labelled] * organs if isinstance(labelled, int | np.integer) else [*labelled]
+        counts = [int(n) for n in given if isinstance(n, int | np.integer) and n >= 0]
+        if len(counts) != len(given) or len(counts) != organs:
             raise PriorError(
                 f"`labelled` must be a number of label maps, or one for each of {organs} organs, "
                 f"got {labelled}."
@@ -181,9 +183,9 @@ class Calibration:
 
         The *margin* of a scan is the median of ``−max_k d_k`` over the voxels that the network
         calls background (every fourth along each axis). Constants have a scale of at least
-        ``LEAST_MARGIN / margin``. Trained networks of few scans have margins of 9 to 20, and are
-        not concerned. One that hardly tells background from organs is: scaled down, it would
-        leave a little of the organ in every voxel, and label maps several times too large.
+        ``LEAST_MARGIN / margin``, 1 at most. Trained networks of few scans have margins of 9 to
+        20, which hardly change it. One that hardly tells background from organs would, scaled
+        down, leave a little of the organ in every voxel, and label maps several times too large.
 
         Args:
             logits: ``(K + 1, *spatial)``, background first, for a sigmoid ``(K, *spatial)``.
@@ -199,7 +201,8 @@ class Calibration:
         margins = -evidence.amax(0)
         margins = margins[margins > 0]
         if len(margins):
-            numbers[:, 0] = torch.maximum(numbers[:, 0], LEAST_MARGIN / margins.median())
+            least = (LEAST_MARGIN / margins.median()).clamp(max=1)
+            numbers[:, 0] = torch.maximum(numbers[:, 0], least)
         return numbers
 
     def tensor(self) -> Tensor:

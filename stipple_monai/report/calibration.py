@@ -67,7 +67,7 @@ def _numbers(calibration: Calibration, names: Sequence[str], told: Mapping[str, 
         "folds were not trained on; 1, 1 and 0 are equation 2. The expected calibration error "
         "(0–1) is the mean distance of a probability from what came true."
         if fitted
-        else "Constants: nothing was fitted."
+        else "Constants: nothing was fitted. In a scan where the network is soft, a is higher."
     )
     return Table("", header, rows, note)
 

@@ -100,19 +100,13 @@ def fuse(
     DecideLabel(decision)  # refuses an unknown one before anything is read
     maps = find_maps(inputs, like=like)
     known = load_priors(priors, organs)
-    counts = [prior.case_count if labelled is None else labelled for prior in known]
-    constants = Calibration.unfitted(len(organs), labelled=counts)
     taken = [(channels or {}).get(organ, organ) for organ in organs]
+    counts = [p.case_count for p in known] if labelled is None else labelled
+    constants = Calibration.unfitted(len(organs), labelled=counts)
     run = _Run(organs, taken, known, labels or {}, constants)
     truths = _truths(calibrate, maps)
     items = [{"image": _files(each), "name": each.name} for each in maps]
-    settings = {
-        "priors": {str(o): sha256(prior_path(priors, o)) for o in organs},
-        "channels": run.channels,
-        "calibrate": {name: fingerprint(path) for name, path in truths.items()},
-        "decision": decision,
-        "labelled": labelled,
-    }
+    settings = {"decision": decision, "labelled": labelled, **_settings(run, priors, truths)}
     with only_process(out):
         # a map called NAME_prob is an input, and what `segment` writes too: not into one folder
         kinds: dict[str, Any] = {"endings": (SEG, PROBABILITIES), "others": (CALIBRATION, GAIN)}
@@ -124,6 +118,16 @@ def fuse(
         if truths:
             write_csv(out / GAIN, GAIN_COLUMNS, _gain(out))
         return write_tables(out)
+
+
+def _settings(
+    run: _Run, priors: str | Path, truths: Mapping[str, Path]
+) -> dict[str, Mapping[str, Any] | Sequence[int]]:
+    return {
+        "priors": {str(o): sha256(prior_path(priors, o)) for o in run.organs},
+        "channels": run.channels,
+        "calibrate": {name: fingerprint(path) for name, path in truths.items()},
+    }
 
 
 def _fuse_all(

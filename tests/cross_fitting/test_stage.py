@@ -150,6 +150,9 @@ def test_one_labelled_scan_gets_constants(datalist, tmp_path):
     write_datalist(path, {"training": read_datalist(datalist, "training")[:1]})
     found = calibrate(path, tmp_path / "eval", tmp_path / "models", options=KNOBS)
     assert Calibration.load(found) == Calibration.unfitted(1, labelled=1)
+    # weights could not look at a scan's margin
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert "calibration" not in weights
     assert not list((tmp_path / "eval").glob("fold_*"))
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,7 +49,7 @@ def maps(margin, *, background=True):
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize(("margin", "scale"), [(40, 0.2), (10, 0.2), (4, 0.5), (2, 1), (0.5, 4)])
+@pytest.mark.parametrize(("margin", "scale"), [(40, 0.2), (10, 0.2), (4, 0.5), (2, 1), (0.5, 1)])
 def test_constants_leave_a_typical_background_its_margin(activation, margin, scale):
     constants = Calibration.unfitted(2, activation=activation)
     logits = maps(margin, background=activation == "softmax")
@@ -81,7 +82,8 @@ def test_constants_trust_a_network_of_more_labels_more():
     each = Calibration.unfitted(2, labelled=[3, 8])
     assert each.scale == pytest.approx((0.2, 0.3))
     assert each.strength == each.offset == (0.5, 0.5)
-    for wrong in (-1, [3], [3, -1]):
+    assert Calibration.unfitted(1, labelled=np.int64(8)).record["labelled"] == [8]
+    for wrong in (-1, [3], [3, -1], [3, 8.0], "38"):
         with pytest.raises(PriorError, match="`labelled` must be a number of label maps, or one"):
             Calibration.unfitted(2, labelled=wrong)
 
