@@ -410,6 +410,7 @@ def test_every_knob_of_inference_is_a_setting():
     assert knobs - overlay.keys() - settings.keys() == NO_SETTING
     assert {key for key in settings if settings[key] != f"@{key}"} == {
         "calibration",
+        "labelled",
         "preprocessing",
     }
 
