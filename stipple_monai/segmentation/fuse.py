@@ -39,7 +39,12 @@ from stipple_monai.results import (
     write_record,
     write_tables,
 )
-from stipple_monai.segmentation.folder import PROBABILITIES, SEG, begin_results
+from stipple_monai.segmentation.folder import (
+    CALIBRATION,
+    PROBABILITIES,
+    SEG,
+    begin_results,
+)
 from stipple_monai.segmentation.probabilities import (
     MapFile,
     files_of_case,
@@ -50,7 +55,7 @@ from stipple_monai.segmentation.probabilities import (
 )
 from stipple_monai.transforms import DecideLabel
 
-CALIBRATION, GAIN = "calibration.json", "gain.csv"
+GAIN = "gain.csv"
 GAIN_COLUMNS = ("scan", "organ", "name", "dice_network", "dice_fused")
 MOST_FOLDS = 5
 LEAST = 1e-6

@@ -48,6 +48,7 @@ from stipple_monai.results import (
     write_tables,
 )
 from stipple_monai.segmentation.folder import (
+    CALIBRATION,
     DICOM,
     PROBABILITIES,
     SEG,
@@ -126,7 +127,7 @@ def segment(
     endings = [SEG, *[PROBABILITIES] * probabilities, *[DICOM] * dicom_seg]
     used: list[str | Path] = ["inference", *model.overlays, "volumes"]
     with only_process(out):
-        settings = {**_identity(model, configs, used), "knobs": knobs, **flags}
+        settings = {**_identity(model, configs, used, knobs), "knobs": knobs, **flags}
         kinds: dict[str, Any] = {"endings": endings, "others": list(copies)}
         missing = begin_results(out, items, settings, overwrite=overwrite, **kinds)
         given = {**flags, **knobs, "models_dir": model.folder}
@@ -165,10 +166,12 @@ def _known_model(models: Path, *, dicom_seg: bool) -> Model:
     return read_model(models)
 
 
-def _identity(model: Model, configs: Path, used: Sequence[str | Path]) -> dict[str, Any]:
-    """Contents of the weights, priors and configs that results are made with."""
+def _identity(
+    model: Model, configs: Path, used: Sequence[str | Path], knobs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Contents of the weights, priors, calibration and configs that results are made with."""
     return {
-        "models": {p.name: sha256(p) for p in _weights_and_priors(model.folder)},
+        "models": {p.name: sha256(p) for p in _files_of_model(model.folder, knobs)},
         "configs": {Path(name).name: sha256(config_path(configs, name)) for name in used},
     }
 
@@ -291,8 +294,11 @@ def _chain(error: BaseException | None) -> str:
     return "" if error is None else f"{error} {_chain(error.__cause__)}"
 
 
-def _weights_and_priors(models: Path) -> list[Path]:
-    return [models / "model.pt", *sorted(models.glob("prior_*.nii.gz"))]
+def _files_of_model(models: Path, knobs: Mapping[str, Any]) -> list[Path]:
+    """Weights, priors and, where it was fitted, how much both count."""
+    calibration = Path(str(knobs.get("calibration") or models / CALIBRATION))
+    fitted = [calibration] if calibration.is_file() else []
+    return [models / "model.pt", *sorted(models.glob("prior_*.nii.gz")), *fitted]
 
 
 def _priors(model: Model) -> list[SpatialPrior]:

@@ -21,6 +21,7 @@ from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.bundle.stages import run_bundle
 from stipple_monai.data import write_datalist
+from stipple_monai.networks import Calibration
 from stipple_monai.results import finished, read_records, series_files, write_tables
 from stipple_monai.segmentation import run as module
 from stipple_monai.segmentation.run import find_scans, segment
@@ -374,6 +375,24 @@ def test_a_second_run_does_nothing_and_a_third_only_what_is_missing(tmp_path, mo
     finally:
         module.run_bundle = run
     assert [Path(row["scan"]).name for row in rows(out)] == ["a.nii.gz", "b.nii.gz"]
+
+
+@pytest.mark.slow
+def test_a_calibration_that_was_fitted_since_is_another_setting(tmp_path):
+    """Scans of one folder of results are fused by one calibration."""
+    given = write_model(tmp_path / "model")
+    made, out = scans(tmp_path / "in", "a.nii.gz", "b.nii.gz"), tmp_path / "out"
+    segment(made[:1], out, **given)
+    Calibration.identity(1).save(given["models"] / "calibration.json")
+    with pytest.raises(DatasetError, match="must have no results made with other settings"):
+        segment(made, out, **given)
+    elsewhere = {"options": {"calibration": str(tmp_path / "mine.json")}, **given}
+    Calibration.unfitted(1).save(tmp_path / "mine.json")
+    segment(made, tmp_path / "second", **elsewhere)
+    segment(made, tmp_path / "second", **elsewhere)
+    Calibration.unfitted(1, labelled=8).save(tmp_path / "mine.json")
+    with pytest.raises(DatasetError, match="must have no results made with other settings"):
+        segment(made, tmp_path / "second", **elsewhere)
 
 
 @pytest.mark.slow
