@@ -218,7 +218,10 @@ def _remember(out: Path, study: Study, methods: Sequence[Method], configs: Path)
     if begun is None:
         refuse_foreign(out, [out / name for name in OUTPUTS])
         begun = {"study": asked, "methods": {}}
-    other = contradictions(begun["study"], asked) + contradictions(begun["methods"], defined)
+    # entries of a method that an older version did not have yet
+    new = json.loads(json.dumps(dataclasses.asdict(Method(""))))
+    known = {name: {**new, **entries} for name, entries in begun["methods"].items()}
+    other = contradictions(begun["study"], asked) + contradictions(known, defined)
     refuse_contradictions(path, other + contradictions(begun, {CONTENTS: contents}))
     more = {"methods": defined, CONTENTS: contents}
     grown = {name: {**begun.get(name, {}), **added} for name, added in more.items()}

@@ -261,6 +261,30 @@ def test_studies_that_contradict_what_is_there(done, tmp_path):
         run_study(written(tmp_path, **other, **same), tmp_path / "out")
 
 
+def test_a_study_of_before_methods_had_an_entry_goes_on(tmp_path):
+    def remember(**entries):
+        config = written(tmp_path, datalist=None, phantom={"cases": 2}, **entries)
+        asked = study.read_study(config)
+        methods = study.read_methods(BUNDLE / "studies" / "methods.yaml", asked)
+        study._remember(tmp_path, asked, methods, BUNDLE / "configs")
+
+    remember()
+    record = tmp_path / "study.json"
+    content = json.loads(record.read_text())
+    for method in content["methods"].values():
+        del method["evaluate_options"]
+    del content["methods"]["stipple_single"]
+    record.write_text(json.dumps(content), encoding="utf-8")
+    remember()
+    assert json.loads(record.read_text())["methods"]["baseline"]["evaluate_options"] == {}
+    other = {
+        **DEFINITIONS,
+        "baseline": {"overlays": ["baseline"], "evaluate_options": {"floor": 1}},
+    }
+    with pytest.raises(DatasetError, match="was begun with other baseline: evaluate_options"):
+        remember(definitions=other)
+
+
 def test_overlays_and_configs_that_changed_their_content(done, tmp_path):
     """An overlay counts by what it holds; a study of before that counted is taken up."""
     shutil.copytree(done / "out", tmp_path / "out")
