@@ -40,6 +40,7 @@ from stipple_monai.data.grids import (
     whole_numbers,
 )
 from stipple_monai.data.naming import (
+    folded,
     plain_name,
     stem_of,
     unique_names,
@@ -72,6 +73,7 @@ __all__ = [
     "files_of_item",
     "fold_sections",
     "fold_strata",
+    "folded",
     "ignored_value",
     "keep_sections",
     "label_names",

@@ -78,7 +78,17 @@ def stem_of(path: Path) -> str:
     return re.sub(r"(?i)\.nii(\.gz)?$|\.gz$", "", path.name)
 
 
+def folded(name: str) -> str:
+    """A name without what some file systems ignore: case, and how letters with accents are stored.
+
+    Example:
+        >>> folded("Mu\u0308ller") == folded("m\u00fcller")
+        True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def _twice(names: Sequence[str]) -> list[int]:
-    """Indices of names that occur again, for a file system that ignores case."""
-    count = Counter(name.casefold() for name in names)
-    return [i for i, name in enumerate(names) if count[name.casefold()] > 1]
+    """Indices of names that occur again, for a file system that does not tell them apart."""
+    count = Counter(map(folded, names))
+    return [i for i, name in enumerate(names) if count[folded(name)] > 1]

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from stipple_monai.data import NIFTI, OTHER_GRIDS
+from stipple_monai.data import NIFTI, OTHER_GRIDS, folded
 from stipple_monai.errors import DatasetError
 
 VOLUMES = (*NIFTI, *OTHER_GRIDS)
@@ -55,7 +55,7 @@ def key(path: Path) -> str:
         True
     """
     left = _KIND.sub("", stem(path))
-    return re.sub(r"[_\-. ]+", "_", left).strip("_").casefold()
+    return folded(re.sub(r"[_\-. ]+", "_", left).strip("_"))
 
 
 def _words(path: Path) -> Counter[str]:
@@ -64,7 +64,7 @@ def _words(path: Path) -> Counter[str]:
 
 def _cost(scan: Path, label: Path) -> int | None:
     """How many words have to be taken from both names to make them one; None: they stay two."""
-    if stem(scan).casefold() == stem(label).casefold():
+    if folded(stem(scan)) == folded(stem(label)):
         return 0
     if key(scan) != key(label):
         return None

@@ -47,6 +47,9 @@ def with_seg(folder):
         (["img7"], ["label7"], {"img7": "label7"}),
         (["length_1", "doctor_2"], ["doctor_2_gt"], {"doctor_2": "doctor_2_gt"}),
         (["a"], ["a", "a_seg"], {"a": "a"}),
+        # as a Mac stores an umlaut, and as others do
+        (["Mu\u0308ller"], ["M\u00fcller"], {"Mu\u0308ller": "M\u00fcller"}),
+        (["Mu\u0308ller_ct"], ["m\u00fcller_seg"], {"Mu\u0308ller_ct": "m\u00fcller_seg"}),
     ],
 )
 def test_equal_names_come_first_then_the_fewest_words(scans, labels, expected):
