@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from stipple_monai.data import organ_volumes, read_label_map
+from stipple_monai.data import organ_volumes, read_label_map, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
 from stipple_monai.positioning import measure_position
@@ -79,10 +79,12 @@ def collect(run: Path, datalist: Path | None) -> Predictions:
         scans[name] = record["scan"]
         _add_record(known, name, record)
     for table in (POSITIONS, SCORES):
-        path, by_scan = run / table, {scan: name for name, scan in scans.items()}
-        for row in read_csv(path) if path.is_file() else []:
+        path = run / table
+        rows = read_csv(path) if path.is_file() else []
+        by_scan = {**_names_of(rows), **{scan: name for name, scan in scans.items()}}
+        for row in rows:
             try:
-                name = by_scan.get(row["scan"], scan_stem(row["scan"]))
+                name = by_scan[row["scan"]]
                 _add_row(known.found[name, int(row["organ"])], row)
             except (KeyError, ValueError, TypeError) as error:
                 raise DatasetError(
@@ -104,6 +106,12 @@ def collect(run: Path, datalist: Path | None) -> Predictions:
             {k: f.position_mm for (n, k), f in known.found.items() if n == name and f.position_mm},
         )
     return known
+
+
+def _names_of(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What the results of a table's scans are called, by their paths."""
+    scans = list(dict.fromkeys(row["scan"] for row in rows if row.get("scan")))
+    return dict(zip(scans, unique_names(scans), strict=True))
 
 
 def _listed(cases: Sequence[Case], name: str, scan: str | None) -> Case | None:

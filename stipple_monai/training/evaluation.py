@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from stipple_monai.bundle import BUNDLE, WEIGHTS, configs_of, only_process, read_model, run_bundle
-from stipple_monai.data import read_datalist
+from stipple_monai.bundle import (
+    BUNDLE,
+    WEIGHTS,
+    Model,
+    configs_of,
+    only_process,
+    read_model,
+    run_bundle,
+)
+from stipple_monai.data import files_of_item, read_datalist, stem_of, unique_names
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_csv
+from stipple_monai.files import read_csv, read_json
+from stipple_monai.ownership import adopt, begin_part, begin_set, replace_set
+from stipple_monai.results import first_file
 
 EVALUATION = "evaluation"
-SCORES = "scores.csv"
+SCORES, RECORD = "scores.csv", "provenance.json"
+TABLES = (
+    *(SCORES, "positions.csv", RECORD),
+    *("metrics.csv", "val_mean_dice_raw.csv", "val_mean_dice_summary.csv"),
+)
 
 
 def evaluate(
@@ -25,6 +42,8 @@ def evaluate(
 ) -> Path:
     """Segment scans and compare them with their labels.
 
+    An older evaluation in the same folder stays until the new one is whole, which takes its place.
+
     Args:
         models: folder of the run, with what it knows.
         datalist: JSON in the style of the MSD.
@@ -36,8 +55,8 @@ def evaluate(
         ``scores.csv``, a row a scan and organ.
 
     Raises:
-        DatasetError: ``models`` has no weights or does not know its settings, or a scan has no
-            label.
+        DatasetError: ``models`` has no weights or does not know its settings, a scan has no
+            label, or ``out`` has files of somebody else that would be replaced.
     """
     model, configs = read_model(models), configs_of(bundle)
     if not (model.folder / WEIGHTS).is_file():
@@ -50,17 +69,52 @@ def evaluate(
             f"{section!r} of {datalist}: segment it instead."
         )
     out = model.folder / EVALUATION if out is None else Path(out).resolve()
-    with only_process(out):
+    with only_process(out), _in_place_of_the_older(out, items, model) as work:
         places = {
             "bundle_root": out,
             "datalist": Path(datalist),
             "models_dir": model.folder,
-            "output_dir": out,
+            "output_dir": work,
             "section": section,
         }
         names: list[str | Path] = ["inference", "evaluate", *model.overlays]
         run_bundle(configs, names, **{"lines": True, **model.knobs, **places})
     return out / SCORES
+
+
+@contextmanager
+def _in_place_of_the_older(
+    out: Path, items: Sequence[Mapping[str, Any]], model: Model
+) -> Iterator[Path]:
+    """Give the folder in which an evaluation is made, whose files end up in ``out``."""
+    scans = unique_names([first_file(item["image"]) for item in items])
+    targets = [*TABLES, *(f"{scan}_seg.nii.gz" for scan in scans)]
+    if out == model.folder / EVALUATION or _is_evaluation(out):
+        # by a version that did not keep what it wrote
+        adopt(out, [out / name for name in {*targets, *_older_maps(out)}])
+    mark = {"evaluation": str(out)}
+    # what a killed one has left, of whatever scans
+    shutil.rmtree(begin_part(out, mark))
+    inputs = [file for item in items for file in files_of_item(item)]
+    work = begin_set(out, targets, made_with=mark, inputs=inputs, overwrite=True)
+    try:
+        yield work
+        adopt(work, [p for p in work.iterdir() if p.is_file() and p.name[0] != "."])
+        replace_set(work, out, last=SCORES)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _older_maps(folder: Path) -> set[str]:
+    """Label maps of the scans in a folder's scores, as they were called after their files."""
+    rows = read_csv(folder / SCORES) if (folder / SCORES).is_file() else []
+    return {f"{stem_of(Path(row['scan']))}_seg.nii.gz" for row in rows if row.get("scan")}
+
+
+def _is_evaluation(folder: Path) -> bool:
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return "scans" in read_json(folder / RECORD)["data"]
+    return False
 
 
 def mean_scores(scores: str | Path, organs: dict[int, str]) -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from monai.data import MetaTensor
 
-from stipple_monai.data import read_label_map, read_volume
+from stipple_monai.data import read_label_map, read_volume, unique_names
 from stipple_monai.files import read_csv
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.transforms import PriorAlign
@@ -41,11 +41,12 @@ def draw_comparisons(
     Returns:
         The pictures by kind; a kind that no case has is absent.
     """
+    names = unique_names([item["image"] for item in items])
 
-    def case(item: dict[str, Any]) -> dict[str, MetaTensor]:
-        name = Path(item["image"]).name.replace(".nii.gz", "_seg.nii.gz")
+    def case(index: int) -> dict[str, MetaTensor]:
+        name = f"{names[index]}_seg.nii.gz"
         return {
-            "truth": read_label_map(item["label"]),
+            "truth": read_label_map(items[index]["label"]),
             "baseline": read_label_map(baseline / name),
             "stipple": read_label_map(stipple / name),
         }
@@ -53,13 +54,13 @@ def draw_comparisons(
     positions = read_positions(stipple / "positions.csv", prior.organ)
     drawn = {}
     for kind, name in KINDS.items():
-        index = best_case_for(kind, (case(item) for item in items), organ=prior.organ)
+        index = best_case_for(kind, map(case, range(len(items))), organ=prior.organ)
         if index is None:
             continue
         image = read_volume(items[index]["image"])
         placed = PriorAlign([prior])(image, [positions[str(items[index]["image"])]])
         drawn[kind] = out / name
-        volumes = case(items[index])
+        volumes = case(index)
         comparison_figure(
             image, **volumes, prior=placed, path=drawn[kind], kind=kind, organ=prior.organ
         )

@@ -17,6 +17,7 @@ import yaml
 from helpers.bright_scans import KNOBS, bright_scan
 from helpers.bundle_runs import files
 from helpers.forks import fork, kill_when, needs_fork
+from helpers.threshold_model import same_grid
 
 from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
@@ -28,6 +29,7 @@ from stipple_monai.report import report
 from stipple_monai.segmentation import segment
 from stipple_monai.segmentation.folder import begin_results
 from stipple_monai.training import adopt, evaluate, hardly_trained, next_command, train
+from stipple_monai.training import evaluation as module_of_evaluation
 from stipple_monai.training import run as module
 
 VALUE = 63
@@ -249,6 +251,83 @@ def test_scores_and_a_report(trained, datalist, tmp_path, capsys):
         evaluate(out, bare, tmp_path / "eval")
     page = report(out, tmp_path / "page.html")
     assert "spleen" in page.read_text(encoding="utf-8")
+
+
+def flat(datalist, folder, *, names=("1/ct", "2/ct")):
+    """The test scan's middle slice by itself, under names, and a datalist of these."""
+    item = read_datalist(datalist, "test")[0]
+    items = []
+    for name in names:
+        made = {"image": folder / f"{name}.nii.gz", "label": folder / f"{name}_label.nii.gz"}
+        made["image"].parent.mkdir(parents=True, exist_ok=True)
+        for key, path in made.items():
+            volume = nib.load(item[key])
+            middle = volume.shape[2] // 2
+            nib.save(volume.slicer[:, :, middle : middle + 1], path)
+        items.append({key: str(path) for key, path in made.items()})
+    write_datalist(folder / "flat.json", {"test": items})
+    return folder / "flat.json"
+
+
+@pytest.mark.slow
+def test_scans_of_one_name_have_label_maps_of_their_own_on_their_grid(trained, datalist, tmp_path):
+    out, _ = trained
+    scans = flat(datalist, tmp_path / "flat")
+    evaluate(out, scans, tmp_path / "eval")
+    found = sorted(path.name for path in (tmp_path / "eval").glob("*_seg.nii.gz"))
+    assert found == ["1_ct_seg.nii.gz", "2_ct_seg.nii.gz"]
+    for item, name in zip(read_datalist(scans, "test"), found, strict=True):
+        assert same_grid(tmp_path / "eval" / name, item["image"])
+    page = report(tmp_path / "eval", tmp_path / "page.html", datalist=scans, models=out)
+    said = page.read_text(encoding="utf-8")
+    assert "1_ct" in said
+    assert "2_ct" in said
+    assert "is not there" not in said
+
+
+@pytest.mark.slow
+def test_an_evaluation_takes_the_place_of_an_older_one_and_of_nothing_else(
+    trained, datalist, tmp_path, monkeypatch
+):
+    out, _ = trained
+    first, second, there = tmp_path / "a", tmp_path / "b", tmp_path / "eval"
+    one = flat(datalist, first, names=["one"])
+    two = flat(datalist, second, names=["two"])
+    there.mkdir()
+    (there / "mine.txt").write_text("mine", encoding="utf-8")
+    evaluate(out, one, there)
+    before = contents(there)
+    with monkeypatch.context() as patch:
+        patch.setattr(module_of_evaluation, "run_bundle", broken)
+        with pytest.raises(OSError, match="the disk is full"):
+            evaluate(out, two, there)
+    assert contents(there) == before
+    assert not (tmp_path / "eval.part").exists()
+    evaluate(out, two, there)
+    assert {path.name for path in there.glob("*_seg.nii.gz")} == {"two_seg.nii.gz"}
+    (row,) = read_csv(there / "scores.csv")
+    assert row["scan"].endswith("two.nii.gz")
+    assert (there / "mine.txt").read_text(encoding="utf-8") == "mine"
+    (there / ".stipple_monai.json").unlink()
+    evaluate(out, one, there)
+    assert {path.name for path in there.glob("*_seg.nii.gz")} == {"one_seg.nii.gz"}
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "scores.csv").write_text("mine", encoding="utf-8")
+    for folder, name in ((foreign, r"scores\.csv"), (out, r"provenance\.json")):
+        with pytest.raises(DatasetError, match=f"was not written by this package, got .*{name}"):
+            evaluate(out, one, folder)
+    assert (foreign / "scores.csv").read_text(encoding="utf-8") == "mine"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def broken(*_, output_dir, **__):
+    """A bundle that leaves half of its files."""
+    (output_dir / "two_seg.nii.gz").touch()
+    raise OSError("the disk is full")
 
 
 def test_publishing_reads_the_folder(trained, tmp_path):
