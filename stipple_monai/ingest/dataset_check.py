@@ -8,6 +8,7 @@ file's name, format and header nor the order in which its axes are stored matter
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,8 @@ def check_dataset(
     """Read all scans and labels of a datalist, and compare them.
 
     A problem is a scan or patient in two sections or two folds, a file that cannot be used, and a
-    label that does not lie on its scan's grid or fits it clearly better reversed. The same scan
+    label that does not lie on its scan's grid or fits it clearly better reversed, and scans of
+    different numbers of channels. The same scan
     twice in one place, a scan in ``training`` without label, and a label of which intensities say
     nothing, is a note.
 
@@ -95,7 +97,23 @@ def check_dataset(
                 problems.append(f"One {what} must stand in one section and fold, got {here}.")
             elif len(found) > 1 and what == "scan":
                 notes.append(f"The same scan under several names: {here}.")
-    return Checked(rows, problems, notes)
+    return Checked(rows, [*problems, *_other_channels(rows)], notes)
+
+
+def _other_channels(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A problem where some scans have more channels than others, which no network takes."""
+    found: dict[int, list[str]] = {}
+    for row in rows:
+        told = dict(zip(DATASET_COLUMNS, row, strict=True))
+        if told["shape"]:
+            channels = math.prod(map(int, told["shape"].split("x")[3:]))
+            found.setdefault(channels, []).append(told["case"])
+    if len(found) < 2:
+        return []
+    here = ", ".join(f"{count} in {len(names)} ({names[0]})" for count, names in found.items())
+    return [
+        f"Scans must have the same channels, got {here}: of a series over time, give one volume."
+    ]
 
 
 def _without_label(items: Sequence[tuple[tuple[str, Mapping[str, Any]], str]]) -> list[str]:

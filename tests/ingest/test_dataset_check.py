@@ -101,6 +101,15 @@ def test_one_voxel_makes_another_scan(tmp_path):
     assert check(tmp_path, {"training": [one], "test": [two]}).problems == []
 
 
+def test_scans_of_other_channels_than_the_rest_are_a_problem(tmp_path):
+    items = [case(tmp_path, i) for i in range(3)]
+    one = np.asarray(nib.load(items[1]["image"]).dataobj)
+    save(tmp_path / "ct1.nii.gz", np.stack([one, one], -1))
+    (problem,) = check(tmp_path, {"training": items}).problems
+    assert problem.startswith("Scans must have the same channels, got 1 in 2 (ct0), 2 in 1 (ct1):")
+    assert main(["check", str(tmp_path / "list.json")]) == 1
+
+
 def test_a_patient_in_two_places_is_found(tmp_path):
     items = [case(tmp_path, i, patient="P7", fold=i) for i in range(2)]
     (problem,) = check(tmp_path, {"training": items}).problems
