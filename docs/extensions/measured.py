@@ -36,6 +36,7 @@ from stipple_monai.study import (
     organ_positions,
     organ_table,
     position_table,
+    steps_table,
 )
 
 DOCS = Path(__file__).parents[1]
@@ -314,6 +315,7 @@ KINDS: dict[str, Callable[[str, Place], str]] = {
     "organs": study_table(organ_differences),
     "reached": study_table(never_loses),
     "positions": study_table(organ_positions),
+    "steps": study_table(steps_table),
     "table4": study_table(position_table),
     "curve": curve,
     "labels": labels_figure,

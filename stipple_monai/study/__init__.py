@@ -29,6 +29,7 @@ from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import (
     run_study,
 )
+from stipple_monai.study.steps import steps_table
 from stipple_monai.study.tables import (
     TITLES,
     Results,
@@ -57,5 +58,6 @@ __all__ = [
     "position_table",
     "rewrite_report",
     "run_study",
+    "steps_table",
     "write_rows",
 ]

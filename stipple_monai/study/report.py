@@ -20,6 +20,7 @@ from stipple_monai.study.figures import (
     loss_by_position_error,
 )
 from stipple_monai.study.organs import organ_table
+from stipple_monai.study.steps import steps_table
 from stipple_monai.study.tables import (
     DASH,
     TITLES,
@@ -179,10 +180,12 @@ def _tables(results: Results, rounds: Sequence[Row]) -> list[Table | None]:
     bins = ["baseline", *(m for m in results.methods if m.startswith("stipple_bins"))]
     rivals = RIVALS if set(results.methods) & (set(RIVALS) - set(ABLATION)) else ()
     others = [m for m in results.methods if m not in TITLES and m not in bins]
+    ablated = any(method.startswith("steps_") for method in results.methods)
     return [
         dice_table(results, ABLATION, "What the prior and the pseudo-labels do (table 2)"),
         comparison_table(results),
         dice_table(results, rivals, "Against other methods (table 3)"),
+        steps_table(results) if ablated else None,
         position_table(results),
         dice_table(results, others, "Further methods"),
         measures_table(results),
