@@ -4,6 +4,7 @@ Words: a *method* is a named set of overlays and knobs; a *job* is one training 
 *cell* is what one row of the tables stands for. Imports from `report` and below.
 """
 
+from stipple_monai.study.draws import draws_table
 from stipple_monai.study.figures import (
     dice_by_bins,
     dice_by_method,
@@ -47,6 +48,7 @@ __all__ = [
     "dice_by_bins",
     "dice_by_method",
     "dice_by_proportion",
+    "draws_table",
     "is_study",
     "learning_curves",
     "lines_by_bins",

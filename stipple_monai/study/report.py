@@ -13,6 +13,7 @@ from stipple_monai.ownership import begun_with
 from stipple_monai.report import Lines, Page, Picture, Section, Table, write_page
 from stipple_monai.results import Spread
 from stipple_monai.study import paper
+from stipple_monai.study.draws import draws_table
 from stipple_monai.study.figures import (
     dice_by_bins,
     dice_by_proportion,
@@ -184,6 +185,7 @@ def _tables(results: Results, rounds: Sequence[Row]) -> list[Table | None]:
     return [
         dice_table(results, ABLATION, "What the prior and the pseudo-labels do (table 2)"),
         comparison_table(results),
+        draws_table(results),
         dice_table(results, rivals, "Against other methods (table 3)"),
         steps_table(results) if ablated else None,
         position_table(results),
