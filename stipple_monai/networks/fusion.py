@@ -58,8 +58,9 @@ def softmax_logits(
         calibration: numbers ``(K, 5)`` of :meth:`Calibration.tensor`; with them the odds of organ k
             against the background are ``a_k (s~_k − s~_0) + b_k strength ln(p_k / p_0) + c_k``. An
             organ whose prior is silent in a sample, ``|strength ln(p_k / p_0)| < 0.05`` in all its
-            voxels, has ``a'_k (s~_k − s~_0) + c'_k``. ``None`` or no rows: equation 2. Values are
-            not checked.
+            voxels, has the probability that ``a'_k (s~_k − s~_0) + c'_k`` of *all* organs give it,
+            and what is left goes to the others and the background as above. ``None`` or no rows:
+            equation 2. Values are not checked.
 
     Returns:
         Adjusted logits ``(B, K + 1, *spatial)`` in the dtype of ``logits``.
@@ -80,7 +81,9 @@ def softmax_logits(
     adjusted = logits.to(dtype) + bias
     if calibration is not None and calibration.shape[0] > 0:
         evidence = logits[:, 1:].to(dtype) - logits[:, :1].to(dtype)
-        change = _calibration_change(evidence, bias[:, 1:] - bias[:, :1], calibration)
+        odds = bias[:, 1:] - bias[:, :1]
+        change = _calibration_change(evidence, odds, calibration)
+        change = change + _silent_beside_others(evidence, odds, change, calibration)
         adjusted = torch.cat([adjusted[:, :1], adjusted[:, 1:] + change], dim=1)
     return adjusted.to(logits.dtype)
 
@@ -169,6 +172,31 @@ def _calibration_change(
     shape = list(silent.shape) + spatial
     change = (scale.reshape(shape) - 1.0) * evidence + (strength.reshape(shape) - 1.0) * odds
     return change + offset.reshape(shape)
+
+
+def _silent_beside_others(
+    evidence: Tensor, odds: Tensor, change: Tensor, calibration: Tensor, silence: float = SILENT
+) -> Tensor:
+    """What the odds of organs whose prior is silent need beside organs whose prior is not.
+
+    Scales differ: an odds of 2 that counts as it is would outdo one of 6 that counts a fifth. So
+    the probability of a silent organ is ``exp(z'_k) / (1 + Σ_j exp(z'_j))`` with
+    ``z' = a' d + c'`` of all organs, and the rest is shared out as if it were not there:
+    ``z_k = z'_k − ln(1 + Σ_placed exp z'_j) + ln(1 + Σ_placed exp z_j)``.
+    """
+    silent = odds.abs().flatten(2).amax(dim=2) < silence
+    silent = silent.reshape(list(silent.shape) + [1] * (evidence.ndim - 2))
+    numbers = calibration.to(evidence.dtype)
+    column = [1] * (evidence.ndim - 1)
+    column[0] = -1
+    alone = numbers[:, 3].reshape(column) * evidence + numbers[:, 4].reshape(column)
+    fused = evidence + odds + change
+    # not −∞: where all are silent, the slope must be zero and not undefined
+    nothing = -1e4
+    beside = torch.logsumexp(fused.masked_fill(silent, nothing), dim=1, keepdim=True)
+    before = torch.logsumexp(alone.masked_fill(silent, nothing), dim=1, keepdim=True)
+    shift = torch.nn.functional.softplus(beside) - torch.nn.functional.softplus(before)
+    return torch.where(silent, shift, torch.zeros_like(shift))
 
 
 def prior_driven_softmax(
