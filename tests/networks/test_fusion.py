@@ -433,9 +433,20 @@ def test_strength_zero_makes_a_calibrated_prior_silent(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_torchscript_of_a_calibrated_fusion(form):
     logits, prior = example(form, 2, (4, 4))
+    unknown = prior.clone()
+    unknown[0, 1] = (1 - prior[0, 0]) / 2 if form == "softmax" else 0.5
     for function in FORMS[form][:2]:
-        got = torch.jit.script(function)(logits, prior, calibration=CALIBRATION)
-        torch.testing.assert_close(got, function(logits, prior, calibration=CALIBRATION))
+        scripted = torch.jit.script(function)
+        traced = torch.jit.trace(
+            lambda s, p, function=function: function(s, p, calibration=CALIBRATION), (logits, prior)
+        )
+        for p in (prior, unknown):
+            with torch.no_grad():
+                expected = function(logits, p, calibration=CALIBRATION)
+                torch.testing.assert_close(scripted(logits, p, calibration=CALIBRATION), expected)
+                torch.testing.assert_close(traced(logits, p), expected)
+            again = function(logits, p, calibration=CALIBRATION)
+            torch.testing.assert_close(again, expected)
 
 
 @pytest.mark.parametrize("form", FORMS)
