@@ -28,6 +28,7 @@ from stipple_monai.study import (
     dice_by_bins,
     dice_by_method,
     dice_by_proportion,
+    draws_table,
     learning_curves,
     lines_by_bins,
     measures_table,
@@ -36,6 +37,7 @@ from stipple_monai.study import (
     organ_positions,
     organ_table,
     position_table,
+    steps_table,
 )
 
 DOCS = Path(__file__).parents[1]
@@ -311,9 +313,11 @@ KINDS: dict[str, Callable[[str, Place], str]] = {
     "made": made_with,
     "dice": study_table(organ_table),
     "against": study_table(comparison_table),
+    "draws": study_table(draws_table),
     "organs": study_table(organ_differences),
     "reached": study_table(never_loses),
     "positions": study_table(organ_positions),
+    "steps": study_table(steps_table),
     "table4": study_table(position_table),
     "curve": curve,
     "labels": labels_figure,

@@ -3,7 +3,9 @@
 Words used here: *expected Dice* of a set S of voxels, given independent probabilities p, is
 ``2 Σ_{v∈S} p_v / (|S| + Σ_v p_v)``, the ratio of the expectations of Dice's numerator and
 denominator. It grows with a voxel exactly if the voxel's p exceeds half of it, so the best set is
-all voxels above a *threshold* that is half the Dice reached: below one half, always.
+all voxels above a *threshold* that is half the Dice reached: below one half, always. A voxel adds
+``2 (p_v − threshold) / (|S| + Σ_v p_v)`` to it, so that of two organs that claim a voxel the one
+to which it adds more has it: their mean is then the highest.
 
 Source: Lipton, Elkan, Naryanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure",
 ECML 2014.
@@ -80,9 +82,10 @@ def decide(
 ) -> Tensor:
     """Label map of calibrated probabilities.
 
-    A voxel belongs to the organ with the highest ``p_k / threshold_k`` above 1, to the background
-    where there is none. For one organ this is the set of the highest expected Dice; where two
-    organs claim a voxel, the one that exceeds its threshold by the greater factor has it.
+    A voxel belongs to the organ to whose expected Dice it adds most,
+    ``(p_k − threshold_k) / (n_k + Σ p_k)`` with the ``n_k`` voxels above its threshold; to the
+    background where no organ is above its own. For one organ this is the set of the highest
+    expected Dice.
 
     Args:
         probability: ``(K + 1, *spatial)``, background first, or ``(1, *spatial)`` of one organ.
@@ -113,11 +116,13 @@ def decide(
             f"{len(thresholds)}."
         )
     label = torch.zeros(p.shape[1:], dtype=torch.uint8, device=p.device)
-    best = torch.ones(p.shape[1:], dtype=torch.float32, device=p.device)
+    best = torch.zeros(p.shape[1:], dtype=torch.float32, device=p.device)
     for k, threshold in enumerate(thresholds):
-        factor = p[k].float() / max(threshold, 1e-6)
-        label.masked_fill_(factor > best, k + 1)
-        torch.maximum(best, factor, out=best)
+        organ = p[k].float()
+        excess = organ - threshold
+        gain = excess / ((excess > 0).sum() + organ.sum()).clamp(min=1)
+        label.masked_fill_(gain > best, k + 1)
+        torch.maximum(best, gain, out=best)
     return label[None]
 
 

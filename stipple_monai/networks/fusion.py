@@ -58,8 +58,9 @@ def softmax_logits(
         calibration: numbers ``(K, 5)`` of :meth:`Calibration.tensor`; with them the odds of organ k
             against the background are ``a_k (s~_k − s~_0) + b_k strength ln(p_k / p_0) + c_k``. An
             organ whose prior is silent in a sample, ``|strength ln(p_k / p_0)| < 0.05`` in all its
-            voxels, has ``a'_k (s~_k − s~_0) + c'_k``. ``None`` or no rows: equation 2. Values are
-            not checked.
+            voxels, has the probability that ``a'_k (s~_k − s~_0) + c'_k`` of *all* organs give it,
+            and what is left goes to the others and the background as above. ``None`` or no rows:
+            equation 2. Values are not checked.
 
     Returns:
         Adjusted logits ``(B, K + 1, *spatial)`` in the dtype of ``logits``.
@@ -80,7 +81,11 @@ def softmax_logits(
     adjusted = logits.to(dtype) + bias
     if calibration is not None and calibration.shape[0] > 0:
         evidence = logits[:, 1:].to(dtype) - logits[:, :1].to(dtype)
-        change = _calibration_change(evidence, bias[:, 1:] - bias[:, :1], calibration)
+        odds = bias[:, 1:] - bias[:, :1]
+        silent = _silent(odds)
+        change = _calibration_change(evidence, odds, calibration, silent)
+        if _some_silent(silent):
+            change = change + _silent_beside_others(evidence, odds, change, calibration, silent)
         adjusted = torch.cat([adjusted[:, :1], adjusted[:, 1:] + change], dim=1)
     return adjusted.to(logits.dtype)
 
@@ -118,7 +123,8 @@ def sigmoid_logits(
     bias = strength * _log_odds(prior.to(dtype), floor)
     adjusted = logits.to(dtype) + bias
     if calibration is not None and calibration.shape[0] > 0:
-        adjusted = adjusted + _calibration_change(logits.to(dtype), bias, calibration)
+        evidence, silent = logits.to(dtype), _silent(bias)
+        adjusted = adjusted + _calibration_change(evidence, bias, calibration, silent)
     return adjusted.to(logits.dtype)
 
 
@@ -156,19 +162,63 @@ def _log_odds(p: Tensor, floor: float) -> Tensor:
     return inside - torch.log((1.0 - p).clamp(floor, 1.0 - floor))
 
 
+def _silent(odds: Tensor, silence: float = SILENT) -> Tensor:
+    """Whose prior says nothing in a sample, ``(B, K)`` and an axis of one for each of space."""
+    silent = odds.abs().flatten(2).amax(dim=2) < silence
+    return silent.reshape(list(silent.shape) + [1] * (odds.ndim - 2))
+
+
+def _some_silent(silent: Tensor) -> bool:
+    """Whether an organ is silent beside others; true where looking would cost more than it saves.
+
+    That is where a graph is recorded, and in training, which must not wait for a GPU.
+    """
+    if silent.shape[1] == 1:
+        return False
+    if not torch.jit.is_scripting():
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if recorded or torch.is_grad_enabled():
+            return True
+    return bool(silent.any())
+
+
 def _calibration_change(
-    evidence: Tensor, odds: Tensor, calibration: Tensor, silence: float = SILENT
+    evidence: Tensor, odds: Tensor, calibration: Tensor, silent: Tensor
 ) -> Tensor:
     """``(a − 1) d + (b − 1) r + c``, or ``(a' − 1) d + c'`` where the prior is silent."""
-    spatial = [1] * (evidence.ndim - 2)
-    numbers = calibration.to(evidence.dtype)
-    silent = odds.abs().flatten(2).amax(dim=2) < silence
-    scale = torch.where(silent, numbers[:, 3], numbers[:, 0])
-    strength = torch.where(silent, torch.ones_like(numbers[:, 1]), numbers[:, 1])
-    offset = torch.where(silent, numbers[:, 4], numbers[:, 2])
-    shape = list(silent.shape) + spatial
-    change = (scale.reshape(shape) - 1.0) * evidence + (strength.reshape(shape) - 1.0) * odds
-    return change + offset.reshape(shape)
+    scale, strength, offset, scale_alone, offset_alone = _columns(calibration, evidence)
+    scale = torch.where(silent, scale_alone, scale)
+    strength = torch.where(silent, torch.ones_like(strength), strength)
+    offset = torch.where(silent, offset_alone, offset)
+    return (scale - 1.0) * evidence + (strength - 1.0) * odds + offset
+
+
+def _columns(calibration: Tensor, like: Tensor) -> list[Tensor]:
+    """The columns of the calibration, each ``(K, 1, …)`` beside an array ``(B, K, …)``."""
+    shape = [1] * (like.ndim - 1)
+    shape[0] = -1
+    return [column.reshape(shape) for column in calibration.to(like.dtype).unbind(dim=1)]
+
+
+def _silent_beside_others(
+    evidence: Tensor, odds: Tensor, change: Tensor, calibration: Tensor, silent: Tensor
+) -> Tensor:
+    """What the odds of organs whose prior is silent need beside organs whose prior is not.
+
+    Scales differ: an odds of 2 that counts as it is would outdo one of 6 that counts a fifth. So
+    the probability of a silent organ is ``exp(z'_k) / (1 + Σ_j exp(z'_j))`` with
+    ``z' = a' d + c'`` of all organs, and the rest is shared out as if it were not there:
+    ``z_k = z'_k − ln(1 + Σ_placed exp z'_j) + ln(1 + Σ_placed exp z_j)``.
+    """
+    columns = _columns(calibration, evidence)
+    alone = columns[3] * evidence + columns[4]
+    # not −∞: where all are silent, the slope must be zero and not undefined
+    nothing = -1e4
+    before = torch.logsumexp(alone.masked_fill(silent, nothing), dim=1, keepdim=True)
+    fused = (evidence + odds + change).masked_fill(silent, nothing)
+    beside = torch.logsumexp(fused, dim=1, keepdim=True)
+    shift = torch.nn.functional.softplus(beside) - torch.nn.functional.softplus(before)
+    return torch.where(silent, shift, torch.zeros_like(shift))
 
 
 def prior_driven_softmax(

@@ -4,6 +4,7 @@ Words: a *method* is a named set of overlays and knobs; a *job* is one training 
 *cell* is what one row of the tables stands for. Imports from `report` and below.
 """
 
+from stipple_monai.study.draws import draws_table
 from stipple_monai.study.figures import (
     dice_by_bins,
     dice_by_method,
@@ -29,6 +30,7 @@ from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import (
     run_study,
 )
+from stipple_monai.study.steps import steps_table
 from stipple_monai.study.tables import (
     TITLES,
     Results,
@@ -46,6 +48,7 @@ __all__ = [
     "dice_by_bins",
     "dice_by_method",
     "dice_by_proportion",
+    "draws_table",
     "is_study",
     "learning_curves",
     "lines_by_bins",
@@ -57,5 +60,6 @@ __all__ = [
     "position_table",
     "rewrite_report",
     "run_study",
+    "steps_table",
     "write_rows",
 ]

@@ -13,6 +13,7 @@ from stipple_monai.ownership import begun_with
 from stipple_monai.report import Lines, Page, Picture, Section, Table, write_page
 from stipple_monai.results import Spread
 from stipple_monai.study import paper
+from stipple_monai.study.draws import draws_table
 from stipple_monai.study.figures import (
     dice_by_bins,
     dice_by_proportion,
@@ -20,6 +21,7 @@ from stipple_monai.study.figures import (
     loss_by_position_error,
 )
 from stipple_monai.study.organs import organ_table
+from stipple_monai.study.steps import steps_table
 from stipple_monai.study.tables import (
     DASH,
     TITLES,
@@ -179,10 +181,13 @@ def _tables(results: Results, rounds: Sequence[Row]) -> list[Table | None]:
     bins = ["baseline", *(m for m in results.methods if m.startswith("stipple_bins"))]
     rivals = RIVALS if set(results.methods) & (set(RIVALS) - set(ABLATION)) else ()
     others = [m for m in results.methods if m not in TITLES and m not in bins]
+    ablated = any(method.startswith("steps_") for method in results.methods)
     return [
         dice_table(results, ABLATION, "What the prior and the pseudo-labels do (table 2)"),
         comparison_table(results),
+        draws_table(results),
         dice_table(results, rivals, "Against other methods (table 3)"),
+        steps_table(results) if ablated else None,
         position_table(results),
         dice_table(results, others, "Further methods"),
         measures_table(results),

@@ -67,12 +67,45 @@ def test_rule_for_several_organs():
     thresholds = [0.2, 0.3, 0.4]
     label = decide(p, thresholds)
     assert (label.dtype, label.shape) == (torch.uint8, (1, 5, 6))
+    sizes = [float((q > t).sum() + q.sum()) for q, t in zip(p[1:], thresholds, strict=True)]
     for at in np.ndindex(5, 6):
-        factors = [float(p[k + 1][at]) / thresholds[k] for k in range(3)]
-        expected = int(np.argmax(factors)) + 1 if max(factors) > 1 else 0
+        gains = [(float(p[k + 1][at]) - thresholds[k]) / sizes[k] for k in range(3)]
+        expected = int(np.argmax(gains)) + 1 if max(gains) > 0 else 0
         assert label[0][at] == expected
     own = decide(p)
     assert torch.equal(own, decide(p, [dice_threshold(organ) for organ in p[1:]]))
+
+
+def expected_dice(p, label):
+    """Mean over the organs, each of the set that it has in a label map."""
+    found = []
+    for k, organ in enumerate(p[1:], 1):
+        chosen = label[0] == k
+        found.append(float(2 * organ[chosen].sum() / (chosen.sum() + organ.sum())))
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_organs_share_voxels_so_that_their_mean_is_highest(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(4, 500, generator=generator) - torch.tensor([0.0, 1, 2, 4])[:, None]
+    p = logits.softmax(0)
+    label = decide(p)
+    thresholds = torch.tensor([dice_threshold(organ) for organ in p[1:]])[:, None]
+    claims = torch.where(p[1:] > thresholds, p[1:], -1)
+    for rival in (claims, claims / thresholds):
+        other = torch.where(rival.amax(0) > 0, rival.argmax(0) + 1, 0)[None]
+        assert not torch.equal(other, label)
+        assert expected_dice(p, label) > expected_dice(p, other)
+
+
+def test_an_organ_that_is_hardly_found_takes_no_voxel_of_one_that_is():
+    large = torch.cat([torch.full((400,), 0.9), torch.zeros(600)])
+    faint = torch.full((1000,), 0.02)
+    faint[399], faint[900] = 0.06, 0.3
+    label = decide(torch.stack([1 - large - faint, large, faint]))[0]
+    assert (label[:400] == 1).all()
+    assert label[900] == 2
 
 
 def test_fitted_thresholds_reach_the_best_mean_dice():

@@ -315,23 +315,27 @@ def calibrated_oracle(form: str, logits: Tensor, prior: Tensor, numbers: Tensor)
     """The definition, organ by organ, with the odds of organs as they are printed."""
     p = prior.clamp(DEFAULT_FLOOR, 1 - DEFAULT_FLOOR)
     background = (1 - prior.sum(1)).clamp(min=DEFAULT_FLOOR)
-    z = []
+    beside, alone, known = [], [], []
     for k in range(prior.shape[1]):
         if form == "softmax":
             d, r = logits[:, k + 1] - logits[:, 0], p[:, k].log() - background.log()
         else:
             d, r = logits[:, k], p[:, k].log() - (1 - p[:, k]).log()
         a, b, c, a_alone, c_alone = numbers[k].double().tolist()
-        z.append(torch.empty_like(d))
-        for sample in range(len(d)):
-            silent = bool((r[sample].abs() < 0.05).all())
-            z[k][sample] = (
-                a_alone * d[sample] + c_alone if silent else a * d[sample] + b * r[sample] + c
-            )
-    odds = torch.stack(z, dim=1)
+        beside.append(a * d + b * r + c)
+        alone.append(a_alone * d + c_alone)
+        known.append((r.abs() >= 0.05).flatten(1).any(1)[:, None, None].expand_as(d))
+    fused, network, placed = (torch.stack(x, dim=1) for x in (beside, alone, known))
     if form == "sigmoid":
-        return odds.sigmoid()
-    return torch.cat([torch.zeros_like(odds[:, :1]), odds], dim=1).softmax(1)
+        return torch.where(placed, fused.sigmoid(), network.sigmoid())
+    # the silent ones as the network has them among all, and the rest of each voxel to the others
+    shares = torch.where(placed, fused.exp(), 0.0)
+    others = torch.cat([torch.ones_like(shares[:, :1]), shares], dim=1)
+    every = network.exp() / (1 + network.exp().sum(1, keepdim=True))
+    silent = torch.where(placed, 0.0, every)
+    result = others / others.sum(1, keepdim=True) * (1 - silent.sum(1, keepdim=True))
+    result[:, 1:] += silent
+    return result
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -355,6 +359,27 @@ def test_a_silent_prior_has_numbers_of_its_own(form):
     for dtype, atol in ((torch.float64, 1e-9), (torch.float32, 1e-5), (torch.float16, 5e-3)):
         got = FORMS[form][1](logits.to(dtype), prior.to(dtype), calibration=CALIBRATION)
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=atol)
+
+
+def test_a_silent_organ_does_not_outdo_one_of_which_the_network_is_surer():
+    # the network is sure of organ 1, and organ 2, whose position is unknown, comes second
+    logits = torch.tensor([0.0, 6.0, 2.0]).reshape(1, 3, 1).repeat(1, 1, 2)
+    prior = torch.tensor([[[0.5, 0.0], [0.25, 0.5]]])
+    numbers = torch.tensor([[0.2, 0.5, 0.5, 1.0, 0.0]]).repeat(2, 1)
+    p = prior_driven_softmax(logits, prior, calibration=numbers)[0, :, 0]
+    torch.testing.assert_close(p[2], logits[0, :, 0].softmax(0)[2])
+    assert p[1] > 0.8
+
+
+def test_slopes_are_finite_where_all_or_some_priors_are_silent():
+    logits, prior = example("softmax", 3, (4, 4))
+    prior[0], prior[1, 2] = 0.25, (1 - prior[1, :2].sum(0)) / 2
+    logits.requires_grad_()
+    numbers = torch.tensor([[0.2, 0.5, 0.5, 1.0, 0.0]]).repeat(3, 1)
+    fused = softmax_logits(logits, prior, calibration=numbers)
+    (slope,) = torch.autograd.grad(fused.softmax(1)[:, 1].sum(), logits)
+    assert slope.isfinite().all()
+    assert (slope[0] != 0).any()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -408,9 +433,20 @@ def test_strength_zero_makes_a_calibrated_prior_silent(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_torchscript_of_a_calibrated_fusion(form):
     logits, prior = example(form, 2, (4, 4))
+    unknown = prior.clone()
+    unknown[0, 1] = (1 - prior[0, 0]) / 2 if form == "softmax" else 0.5
     for function in FORMS[form][:2]:
-        got = torch.jit.script(function)(logits, prior, calibration=CALIBRATION)
-        torch.testing.assert_close(got, function(logits, prior, calibration=CALIBRATION))
+        scripted = torch.jit.script(function)
+        traced = torch.jit.trace(
+            lambda s, p, function=function: function(s, p, calibration=CALIBRATION), (logits, prior)
+        )
+        for p in (prior, unknown):
+            with torch.no_grad():
+                expected = function(logits, p, calibration=CALIBRATION)
+                torch.testing.assert_close(scripted(logits, p, calibration=CALIBRATION), expected)
+                torch.testing.assert_close(traced(logits, p), expected)
+            again = function(logits, p, calibration=CALIBRATION)
+            torch.testing.assert_close(again, expected)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -217,6 +217,7 @@ def test_the_page_needs_nothing_beside_it(folder):
         "table 2",
         "table 3",
         "table 4",
+        "Draw by draw",
         "Further methods",
         "not the same data",
     ):
@@ -232,7 +233,7 @@ def test_the_markdown_says_the_same_and_its_links_are_there(folder):
     assert len(links) == 4
     assert all((folder / link).is_file() for link in links)
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len([line for line in lines if line.startswith("| ---")]) == 6
+    assert len([line for line in lines if line.startswith("| ---")]) == 7
     assert "| STIPPLE |" in text
 
 
