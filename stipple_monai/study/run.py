@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 
 from stipple_monai.bundle import (
     BUNDLE,
+    check_knobs,
     config_digests,
     configs_of,
     progress_only,
@@ -93,6 +94,7 @@ def run_study(
 
     Raises:
         DatasetError: the study or its data cannot be used, or contradicts what ``out`` began with.
+        ValueError: no config has one of the study's or its methods' options.
         StudyError: cells failed. The others were finished, and the report is of those.
         ImportError: submitit is wanted and not installed.
     """
@@ -100,6 +102,7 @@ def run_study(
     if datalist is not None:
         study = dataclasses.replace(study, datalist=str(Path(datalist).resolve()), phantom=None)
     methods = read_methods(configs.parent / "studies" / "methods.yaml", study)
+    _check_options(study, methods, configs)
     _remember(out, study, methods, configs)
     source = _datalist(study, out)
     jobs = [job for job in plan_jobs(study, methods) if _left(out, job)]
@@ -116,6 +119,16 @@ def run_study(
             "others. Remove the cause and run the same command again."
         )
     return report
+
+
+def _check_options(study: Study, methods: Sequence[Method], configs: Path) -> None:
+    """Find before anything is written what would fail, or change nothing, after a training."""
+    for method in methods:
+        overlays = [*method.overlays, *study.overlays]
+        names = [*CONFIGS, *overlays, *method.train, *method.evaluate]
+        check_knobs(configs, names, {**study.options, **method.options})
+        names = ["inference", "evaluate", *overlays, *method.evaluate]
+        check_knobs(configs, names, method.evaluate_options)
 
 
 def run_job(study: Study, job: Job, datalist: Path, out: Path, configs: Path) -> None:

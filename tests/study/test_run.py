@@ -285,6 +285,23 @@ def test_a_study_of_before_methods_had_an_entry_goes_on(tmp_path):
         remember(definitions=other)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"options": {"max_epoch": 1}},
+        {"definitions": {"baseline": {"options": {"max_epoch": 1}}}},
+        # of training, which an evaluation would take no notice of
+        {"definitions": {"baseline": {"evaluate_options": {"max_epochs": 1}}}},
+        {"definitions": {"baseline": {"evaluate_options": {"atlas_names": ["liver"]}}}},
+    ],
+)
+def test_options_that_no_config_has_stop_a_study_before_it_begins(entries, tmp_path):
+    dataset(tmp_path)
+    with pytest.raises(ValueError, match=r"Knobs must be in the configs, got (max_epoch|atlas)"):
+        run_study(written(tmp_path, methods=["baseline"], **entries), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_overlays_and_configs_that_changed_their_content(done, tmp_path):
     """An overlay counts by what it holds; a study of before that counted is taken up."""
     shutil.copytree(done / "out", tmp_path / "out")
