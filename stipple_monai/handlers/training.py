@@ -82,10 +82,20 @@ class WholeCheckpointSaver(CheckpointSaver):
 
 
 def _save_whole(checkpoint: Mapping[str, Any], path: str | Path, save: Callable[..., Any]) -> None:
-    """Save as all files are written here; ignite's way leaves ``tmp…``, which may be anybody's."""
-    # a file, since torch keeps the name of a path within
-    with whole_file(path) as part, part.open("wb") as file:
-        save(checkpoint, file)
+    """Save as all files are written here; ignite's way leaves ``tmp…``, which may be anybody's.
+
+    Raises:
+        OSError: it cannot be written, where torch tells of its own file format.
+    """
+    try:
+        # a file, since torch keeps the name of a path within
+        with whole_file(path) as part, part.open("wb") as file:
+            save(checkpoint, file)
+    except (OSError, RuntimeError) as error:
+        system = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(system, OSError):
+            raise
+        raise OSError(f"{path} cannot be written: {system}") from error
 
 
 class WeightsLoader(CheckpointLoader):

@@ -19,6 +19,7 @@ from stipple_monai.handlers.training import (
     PositionTable,
     WeightsLoader,
     WholeCheckpointSaver,
+    _save_whole,
 )
 from stipple_monai.inferers.prior_driven import CONFIDENCE_META, POSITION_META
 from stipple_monai.networks import Calibration, PriorDrivenNet
@@ -257,3 +258,22 @@ def test_weights_that_are_not_finite_end_the_training_with_the_epoch():
     with pytest.raises(TrainingError, match=r"must stay finite, got weights .* in bias"):
         trainer.run([0, 0])
     assert trainer.state.iteration == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_named_and_leaves_the_older_checkpoint(tmp_path):
+    def save(checkpoint, file):
+        with open("/dev/full", "wb", buffering=0) as full:
+            torch.save(checkpoint, full)
+
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"older")
+    with pytest.raises(OSError, match=r"model\.pt cannot be written: .*No space left on device"):
+        _save_whole({"weight": torch.zeros(99)}, path, save)
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"older"]
+    with pytest.raises(RuntimeError, match="something else"):
+        _save_whole({}, path, broken)
+
+
+def broken(checkpoint, file):
+    raise RuntimeError("something else")
