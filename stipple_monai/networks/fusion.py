@@ -208,7 +208,8 @@ def _silent_beside_others(
     Scales differ: an odds of 2 that counts as it is would outdo one of 6 that counts a fifth. So
     the probability of a silent organ is ``exp(z'_k) / (1 + Σ_j exp(z'_j))`` with
     ``z' = a' d + c'`` of all organs, and the rest is shared out as if it were not there:
-    ``z_k = z'_k − ln(1 + Σ_placed exp z'_j) + ln(1 + Σ_placed exp z_j)``.
+    ``z_k = z'_k − ln(1 + Σ_placed exp z'_j) + ln(1 + Σ_placed exp z_j)``. Equation 2 has one scale,
+    and stays what it is.
     """
     columns = _columns(calibration, evidence)
     alone = columns[3] * evidence + columns[4]
@@ -218,7 +219,14 @@ def _silent_beside_others(
     fused = (evidence + odds + change).masked_fill(silent, nothing)
     beside = torch.logsumexp(fused, dim=1, keepdim=True)
     shift = torch.nn.functional.softplus(beside) - torch.nn.functional.softplus(before)
-    return torch.where(silent, shift, torch.zeros_like(shift))
+    return torch.where(silent & _is_calibrated(columns), shift, torch.zeros_like(shift))
+
+
+def _is_calibrated(columns: list[Tensor]) -> Tensor:
+    """Whether the columns of a calibration are others than those of equation 2, of no axis."""
+    scale, strength, offset, scale_alone, offset_alone = columns
+    factors = (scale != 1.0) | (strength != 1.0) | (scale_alone != 1.0)
+    return (factors | (offset != 0.0) | (offset_alone != 0.0)).any()
 
 
 def prior_driven_softmax(

@@ -415,6 +415,19 @@ def test_equation_2_has_the_same_bits_calibrated_or_not(form, organs, dtype):
                 assert torch.equal(one[0], two[0])
 
 
+def test_equation_2_has_the_same_bits_where_one_prior_of_several_is_silent():
+    logits, prior = example("softmax", 3, (4, 4))
+    prior = 0.2 * prior
+    prior[:, 0] = (1 - prior[:, 1:].sum(1)) / 2
+    plain = softmax_logits(5 * logits, prior)
+    identity = torch.tensor([[1.0, 1, 0, 1, 0]]).repeat(3, 1)
+    assert torch.equal(softmax_logits(5 * logits, prior, calibration=identity), plain)
+    other = identity.clone()
+    other[2, 0] = 0.2
+    shared = softmax_logits(5 * logits, prior, calibration=other)
+    assert (shared - plain)[:, 1].abs().max() > 0.1
+
+
 def test_a_constant_on_all_logits_changes_nothing():
     logits, prior = example("softmax", 2, (4, 4))
     got = prior_driven_softmax(logits + 7, prior, calibration=CALIBRATION)
