@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_json, whole_file
+from stipple_monai.files import read_json, write_json, write_text
 
 MANIFEST = ".stipple_monai.json"
 """Names of the files that were written into a folder, relative to it."""
@@ -86,9 +86,7 @@ def refuse_foreign(folder: Path, targets: Iterable[Path]) -> None:
 
 def _enter(folder: Path, names: set[str]) -> None:
     if owned(folder) != names:
-        with whole_file(folder / MANIFEST) as part:
-            text = json.dumps({"files": sorted(names)}, indent=1)
-            part.write_text(f"{text}\n", encoding="utf-8")
+        write_json(folder / MANIFEST, {"files": sorted(names)}, indent=1)
 
 
 def refuse_file_above(path: str | os.PathLike[str]) -> None:
@@ -234,8 +232,7 @@ def refuse_contradictions(path: Path, other: Sequence[str]) -> None:
 
 def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write what a folder is begun with."""
-    with whole_file(path) as part:
-        part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(path, settings)
 
 
 def begin_set(
@@ -307,8 +304,7 @@ def begin_part(path: str | os.PathLike[str], made_with: Mapping[str, Any]) -> Pa
             f"{part} must be empty or begun with the same, got one that was not made so: remove it "
             "yourself, if nobody needs it."
         )
-    with whole_file(mark) as file:
-        file.write_text(text, encoding="utf-8")
+    write_text(mark, text)
     return part
 
 

@@ -21,14 +21,9 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from stipple_monai.bundle.model_folder import MODEL, read_model, weights_folder
-from stipple_monai.bundle.stages import (
-    BUNDLE,
-    as_written,
-    check_knobs,
-    config_path,
-    configs_of,
-)
+from stipple_monai.bundle.configs import BUNDLE, as_written, config_path, configs_of
+from stipple_monai.bundle.knobs import check_knobs
+from stipple_monai.bundle.model_folder import MODEL, WEIGHTS, read_model, weights_folder
 from stipple_monai.bundle.weights import load_weights, reason
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
@@ -79,10 +74,10 @@ def publish_bundle(
         ValueError: an option is no knob of the configs.
     """
     out, models, configs = Path(out), weights_folder(models), configs_of(bundle)
-    weights = models / "model.pt"
+    weights = models / WEIGHTS
     if not weights.is_file() or next(models.glob("prior_*.nii.gz"), None) is None:
         raise DatasetError(
-            f"`models` must have model.pt and a prior for each organ, got {models}: give the "
+            f"`models` must have {WEIGHTS} and a prior for each organ, got {models}: give the "
             "folder of a trained network."
         )
     options = dict(options or {})
@@ -114,7 +109,7 @@ def _checked(
     """
     parser = ConfigParser(_settled(configs, "inference", overlays, options))
     parser.update({"models_dir": as_written(models)})
-    weights = models / "model.pt"
+    weights = models / WEIGHTS
     state = load_weights(weights)
     try:
         parser.get_parsed_content("network_def").load_state_dict(state)

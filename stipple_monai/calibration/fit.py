@@ -163,11 +163,7 @@ def _record(
 def _reliability(samples: Samples, theta: Array, activation: str) -> dict[str, Any]:
     """What organs' probabilities are worth, all organs together, and each organ's error."""
     likelihood = Likelihood(samples, activation=activation)
-    z = torch.from_numpy(likelihood.log_odds(theta))
-    if activation == "softmax":
-        p = torch.cat([torch.zeros(len(z), 1, dtype=z.dtype), z], dim=1).softmax(1)[:, 1:]
-    else:
-        p = z.sigmoid()
+    p = torch.from_numpy(likelihood.probabilities(theta))
     classes = torch.from_numpy(samples.label[likelihood.rows].astype(np.int64))
     weight = torch.from_numpy(likelihood.weight)
     each = weighted_reliability(p.T, classes, weight)

@@ -16,7 +16,9 @@ from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file
 from stipple_monai.nifti import (
+    NIFTI,
     UNREADABLE,
     corner_distance_mm,
     require_mm,
@@ -27,7 +29,6 @@ from stipple_monai.nifti import (
 # MONAI installs it or not; NIfTI files do without
 itk, _ = optional_import("itk")
 
-NIFTI = (".nii", ".nii.gz")
 OTHER_GRIDS = (".nrrd", ".mha", ".mhd")
 """Endings of files with a grid that ITK reads."""
 
@@ -74,6 +75,21 @@ def read_grid(path: str | Path) -> Grid:
         )
     require_mm(grid.affine, str(path))
     return grid
+
+
+def write_nifti(path: str | Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+    """Write a volume in mm, whole or not at all; the same volume gives the same bytes.
+
+    Args:
+        path: ``….nii`` or ``….nii.gz``.
+        array: ``(W, H, D)`` or ``(W, H, D, C)``.
+        affine: voxel to RAS mm, ``(4, 4)``.
+    """
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    with whole_file(path) as part:
+        # nibabel puts neither name nor time into the gzip header
+        nib.save(image, part)
 
 
 def spacing_mm(affine: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -198,7 +214,7 @@ def _read_nifti(path: Path) -> Grid:
         array = raw if raw.dtype.kind in "iu" else raw.astype(np.float32)
     except DatasetError:
         raise
-    except (*UNREADABLE, KeyError, MemoryError) as error:
+    except (*UNREADABLE, MemoryError) as error:
         raise DatasetError(
             f"`path` must be a whole NIfTI file, got {path}, which cannot be read: it may be of "
             "another format, or its copy may have been cut short."

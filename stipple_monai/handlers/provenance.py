@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from stipple_monai.files import fingerprint, sha256, whole_file
+from stipple_monai.files import fingerprint, sha256, write_json
 
 PACKAGES = (
     *("stipple-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk"),
@@ -112,8 +111,7 @@ class RunRecord:
 
     def _write(self) -> None:
         if self._unwritten is not None:
-            with whole_file(self.path) as part:
-                part.write_text(json.dumps(self._unwritten, indent=2) + "\n", encoding="utf-8")
+            write_json(self.path, self._unwritten)
             self._unwritten = None
 
 

@@ -15,11 +15,12 @@ import yaml
 
 from stipple_monai.bundle import BUNDLE, check_knobs, configs_of
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import write_text
 from stipple_monai.planning import rules
 from stipple_monai.planning.fingerprint import Fingerprint, take_fingerprint
 from stipple_monai.planning.memory import (
     GPU_SHARE,
+    STATES,
     device_bytes,
     machine_bytes,
     make_network,
@@ -83,8 +84,7 @@ class Plan:
 
     def write(self, path: str | Path, bundle: str | Path = BUNDLE) -> Path:
         """Write the overlay, whole or not at all."""
-        with whole_file(path) as part:
-            part.write_text(self.text(bundle), encoding="utf-8")
+        write_text(path, self.text(bundle))
         return Path(path)
 
 
@@ -262,21 +262,20 @@ def _fit(
     how = "counted for a GPU that is not here" if probe.type == "meta" else "measured"
     dimensions = len(size)
     organs = len(picked["organs"].value)
-    tries: list[tuple[Choice, tuple[int, ...]]] = []
     for base in BASES[device]:
-        named = rules.choose_channels(size, dimensions, device=device, base=base)
-        channels = picked.get("channels") or named
+        channels = rules.choose_channels(size, dimensions, device=device, base=base)
         if "channels" in picked.given:
-            channels = Choice(picked.given["channels"], named.why)
-        tries.append((channels, BATCHES[dimensions]))
-    for channels, batches in tries:
+            channels = channels._replace(value=picked.given["channels"])
+        elif "channels" in picked:
+            channels = picked["channels"]
         network = make_network(
             dimensions, image_channels=found.channels, organs=organs, channels=channels.value
         )
+        # What a batch of other size takes follows from one of two.
         shape = [2, found.channels + organs, *size]
         used = _used(network, shape, probe)
-        weights = sum(p.numel() * p.element_size() for p in network.parameters()) * 4
-        for batch in batches:
+        weights = STATES * sum(p.numel() * p.element_size() for p in network.parameters())
+        for batch in BATCHES[dimensions]:
             if (needed := weights + (used - weights) * batch / 2) <= room:
                 told = f"a step takes {needed / 2**30:.2f} of {room / 2**30:.0f} GiB, {how}"
                 return channels, batch, told

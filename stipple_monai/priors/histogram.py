@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stipple_monai.errors import PriorError
+from stipple_monai.nifti import voxel_ml
 from stipple_monai.parallel import map_in_order
 from stipple_monai.priors.alignment import CoarseMask, common_centers
 from stipple_monai.priors.cases import Case, Cases, pack
@@ -257,13 +258,8 @@ def _on_grid(organ: _Kept, *, half: NDArray[np.int_], spacing_mm: NDArray[np.flo
 def _case(
     values: NDArray[np.float32], organ: _Kept, mask: NDArray[np.bool_], *, exact: bool
 ) -> Case:
-    voxel_ml = abs(float(np.linalg.det(organ.affine[:3, :3]))) / 1000
-    return pack(
-        values,
-        exact=exact,
-        volume_ml=int(mask.sum()) * voxel_ml,
-        name=organ.name,
-    )
+    volume_ml = int(mask.sum()) * voxel_ml(organ.affine)
+    return pack(values, exact=exact, volume_ml=volume_ml, name=organ.name)
 
 
 def _three(values: Sequence[Number]) -> tuple[Number, Number, Number]:

@@ -29,8 +29,7 @@ def histogram(
     Returns:
         What the picture shows, or ``None`` where there are less than three values in all.
     """
-    finite = {k: [v for v in numbers if np.isfinite(v)] for k, numbers in values.items()}
-    finite = {k: numbers for k, numbers in finite.items() if numbers}
+    finite = _finite(values)
     everything = [v for numbers in finite.values() for v in numbers]
     if len(everything) < 3:
         return None
@@ -70,8 +69,7 @@ def dots(
     Returns:
         What the picture shows, or ``None`` where there are less than three values in all.
     """
-    finite = {k: [v for v in numbers if np.isfinite(v)] for k, numbers in values.items()}
-    finite = {k: numbers for k, numbers in finite.items() if numbers}
+    finite = _finite(values)
     if sum(map(len, finite.values())) < 3:
         return None
     figure, ax = new_plot(1.4 + 0.45 * len(finite))
@@ -90,6 +88,12 @@ def dots(
     description = f"{measure} of each case. {_told(finite)}."
     finish_plot(figure, ax, path, description, legend=None)
     return description
+
+
+def _finite(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The numbers that are finite, by the names that have any."""
+    finite = {name: [v for v in numbers if np.isfinite(v)] for name, numbers in values.items()}
+    return {name: numbers for name, numbers in finite.items() if numbers}
 
 
 def _told(values: Mapping[str, Sequence[float]]) -> str:

@@ -8,7 +8,6 @@ studies give the rows of the cells that are done.
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 from stipple_monai.data import label_names, unique_names
 from stipple_monai.errors import StudyError
-from stipple_monai.files import read_csv, read_json, whole_file, write_csv
+from stipple_monai.files import read_csv, read_json, write_csv, write_json
 from stipple_monai.results import SCORE_COLUMNS
 
 ROW_COLUMNS = (
@@ -62,10 +61,7 @@ def write_rows(folder: str | Path, out: str | Path, *, machine: str | None = Non
         raise StudyError(f"No cell is finished in {folder}: wait, or run the study.")
     write_csv(out, ROW_COLUMNS, rows)
     kept = {name: value for name, value in study.items() if name != "datalist"}
-    with whole_file(out.with_suffix(".json")) as part:
-        part.write_text(
-            json.dumps({"study": kept, "runs": runs.found}, indent=1) + "\n", encoding="utf-8"
-        )
+    write_json(out.with_suffix(".json"), {"study": kept, "runs": runs.found}, indent=1)
     return len(rows)
 
 

@@ -33,11 +33,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from monai.data import MetaTensor
 from monai.transforms import Orientation
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
-from stipple_monai.priors import is_invertible
+from stipple_monai.priors import is_invertible, world_point
 
 Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
 Window: TypeAlias = tuple[float, float]
@@ -140,6 +141,25 @@ def spacing_mm(volume: MetaTensor) -> tuple[float, float, float]:
     """Voxel size along the array's axes."""
     x, y, z = torch.linalg.vector_norm(volume.affine[:3, :3].double(), dim=0).tolist()
     return x, y, z
+
+
+def voxel_of(volume: MetaTensor, position_mm: Sequence[float] | torch.Tensor) -> NDArray[Any]:
+    """The voxel coordinates ``(3,)``, whole at voxels' centres, of a world point in RAS mm.
+
+    Raises:
+        PositionError: it is not three finite numbers.
+    """
+    to_voxel = np.linalg.inv(volume.affine.cpu().double().numpy())
+    return apply_affine(to_voxel, world_point(position_mm).numpy())
+
+
+def fullest(areas: NDArray[Any]) -> int:
+    """The slice that shows most of all organs, of their areas ``(K, slices)``.
+
+    Each organ's area counts as a share of its largest, so that a small organ weighs as much as a
+    large one.
+    """
+    return int((areas / areas.max(1, keepdims=True).clip(1)).sum(0).argmax())
 
 
 def box_around(

@@ -31,7 +31,6 @@ from stipple_monai.engines.mean_teacher import (
     masked_consistency,
     mean_prediction,
     predictive_entropy,
-    ramp,
     teacher_decay,
 )
 
@@ -50,11 +49,6 @@ pytestmark = [
 
 
 # parts
-
-
-def test_ramp():
-    values = [ramp(t) for t in (-1, 0, 0.25, 1, 7)]
-    assert values == pytest.approx([math.exp(-5)] * 2 + [math.exp(-2.8125), 1, 1])
 
 
 def test_teacher_decay_is_that_of_a_plain_mean_at_first():
