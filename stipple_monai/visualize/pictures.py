@@ -8,10 +8,10 @@ from typing import Any
 
 from monai.data import MetaTensor
 
-from stipple_monai.data import read_label_map, read_volume
+from stipple_monai.data import first_file, read_label_map, stem_of
 from stipple_monai.files import read_csv
 from stipple_monai.priors import SpatialPrior
-from stipple_monai.transforms import PriorAlign
+from stipple_monai.transforms import LoadScand, PriorAlign
 from stipple_monai.visualize.comparison import Kind, best_case_for, comparison_figure
 
 KINDS: dict[Kind, str] = {
@@ -43,7 +43,7 @@ def draw_comparisons(
     """
 
     def case(item: dict[str, Any]) -> dict[str, MetaTensor]:
-        name = Path(item["image"]).name.replace(".nii.gz", "_seg.nii.gz")
+        name = f"{stem_of(Path(first_file(item['image'])))}_seg.nii.gz"
         return {
             "truth": read_label_map(item["label"]),
             "baseline": read_label_map(baseline / name),
@@ -56,8 +56,10 @@ def draw_comparisons(
         index = best_case_for(kind, (case(item) for item in items), organ=prior.organ)
         if index is None:
             continue
-        image = read_volume(items[index]["image"])
-        placed = PriorAlign([prior])(image, [positions[str(items[index]["image"])]])
+        scan = items[index]["image"]
+        # Of several channels the first, which shows the same anatomy as the others.
+        image = LoadScand("image", ensure_channel_first=True)({"image": scan})["image"][:1]
+        placed = PriorAlign([prior])(image, [positions[first_file(scan)]])
         drawn[kind] = out / name
         volumes = case(items[index])
         comparison_figure(
