@@ -17,6 +17,7 @@ def organ_volumes(label: MetaTensor, organs: Iterable[int]) -> list[float]:
         organs: label values.
 
     Example:
+        >>> import torch
         >>> affine = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))
         >>> label = MetaTensor(torch.ones(1, 10, 10, 5), affine=affine)
         >>> organ_volumes(label, [1, 2])
