@@ -30,11 +30,13 @@ from stipple_monai.visualize.sections import (
     Section,
     Window,
     fullest,
+    window_for,
+    write_png,
+)
+from stipple_monai.visualize.volumes import (
     on_one_grid,
     spacing_mm,
     voxel_of,
-    window_for,
-    write_png,
 )
 
 __all__ = [

@@ -40,12 +40,14 @@ from stipple_monai.visualize.sections import (
     fullest,
     legend,
     new_figure,
-    on_one_grid,
     outline_key,
-    spacing_mm,
-    voxel_of,
     window_for,
     write_png,
+)
+from stipple_monai.visualize.volumes import (
+    on_one_grid,
+    spacing_mm,
+    voxel_of,
 )
 
 MAX_PANELS = 10
