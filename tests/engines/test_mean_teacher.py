@@ -11,7 +11,6 @@ import torch
 from helpers.method_runs import (
     NETWORK,
     TRAINING,
-    make_scans,
     parsed,
     partly_labelled,
     resume_second_epoch,
@@ -41,11 +40,6 @@ OPTIONS = {
     "passes": 3,
     "consistency_weight": 5.0,
 }
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
 
 
 # parts
@@ -239,17 +233,6 @@ def test_training_with_mixed_precision():
 # the bundle
 
 METHOD = ("train", "baseline", "unlabelled", "mean_teacher")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_scans(tmp_path_factory.mktemp("scans"))
-
-
-@pytest.fixture(scope="module")
-def trained(root):
-    run(METHOD, root, **TRAINING)
-    return root
 
 
 def test_overlay_has_the_papers_numbers(root):

@@ -29,10 +29,7 @@ CHAOS = DATA / "dicom" / "chaos_ct" / "DICOM_anon"
 SHAPE = (12, 10, 6)
 AFFINE = np.diag([-3.0, 2.0, 5.0, 1.0])
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere")
 
 
 @pytest.fixture(scope="module")

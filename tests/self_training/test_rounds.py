@@ -30,9 +30,7 @@ from stipple_monai.self_training.rounds import self_train
 
 pytestmark = [
     pytest.mark.training,
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
 

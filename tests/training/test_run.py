@@ -31,11 +31,7 @@ from stipple_monai.training import adopt, evaluate, hardly_trained, next_command
 from stipple_monai.training import run as module
 
 VALUE = 63
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere")
 
 
 @pytest.fixture(scope="module")
