@@ -107,7 +107,7 @@ def _checked(
     Raises:
         DatasetError: the weights cannot be loaded safely, do not fit or are not finite.
     """
-    parser = ConfigParser(_settled(configs, "inference", overlays, options))
+    parser = ConfigParser(_merged(configs, "inference", overlays, options))
     parser.update({"models_dir": as_written(models)})
     weights = models / WEIGHTS
     state = load_weights(weights)
@@ -137,7 +137,7 @@ def _known(
     return model.overlays, {**model.knobs, **options}
 
 
-def _settled(
+def _merged(
     configs: Path, name: str, overlays: Sequence[str | Path], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A config with its overlays and knobs merged; knobs that it does not have are left out."""
@@ -158,7 +158,7 @@ def _write_configs(
 ) -> None:
     """Settle the configs in a folder that has copies of them, and add that for 3D Slicer."""
     for name in SETTLED if overlays or options else ():
-        merged = _settled(configs, name, overlays, options)
+        merged = _merged(configs, name, overlays, options)
         path = str(folder / f"{name}.yaml")
         ConfigParser.export_config_file(merged, path, fmt="yaml", sort_keys=False)
     inference = ConfigParser.load_config_file(folder / "inference.yaml")

@@ -50,10 +50,10 @@ def run_bundle(configs: Path, names: Sequence[str | Path], **knobs: Any) -> None
             **given,
         )
     finally:
-        _give_back()
+        _free_memory()
 
 
-def _give_back() -> None:
+def _free_memory() -> None:
     """Free what a run has left, where that is much.
 
     Engines and configs refer to each other in circles and hold the last scans, a gigabyte of CT, to
@@ -124,11 +124,11 @@ def only_process(out: Path) -> Iterator[None]:
             yield
         except (DatasetError, ValueError):
             if made and set(out.iterdir()) == there:
-                _unmake(lock, made)
+                _remove_lock(lock, made)
             raise
 
 
-def _unmake(lock: Path, folders: Sequence[Path]) -> None:
+def _remove_lock(lock: Path, folders: Sequence[Path]) -> None:
     """Remove a lock and the folders that were made for it, where they hold nothing else."""
     # Windows keeps a file that is open
     with suppress(OSError):

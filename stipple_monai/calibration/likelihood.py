@@ -129,7 +129,8 @@ def most_likely(
         return value * scale, (slope.sum(0) if shared else slope).ravel() * scale
 
     bounds = [
-        (low / u, high / u) for (low, high), u in zip(_free(BOUNDS, free_), unit, strict=True)
+        (low / u, high / u)
+        for (low, high), u in zip(_free_bounds(BOUNDS, free_), unit, strict=True)
     ]
     first = (start[:rows, free_] / unit).ravel()
     options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-15, "gtol": 1e-9, "maxls": 50}
@@ -139,7 +140,7 @@ def most_likely(
     return full(found.x)
 
 
-def _free(
+def _free_bounds(
     bounds: Sequence[tuple[float, float]], free: NDArray[np.bool_]
 ) -> list[tuple[float, float]]:
     return [bound for bound, may in zip(bounds, free, strict=True) if may]

@@ -162,7 +162,7 @@ def write_datalist(
     content = dict(metadata or {})
     for name, items in sections.items():
         content[name] = [
-            {key: _portable(v, folder) if key in path_keys else v for key, v in item.items()}
+            {key: _relative_paths(v, folder) if key in path_keys else v for key, v in item.items()}
             for item in items
         ]
     write_json(path, content, default=_plain)
@@ -223,7 +223,7 @@ def read_content(path: Path) -> dict[str, Any]:
         DatasetError: the file is missing, not JSON or no object.
     """
     if not path.is_file():
-        raise DatasetError(f"`path` must be a datalist, got {path}, which is {_what_else(path)}")
+        raise DatasetError(f"`path` must be a datalist, got {path}, which is {_not_a_file(path)}")
     try:
         content = read_json(path)
     except ValueError as error:
@@ -241,7 +241,7 @@ def _refuse_nnunet(content: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _what_else(path: Path) -> str:
+def _not_a_file(path: Path) -> str:
     """What a path is that is no file, and what to do about it."""
     if not path.is_dir():
         return "no file."
@@ -261,9 +261,9 @@ def _absolute(value: Any, base: str) -> Any:
     return os.path.abspath(os.path.join(base, value))
 
 
-def _portable(value: Any, folder: str) -> Any:
+def _relative_paths(value: Any, folder: str) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_portable(element, folder) for element in value]
+        return [_relative_paths(element, folder) for element in value]
     absolute = os.path.abspath(value)
     if Path(absolute).is_relative_to(folder):
         return Path(absolute).relative_to(folder).as_posix()

@@ -78,7 +78,7 @@ def assign_folds(
     if strata is not None:
         first = dict(zip(names[::-1], divided[::-1], strict=True))
         order = _by_stratum(order, {name: str(first[name]["image"]) for name in order}, strata)
-    fold_of = _deal(order, folds, rng)
+    fold_of = _assign(order, folds, rng)
     ranks = _ranks(patients, fold_of, rng)
     for name, item in zip(names, divided, strict=True):
         if name in fold_of:
@@ -100,7 +100,7 @@ def _by_stratum(
     return sorted(order, key=lambda n: values[n] if numbers else str(values[n]))
 
 
-def _deal(order: Sequence[str], folds: int, rng: np.random.Generator) -> dict[str, int]:
+def _assign(order: Sequence[str], folds: int, rng: np.random.Generator) -> dict[str, int]:
     """Each run of as many patients as folds goes to all folds, in a new random order."""
     fold_of = {}
     for start in range(0, len(order), folds):

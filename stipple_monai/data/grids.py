@@ -155,7 +155,7 @@ def onto_grid(
     )
     off_mm = corner_distance_mm(label.affine, affine @ turn, array.shape)
     if not permutes or not off_mm <= TOLERANCE_MM:
-        raise _elsewhere(label, shape, affine, name)
+        raise _grid_error(label, shape, affine, name)
     source = [int(np.argmax(np.abs(turn[axis, :3]))) for axis in range(3)]
     back = tuple(axis for axis in range(3) if turn[axis, source[axis]] < 0)
     array = np.flip(array.transpose(source), back)
@@ -169,7 +169,7 @@ def onto_grid(
         return array, (f"The label is stored with {moved} on the same grid; it was reordered.")
     ends = [first + length for first, length in zip(start, array.shape, strict=True)]
     if not part or min(start) < 0 or any(e > n for e, n in zip(ends, shape, strict=True)):
-        raise _elsewhere(label, shape, affine, name)
+        raise _grid_error(label, shape, affine, name)
     whole = np.zeros(shape, array.dtype)
     whole[tuple(slice(a, b) for a, b in zip(start, ends, strict=True))] = array
     return (
@@ -188,7 +188,7 @@ def axis_names(axes: tuple[int, ...] | list[int]) -> str:
     return " and ".join("WHD"[axis] for axis in axes)
 
 
-def _elsewhere(
+def _grid_error(
     label: Grid, shape: tuple[int, ...], affine: NDArray[np.float64], name: str
 ) -> DatasetError:
     if label.array.shape != tuple(shape):

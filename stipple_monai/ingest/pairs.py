@@ -96,7 +96,7 @@ def read_pair(case: Case, options: Options) -> Pair:
     # several channels show the same anatomy
     first = scan.array if scan.array.ndim == 3 else scan.array[..., 0]
     alignment = check_alignment(first, array, spacing_mm=spacing_mm(scan.affine))
-    reverse = _judge(alignment, label, options, case)
+    reverse = _required_flip(alignment, label, options, case)
     if reverse:
         array = np.flip(array, reverse)
         record["status"] = "repaired"
@@ -110,7 +110,7 @@ def read_pair(case: Case, options: Options) -> Pair:
     return Pair(scan.array, np.ascontiguousarray(array), scan.affine, record)
 
 
-def _judge(alignment: Alignment, label: LabelMap, options: Options, case: Case) -> Flip:
+def _required_flip(alignment: Alignment, label: LabelMap, options: Options, case: Case) -> Flip:
     """Along which axes the label must be reversed; an error where that is not allowed."""
     if alignment.verdict == "contradicted":
         if options.repair:

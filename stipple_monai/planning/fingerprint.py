@@ -148,10 +148,12 @@ def _common_channels(items: Sequence[Item], counts: Sequence[int], datalist: str
 def _look_at(
     labelled: Sequence[Item], *, num_workers: int, progress: bool
 ) -> tuple[list[Looked], int]:
-    """What `_look` tells of each item, and of how many it read the scan."""
+    """What `_measure_item` tells of each item, and of how many it read the scan."""
     chosen = {int(i) for i in np.linspace(0, len(labelled) - 1, min(len(labelled), MOST_SCANS))}
     todo = [(item, i in chosen) for i, item in enumerate(labelled)]
-    read = map_in_order(lambda pair: _look(pair[0], sample=pair[1]), todo, num_workers=num_workers)
+    read = map_in_order(
+        lambda pair: _measure_item(pair[0], sample=pair[1]), todo, num_workers=num_workers
+    )
     return list(follow(read, "plan", unit="label", total=len(todo), shown=progress)), len(chosen)
 
 
@@ -175,7 +177,7 @@ def _grid(item: Item) -> tuple[NDArray[Any], NDArray[Any], int]:
     return spacing_along_ras(file.affine), shape, channels
 
 
-def _look(item: Item, *, sample: bool) -> Looked:
+def _measure_item(item: Item, *, sample: bool) -> Looked:
     """An item's volumes in ml, and voxels of its organs and of the whole scan."""
     scan = first_file(item["image"])
     label, image = _open(item["label"]), _open(scan)
@@ -201,7 +203,7 @@ def _look(item: Item, *, sample: bool) -> Looked:
     intensities = np.asarray(_voxels(image, scan), np.float32)
     intensities = intensities.reshape(*whole.shape, -1)[..., 0]
     organs = np.flatnonzero((whole > 0) & (whole < IGNORED))
-    inside, everywhere = (intensities.flat[_evenly(i)] for i in (organs, np.arange(whole.size)))
+    inside, everywhere = (intensities.flat[_subsample(i)] for i in (organs, np.arange(whole.size)))
     return volumes, inside, everywhere
 
 
@@ -214,7 +216,7 @@ def _voxels(file: Any, name: str) -> NDArray[Any]:
         ) from error
 
 
-def _evenly(indices: NDArray[np.intp]) -> NDArray[np.intp]:
+def _subsample(indices: NDArray[np.intp]) -> NDArray[np.intp]:
     return indices[:: max(1, len(indices) // VOXELS)]
 
 

@@ -128,7 +128,7 @@ def make_plan(
     flat = rules.choose_dimensions(found, device=device)
     if dimensions is not None or paper:
         flat = Choice(dimensions or 2, "given" if dimensions else "the paper's")
-    picked = _Picked(given)
+    picked = _Choices(given)
     _choose_data(picked, found, paper=paper)
     if paper:
         for name, choice in {**PAPER, **_recipe(configs)}.items():
@@ -190,7 +190,7 @@ def _trained_on(device: str | None, memory_gib: float | None) -> tuple[str, torc
     return device, torch.device("meta"), memory_gib * 2**30 * GPU_SHARE
 
 
-class _Picked(dict[str, Choice]):
+class _Choices(dict[str, Choice]):
     """Choices so far; a value that is given wins, and what follows is told of it."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -207,7 +207,7 @@ class _Picked(dict[str, Choice]):
         return self[name].value
 
 
-def _choose_data(picked: _Picked, found: Fingerprint, *, paper: bool) -> None:
+def _choose_data(picked: _Choices, found: Fingerprint, *, paper: bool) -> None:
     organs = picked.take("organs", rules.choose_organs(found))
     rules.refuse_ignored(found, organs)
     picked.take("organ_names", rules.told_organs(found.organs, organs))
@@ -218,7 +218,7 @@ def _choose_data(picked: _Picked, found: Fingerprint, *, paper: bool) -> None:
 
 
 def _choose_network(
-    picked: _Picked,
+    picked: _Choices,
     found: Fingerprint,
     flat: Choice,
     device: str,
@@ -250,7 +250,7 @@ def _recipe(configs: Path) -> dict[str, Choice]:
 
 
 def _fit(
-    picked: _Picked,
+    picked: _Choices,
     found: Fingerprint,
     size: Sequence[int],
     device: str,
@@ -292,7 +292,7 @@ def _used(network: torch.nn.Module, shape: Sequence[int], device: torch.device) 
         return math.inf
 
 
-def _choose_run(picked: _Picked, found: Fingerprint, device: str) -> None:
+def _choose_run(picked: _Choices, found: Fingerprint, device: str) -> None:
     epochs = picked.take("max_epochs", Choice(EPOCHS[device], "of equal length"))
     batch = picked["batch_size"].value
     steps = rules.choose_steps(found, batch, device=device, epochs=epochs)
@@ -307,7 +307,7 @@ def _choose_run(picked: _Picked, found: Fingerprint, device: str) -> None:
     picked.take("cache_rate", rules.choose_cache(found, spacing_mm, machine_bytes()))
 
 
-def _ordered(picked: _Picked) -> dict[str, Choice]:
+def _ordered(picked: _Choices) -> dict[str, Choice]:
     first = [
         *("organs", "organ_names", "background_values", "image_channels"),
         *("percentiles", "window_hu", "mean_hu", "std_hu"),

@@ -46,7 +46,7 @@ def histogram(
     ax.set_xlabel(measure)
     ax.set_ylabel(counted)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    description = f"Histogram of {measure}. {_told(finite)}."
+    description = f"Histogram of {measure}. {_description(finite)}."
     finish_plot(figure, ax, path, description, legend="above")
     return description
 
@@ -85,7 +85,7 @@ def dots(
     ax.set_yticks(range(len(finite)), list(finite), fontsize=12)
     ax.set_ylim(len(finite) - 0.5, -0.5)
     ax.set_xlabel(measure, fontsize=12)
-    description = f"{measure} of each case. {_told(finite)}."
+    description = f"{measure} of each case. {_description(finite)}."
     finish_plot(figure, ax, path, description, legend=None)
     return description
 
@@ -96,7 +96,7 @@ def _finite(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     return {name: numbers for name, numbers in finite.items() if numbers}
 
 
-def _told(values: Mapping[str, Sequence[float]]) -> str:
+def _description(values: Mapping[str, Sequence[float]]) -> str:
     return "; ".join(
         f"{k}: {len(v)} from {min(v):.3g} to {max(v):.3g}, median {np.median(v):.3g}"
         for k, v in values.items()

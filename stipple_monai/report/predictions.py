@@ -110,7 +110,7 @@ def predictions_page(
     ranks, words, rule = _ranks(known, organs)
     chosen = choose(ranks, words)
     ordered = sorted(known.cases.values(), key=lambda c: (_last(ranks.get(c.name)), c.name))
-    shown = [replace(c, about=_about(c, known, organs)) for c in ordered]
+    shown = [replace(c, about=_caption(c, known, organs)) for c in ordered]
     pictures = case_viewers(shown, chosen, folder, organs=organs, priors=priors, most=most)
     lead = [f"{CONVENTION} Positions and sizes are in mm, RAS. For research, not for diagnosis."]
     kept = [run / name for name in ("settings.json", "provenance.json")]
@@ -191,7 +191,7 @@ def _last(value: float | None) -> float:
     return math.inf if value is None or math.isnan(value) else value
 
 
-def _about(case: Case, known: Predictions, organs: Mapping[int, str]) -> str:
+def _caption(case: Case, known: Predictions, organs: Mapping[int, str]) -> str:
     parts = []
     for k, name in organs.items():
         found = known.found[case.name, k]

@@ -112,12 +112,12 @@ def _draw(
             continue
         point = ", ".join(f"{v:.1f}" for v in position.tolist())
         return alt, f"Reference: {case.name}, at the organ's true position, RAS ({point}) mm."
-    image = _black(prior)
+    image = _empty_scan(prior)
     alt = prior_figure(image, prior, (0, 0, 0), path, organ_name=name)
     return alt, "No reference scan shows the organ: on black, around its own centre, in RAS mm."
 
 
-def _black(prior: SpatialPrior) -> MetaTensor:
+def _empty_scan(prior: SpatialPrior) -> MetaTensor:
     """An empty scan on the prior's own grid."""
     spacing = torch.tensor(prior.spacing_mm, dtype=torch.float64)
     shape = torch.tensor(prior.probability.shape)

@@ -75,7 +75,7 @@ def report(
     out = _target(run) if out is None else Path(out).absolute()
     if pictures < 0:
         raise ValueError(f"`pictures` must be 0 or more, got {pictures}.")
-    beside = _free(out, overwrite=overwrite)
+    beside = _files_folder(out, overwrite=overwrite)
     listed = None if datalist is None else Path(datalist).absolute()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / beside.name
@@ -134,7 +134,7 @@ def _target(run: Path) -> Path:
     return run.with_name(f"{stem}_report.html")
 
 
-def _free(out: Path, *, overwrite: bool) -> Path:
+def _files_folder(out: Path, *, overwrite: bool) -> Path:
     """The folder beside a page that may be written."""
     if out.suffix != ".html":
         raise ValueError(f"`out` must end in .html, got {out}.")

@@ -52,7 +52,7 @@ def write_rows(folder: str | Path, out: str | Path, *, machine: str | None = Non
         table = read_csv(cell / "scores.csv")
         scans = dict.fromkeys(row["scan"] for row in table)
         short = dict(zip(scans, unique_names(list(scans)), strict=True))
-        where, made_with = _where(cell), runs.add(cell)
+        where, made_with = _cell_of(cell), runs.add(cell)
         for row in table:
             known = {**row, **where, **made_with, "scan": short[row["scan"]]}
             known["name"] = names.get(int(row["organ"]), "")
@@ -114,7 +114,7 @@ def _cells(folder: Path) -> Iterator[Path]:
                     yield cell
 
 
-def _where(cell: Path) -> dict[str, Any]:
+def _cell_of(cell: Path) -> dict[str, Any]:
     place = cell.parents[1]
     found = _PLACE.fullmatch(place.name)
     assert found is not None  # as `_cells` takes them

@@ -109,7 +109,7 @@ def run_study(
     methods = read_methods(configs.parent / "studies" / "methods.yaml", study)
     _remember(out, study, methods, configs)
     source = _datalist(study, out)
-    jobs = [job for job in plan_jobs(study, methods) if _left(out, job)]
+    jobs = [job for job in plan_jobs(study, methods) if _is_unfinished(out, job)]
     print(f"{len(jobs)} of {len(plan_jobs(study, methods))} jobs to do in {out}", flush=True)
     arguments = [(study, job, source, out, configs) for job in jobs]
     if workers or slurm:
@@ -174,7 +174,7 @@ def _unlabelled(place: Path) -> bool:
     return bool(read_datalist(place / "training.json", "unlabelled", optional=True))
 
 
-def _left(out: Path, job: Job) -> bool:
+def _is_unfinished(out: Path, job: Job) -> bool:
     folder = out / "cells" / job.place / "methods"
     return any(not (folder / method.name).exists() for method in job.methods)
 
