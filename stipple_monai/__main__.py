@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.traceback:
             raise
         _close_bars()
-        print(f"stipple_monai {options.command}: {_said(error)}", file=sys.stderr)
+        print(f"stipple_monai {options.command}: {_first_message(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -125,7 +125,7 @@ def console() -> int:
     return main()
 
 
-def _said(error: BaseException) -> str:
+def _first_message(error: BaseException) -> str:
     """One line of what the first error said, around which MONAI puts its own words."""
     chain = [error]
     while chain[-1].__cause__ is not None:

@@ -140,6 +140,36 @@ def _finite(text: str) -> float:
     return number if math.isfinite(number) else _no_number(text)
 
 
+def write_text(path: str | os.PathLike[str], text: str, *, errors: str = "strict") -> None:
+    """Write a text in UTF-8, whole or not at all.
+
+    Args:
+        path: the file.
+        text: what is written.
+        errors: what to do with what is no UTF-8, as in `str.encode`.
+    """
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", errors=errors)
+
+
+def write_json(path: str | os.PathLike[str], content: Any, **options: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    Args:
+        path: the file.
+        content: what is written, of JSON's types.
+        **options: as for `json.dumps`.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.json"
+        >>> write_json(target, {"scans": 2})
+        >>> read_json(target)
+        {'scans': 2}
+    """
+    write_text(path, json.dumps(content, **{"indent": 2, **options}) + "\n")
+
+
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
     """Remove what writers that were killed have left below a folder in which nobody writes."""
     for path in Path(folder).rglob(f"{_UNFINISHED}*"):

@@ -9,6 +9,7 @@ itself is noted, or refused where nothing tells which is right.
 
 from __future__ import annotations
 
+import os
 import zlib
 from typing import Any
 
@@ -30,9 +31,13 @@ UNREADABLE = (
     ValueError,
     OverflowError,
     AttributeError,
+    KeyError,
     zlib.error,
 )
 """What nibabel lets through when a file is truncated, damaged or of another kind."""
+
+NIFTI = (".nii", ".nii.gz")
+"""Endings of NIfTI files."""
 
 VOXEL_MM = (0.01, 200.0)
 """Sizes beyond which a voxel is not in mm: a scan in metres has voxels of 0.0008 to 0.005."""
@@ -50,6 +55,36 @@ def is_invertible(affine: Any) -> bool:
     matrix = np.asarray(affine, dtype=np.float64)
     usable = matrix.shape == (4, 4) and bool(np.isfinite(matrix).all())
     return usable and float(np.linalg.det(matrix[:3, :3])) != 0
+
+
+def voxel_ml(affine: NDArray[np.floating[Any]]) -> float:
+    """Volume of a voxel in ml, of an affine in mm that may be oblique or sheared.
+
+    Example:
+        >>> voxel_ml(np.diag([-2.0, 2, 5, 1]))
+        0.02
+    """
+    first, second, third = affine[:3, :3].T
+    # The triple product is exact on an upright grid, which NumPy's `det` is not.
+    return abs(float(np.cross(first, second) @ third)) / 1000
+
+
+def open_nifti(path: str | os.PathLike[str]) -> tuple[Any, list[str]]:
+    """Open a NIfTI file and settle where its voxels lie, which are not read.
+
+    Returns:
+        The image and its notes, see :func:`with_one_geometry`.
+
+    Raises:
+        DatasetError: it cannot be read, or as there.
+    """
+    try:
+        image = nib.load(path)
+    except UNREADABLE as error:
+        raise DatasetError(
+            f"`path` must be a whole NIfTI file, got {path}, which cannot be read: {error}"
+        ) from error
+    return with_one_geometry(image, str(path))
 
 
 def with_one_geometry(image: Any, name: str) -> tuple[Any, list[str]]:

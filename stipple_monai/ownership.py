@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_json, whole_file
+from stipple_monai.files import read_json, write_json, write_text
 
 MANIFEST = ".stipple_monai.json"
 """Names of the files that were written into a folder, relative to it."""
@@ -60,13 +60,13 @@ def claim(
     paths = [Path(target).absolute() for target in targets]
     refuse_inputs(paths, inputs)
     refuse_foreign(folder, paths)
-    _enter(folder, owned(folder).union(os.path.relpath(path, folder) for path in paths))
+    _write_manifest(folder, owned(folder).union(os.path.relpath(path, folder) for path in paths))
 
 
 def adopt(folder: Path, targets: Iterable[Path]) -> None:
     """Enter files of a folder that something else shows to be this package's, as its settings."""
     there = {os.path.relpath(target, folder) for target in targets if target.exists()}
-    _enter(folder, owned(folder) | there)
+    _write_manifest(folder, owned(folder) | there)
 
 
 def refuse_foreign(folder: Path, targets: Iterable[Path]) -> None:
@@ -84,11 +84,9 @@ def refuse_foreign(folder: Path, targets: Iterable[Path]) -> None:
             )
 
 
-def _enter(folder: Path, names: set[str]) -> None:
+def _write_manifest(folder: Path, names: set[str]) -> None:
     if owned(folder) != names:
-        with whole_file(folder / MANIFEST) as part:
-            text = json.dumps({"files": sorted(names)}, indent=1)
-            part.write_text(f"{text}\n", encoding="utf-8")
+        write_json(folder / MANIFEST, {"files": sorted(names)}, indent=1)
 
 
 def refuse_file_above(path: str | os.PathLike[str]) -> None:
@@ -202,20 +200,24 @@ def contradictions(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[
                 f"{name}: {each}" for each in value if old.get(each, value[each]) != value[each]
             ]
         elif isinstance(old, dict) and isinstance(value, dict):
-            names = [each for each in {**old, **value} if _said(old, each) != _said(value, each)]
-            other += [f"{name}: {each}{_both(old, value, each)}" for each in names]
+            names = [
+                each
+                for each in {**old, **value}
+                if _value_text(old, each) != _value_text(value, each)
+            ]
+            other += [f"{name}: {each}{_before_and_now(old, value, each)}" for each in names]
         elif old != value:
-            other.append(f"{name}{_both(before, asked, name)}")
+            other.append(f"{name}{_before_and_now(before, asked, name)}")
     return other
 
 
-def _both(before: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> str:
+def _before_and_now(before: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> str:
     """A setting's values before and now, unless they are long."""
-    old, new = _said(before, name), _said(asked, name)
+    old, new = _value_text(before, name), _value_text(asked, name)
     return f" ({old}, now {new})" if max(len(old), len(new)) <= LONGEST else ""
 
 
-def _said(settings: Mapping[str, Any], name: str) -> str:
+def _value_text(settings: Mapping[str, Any], name: str) -> str:
     return json.dumps(settings[name], sort_keys=True) if name in settings else "not given"
 
 
@@ -234,8 +236,7 @@ def refuse_contradictions(path: Path, other: Sequence[str]) -> None:
 
 def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write what a folder is begun with."""
-    with whole_file(path) as part:
-        part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(path, settings)
 
 
 def begin_set(
@@ -307,8 +308,7 @@ def begin_part(path: str | os.PathLike[str], made_with: Mapping[str, Any]) -> Pa
             f"{part} must be empty or begun with the same, got one that was not made so: remove it "
             "yourself, if nobody needs it."
         )
-    with whole_file(mark) as file:
-        file.write_text(text, encoding="utf-8")
+    write_text(mark, text)
     return part
 
 
@@ -342,5 +342,5 @@ def replace_set(part: Path, folder: Path, *, last: str) -> None:
         if (part / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).replace(folder / name)
-    _enter(folder, new)
+    _write_manifest(folder, new)
     shutil.rmtree(part)

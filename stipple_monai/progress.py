@@ -1,14 +1,38 @@
-"""How far a command is: a bar on a terminal, and a line for each scan where a log is written."""
+"""How far a command is: a bar on a terminal, lines in a log, and the time that has passed."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+
+
+def clock(seconds: float) -> str:
+    """A time as minutes and seconds, with hours where there are any.
+
+    Example:
+        >>> clock(65), clock(3605)
+        ('1:05', '1:00:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Stopwatch:
+    """Prints lines that begin with the time since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print a line at once, also into a pipe."""
+        print(f"[{clock(time.monotonic() - self._started)}] {text}", flush=True)
 
 
 def on_terminal() -> bool:

@@ -11,9 +11,25 @@ from monai.data import MetaTensor
 
 from stipple_monai.bundle import BUNDLE
 from stipple_monai.handlers import ScanLines
-from stipple_monai.progress import follow, on_terminal
+from stipple_monai.progress import Stopwatch, clock, follow, on_terminal
 
 CONFIGS = BUNDLE / "configs"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.4, "59:59"), (3599.6, "1:00:00")],
+)
+def test_a_time_carries_over_to_minutes_and_hours(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_a_stopwatch_tells_the_time_since_it_was_made(capsys, monkeypatch):
+    monkeypatch.setattr("time.monotonic", lambda: 10.0)
+    watch = Stopwatch()
+    monkeypatch.setattr("time.monotonic", lambda: 7277.0)
+    watch.say("Round 2.")
+    assert capsys.readouterr().out == "[2:01:07] Round 2.\n"
 
 
 def test_a_line_an_item_in_a_log(capsys):

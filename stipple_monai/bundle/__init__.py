@@ -5,6 +5,18 @@ config that a flag may replace; an *overlay* is a config on top of another. Impo
 ground (`errors`, `files`) alone.
 """
 
+from stipple_monai.bundle.configs import (
+    BUNDLE,
+    as_written,
+    config_digests,
+    config_path,
+    configs_of,
+    merged_configs,
+)
+from stipple_monai.bundle.knobs import (
+    check_knobs,
+    refuse_given,
+)
 from stipple_monai.bundle.model_folder import (
     MODEL,
     WEIGHTS,
@@ -19,14 +31,9 @@ from stipple_monai.bundle.publish import (
     publish_bundle,
 )
 from stipple_monai.bundle.stages import (
-    BUNDLE,
-    as_written,
-    check_knobs,
-    config_digests,
-    config_path,
-    configs_of,
     only_process,
     progress_only,
+    remove_checkpoints,
     run_bundle,
     whole_folder,
 )
@@ -48,12 +55,15 @@ __all__ = [
     "config_path",
     "configs_of",
     "load_weights",
+    "merged_configs",
     "model_facts",
     "only_process",
     "progress_only",
     "publish_bundle",
     "read_model",
     "reason",
+    "refuse_given",
+    "remove_checkpoints",
     "run_bundle",
     "trained_knobs",
     "weights_folder",

@@ -15,7 +15,6 @@ Words: an *organ* is a label value of the files; a *knob* and an *overlay* are t
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,9 +24,10 @@ from typing import Any
 
 import yaml
 
-from stipple_monai.bundle.stages import check_knobs, config_path
+from stipple_monai.bundle.configs import config_path
+from stipple_monai.bundle.knobs import check_knobs
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_csv, read_json, whole_file
+from stipple_monai.files import read_csv, read_json, whole_file, write_json
 
 MODEL = "model.json"
 WEIGHTS = "model.pt"
@@ -140,8 +140,7 @@ def write_model(
         "versions": dict(versions or {}),
         "training": dict(training or {}),
     }
-    with whole_file(folder / MODEL) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / MODEL, content)
     return read_model(folder)
 
 

@@ -21,14 +21,9 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from stipple_monai.bundle.model_folder import MODEL, read_model, weights_folder
-from stipple_monai.bundle.stages import (
-    BUNDLE,
-    as_written,
-    check_knobs,
-    config_path,
-    configs_of,
-)
+from stipple_monai.bundle.configs import BUNDLE, as_written, config_path, configs_of
+from stipple_monai.bundle.knobs import check_knobs
+from stipple_monai.bundle.model_folder import MODEL, WEIGHTS, read_model, weights_folder
 from stipple_monai.bundle.weights import load_weights, reason
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256
@@ -79,10 +74,10 @@ def publish_bundle(
         ValueError: an option is no knob of the configs.
     """
     out, models, configs = Path(out), weights_folder(models), configs_of(bundle)
-    weights = models / "model.pt"
+    weights = models / WEIGHTS
     if not weights.is_file() or next(models.glob("prior_*.nii.gz"), None) is None:
         raise DatasetError(
-            f"`models` must have model.pt and a prior for each organ, got {models}: give the "
+            f"`models` must have {WEIGHTS} and a prior for each organ, got {models}: give the "
             "folder of a trained network."
         )
     options = dict(options or {})
@@ -112,9 +107,9 @@ def _checked(
     Raises:
         DatasetError: the weights cannot be loaded safely, do not fit or are not finite.
     """
-    parser = ConfigParser(_settled(configs, "inference", overlays, options))
+    parser = ConfigParser(_merged(configs, "inference", overlays, options))
     parser.update({"models_dir": as_written(models)})
-    weights = models / "model.pt"
+    weights = models / WEIGHTS
     state = load_weights(weights)
     try:
         parser.get_parsed_content("network_def").load_state_dict(state)
@@ -142,7 +137,7 @@ def _known(
     return model.overlays, {**model.knobs, **options}
 
 
-def _settled(
+def _merged(
     configs: Path, name: str, overlays: Sequence[str | Path], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A config with its overlays and knobs merged; knobs that it does not have are left out."""
@@ -163,7 +158,7 @@ def _write_configs(
 ) -> None:
     """Settle the configs in a folder that has copies of them, and add that for 3D Slicer."""
     for name in SETTLED if overlays or options else ():
-        merged = _settled(configs, name, overlays, options)
+        merged = _merged(configs, name, overlays, options)
         path = str(folder / f"{name}.yaml")
         ConfigParser.export_config_file(merged, path, fmt="yaml", sort_keys=False)
     inference = ConfigParser.load_config_file(folder / "inference.yaml")

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
 from torch import Tensor
 
 from stipple_monai.calibration.likelihood import Likelihood
@@ -140,12 +139,7 @@ def best_thresholds(
         ``(K,)`` of ``GRID``; the middle of equally good ones. An organ that no scan has gets 0.5.
     """
     odds = Likelihood(samples, activation=activation)
-    z = odds.log_odds(theta)
-    if activation == "sigmoid":
-        p = expit(z)
-    else:
-        top = np.maximum(z.max(1, keepdims=True), 0)
-        p = np.exp(z - top) / (np.exp(z - top).sum(1, keepdims=True) + np.exp(-top))
+    p = odds.probabilities(theta)
     scan = samples.scan[odds.rows]
     result = np.full(odds.organs, 0.5)
     for k in range(odds.organs):

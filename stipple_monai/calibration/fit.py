@@ -126,8 +126,8 @@ def fit_samples(
     fused, shared, values = _fit_fused(Likelihood(kept, activation=activation), observation)
     silent = Likelihood(kept, activation=activation, silent=True)
     alone, shared_alone = _shrunk(silent, (True, False, True), observation)
-    theta = _everywhere(fused, shared, present, len(volume))
-    theta_alone = _everywhere(alone, shared_alone, present, len(volume))
+    theta = _fill_absent(fused, shared, present, len(volume))
+    theta_alone = _fill_absent(alone, shared_alone, present, len(volume))
     thresholds = np.full(len(volume), 0.5)
     thresholds[present] = best_thresholds(kept, fused, activation=activation)
     record = _record(joined, volume, values, theta, activation)
@@ -163,11 +163,7 @@ def _record(
 def _reliability(samples: Samples, theta: Array, activation: str) -> dict[str, Any]:
     """What organs' probabilities are worth, all organs together, and each organ's error."""
     likelihood = Likelihood(samples, activation=activation)
-    z = torch.from_numpy(likelihood.log_odds(theta))
-    if activation == "softmax":
-        p = torch.cat([torch.zeros(len(z), 1, dtype=z.dtype), z], dim=1).softmax(1)[:, 1:]
-    else:
-        p = z.sigmoid()
+    p = torch.from_numpy(likelihood.probabilities(theta))
     classes = torch.from_numpy(samples.label[likelihood.rows].astype(np.int64))
     weight = torch.from_numpy(likelihood.weight)
     each = weighted_reliability(p.T, classes, weight)
@@ -185,7 +181,7 @@ def _reliability(samples: Samples, theta: Array, activation: str) -> dict[str, A
     }
 
 
-def _everywhere(theta: Array, shared: Array, present: NDArray[np.int64], organs: int) -> Array:
+def _fill_absent(theta: Array, shared: Array, present: NDArray[np.int64], organs: int) -> Array:
     """Numbers of all organs, the shared ones where an organ is not present."""
     result = np.tile(shared, (organs, 1))
     result[present] = theta

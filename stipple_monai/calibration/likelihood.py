@@ -59,6 +59,11 @@ class Likelihood:
         z = (self.features * theta[:, :2]).sum(-1) + theta[:, 2]
         return np.where(self.known, z, -np.inf)
 
+    def probabilities(self, theta: Array) -> Array:
+        """Probabilities of the organs, ``(N, K)``, of numbers ``(K, 3)``."""
+        z = self.log_odds(theta)
+        return expit(z) if self.activation == "sigmoid" else _softmax(z)[0]
+
     def __call__(self, theta: Array) -> tuple[float, Array]:
         """Value and gradient ``(K, 3)`` at numbers ``(K, 3)``."""
         z = self.log_odds(theta)
@@ -66,15 +71,21 @@ class Likelihood:
             total, excess = np.logaddexp(0, z), expit(z) - self.target
             excess = np.where(self.known, excess, 0)
         else:
-            top = np.maximum(z.max(1, keepdims=True), 0)
-            shares = np.exp(z - top)
-            sums = shares.sum(1, keepdims=True) + np.exp(-top)
-            total, excess = top + np.log(sums), shares / sums - self.target
+            p, total = _softmax(z)
+            excess = p - self.target
         hit = np.where(self.target & self.known, z, 0).sum(1)
         value = float(self.weight @ (total.sum(1) - hit))
         excess = excess * self.weight[:, None]
         slope = np.einsum("nk,nkf->kf", excess, self.features)
         return value, np.concatenate([slope, excess.sum(0)[:, None]], axis=1)
+
+
+def _softmax(z: Array) -> tuple[Array, Array]:
+    """Probabilities ``(N, K)`` and ``ln(1 + Σ_k exp z_k)``, ``(N, 1)``; the background's z is 0."""
+    top = np.maximum(z.max(1, keepdims=True), 0)
+    shares = np.exp(z - top)
+    sums = shares.sum(1, keepdims=True) + np.exp(-top)
+    return shares / sums, top + np.log(sums)
 
 
 def most_likely(
@@ -118,7 +129,8 @@ def most_likely(
         return value * scale, (slope.sum(0) if shared else slope).ravel() * scale
 
     bounds = [
-        (low / u, high / u) for (low, high), u in zip(_free(BOUNDS, free_), unit, strict=True)
+        (low / u, high / u)
+        for (low, high), u in zip(_free_bounds(BOUNDS, free_), unit, strict=True)
     ]
     first = (start[:rows, free_] / unit).ravel()
     options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-15, "gtol": 1e-9, "maxls": 50}
@@ -128,7 +140,7 @@ def most_likely(
     return full(found.x)
 
 
-def _free(
+def _free_bounds(
     bounds: Sequence[tuple[float, float]], free: NDArray[np.bool_]
 ) -> list[tuple[float, float]]:
     return [bound for bound, may in zip(bounds, free, strict=True) if may]

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 
 from stipple_monai.bundle import progress_only
-from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
+from stipple_monai.commands.options import (
+    Commands,
+    add_bundle,
+    add_knobs,
+    add_overlays,
+    read_knobs,
+    whole_number,
+)
 from stipple_monai.cross_fitting import calibrate
 
 
@@ -17,14 +24,15 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("out", type=Path, help="folder of the folds; begun ones go on")
     parser.add_argument("models", type=Path, help="folder of the final network")
     add_bundle(parser)
-    for name in ("overlays", "train-overlays", "infer-overlays"):
-        parser.add_argument(f"--{name}", nargs="*", default=[], help="names or paths of configs")
+    add_overlays(parser)
     parser.add_argument("--folds", type=int, help="3, or as many as there are labelled scans")
     parser.add_argument(
         "--position", default="located", help="of priors in held-out scans, or true"
     )
     parser.add_argument("--shrinkage", type=float, default=1.0, help="of organs with few voxels")
-    parser.add_argument("--seed", type=int, default=0, help="of the trainings and of the folds")
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, help="of the trainings and of the folds"
+    )
     add_knobs(parser)
     parser.set_defaults(run=run)
 

@@ -8,6 +8,7 @@ from stipple_monai.bundle import progress_only
 from stipple_monai.commands.options import (
     Commands,
     add_labels,
+    add_out,
     read_label,
     read_names,
     read_pairs,
@@ -24,8 +25,7 @@ def add_parser(commands: Commands) -> None:
         "inputs", type=Path, nargs="+", help="probability maps, .npz or NIfTI, or folders of such"
     )
     parser.add_argument("--priors", type=Path, required=True, help="folder of the priors")
-    told = "folder of the results; what was begun there goes on"
-    parser.add_argument("--out", type=Path, required=True, help=told)
+    add_out(parser)
     parser.add_argument(
         "--like", type=Path, nargs="*", default=[], help="scans of the maps, or their folder"
     )

@@ -44,6 +44,18 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="folder of the bundle")
 
 
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add ``--out``, the folder of a command that goes on in a begun one."""
+    told = "folder of the results; what was begun there goes on"
+    parser.add_argument("--out", type=Path, required=True, help=told)
+
+
+def add_overlays(parser: argparse.ArgumentParser) -> None:
+    """Add ``--overlays`` on every config, and those on training and on inference alone."""
+    for name in ("overlays", "train-overlays", "infer-overlays"):
+        parser.add_argument(f"--{name}", nargs="*", default=[], help="names or paths of configs")
+
+
 def add_knobs(parser: argparse.ArgumentParser, text: str = "of the configs") -> None:
     """Add ``--set``, to be read by :func:`read_knobs`."""
     parser.add_argument("--set", nargs="*", default=[], metavar="KNOB=VALUE", help=text)

@@ -9,6 +9,7 @@ from stipple_monai.commands.options import (
     add_bundle,
     add_knobs,
     add_labels,
+    add_out,
     read_knobs,
     read_names,
 )
@@ -27,12 +28,7 @@ def add_parser(commands: Commands) -> None:
         help="NIfTI files, folders, DICOM series or trees of them, datalists",
     )
     parser.add_argument("--models", type=Path, required=True, help="folder of model.pt and priors")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder of the results; what was begun there goes on",
-    )
+    add_out(parser)
     add_bundle(parser)
     parser.add_argument("--section", default="test", help="of datalists")
     parser.add_argument("--overlays", nargs="*", default=[], help="those of the training")

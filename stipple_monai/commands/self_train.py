@@ -5,7 +5,14 @@ import shlex
 from pathlib import Path
 
 from stipple_monai.bundle import progress_only
-from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs, whole_number
+from stipple_monai.commands.options import (
+    Commands,
+    add_bundle,
+    add_knobs,
+    add_overlays,
+    read_knobs,
+    whole_number,
+)
 from stipple_monai.planning import plan_once
 from stipple_monai.self_training import self_train
 
@@ -21,8 +28,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--plan", type=Path, help="file of `plan`; else one is made, unless overlays are given"
     )
-    for name in ("overlays", "train-overlays", "infer-overlays"):
-        parser.add_argument(f"--{name}", nargs="*", default=[], help="names or paths of configs")
+    add_overlays(parser)
     gamma = parser.add_mutually_exclusive_group()
     gamma.add_argument("--shares", nargs="*", type=float, help="γ of each round, as in the paper")
     gamma.add_argument(

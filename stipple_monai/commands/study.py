@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stipple_monai.commands.options import Commands, add_bundle, read_knobs
+from stipple_monai.commands.options import Commands, add_bundle, add_out, read_knobs
 from stipple_monai.study import run_study
 
 
@@ -13,12 +13,7 @@ def add_parser(commands: Commands) -> None:
         "study", help="compare methods × label proportions × folds × seeds, and report"
     )
     parser.add_argument("config", type=Path, help="YAML, such as those in the bundle's studies/")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder of the results; what was begun there goes on",
-    )
+    add_out(parser)
     parser.add_argument("--datalist", type=Path, help="in place of the study's own")
     add_bundle(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes at a time")

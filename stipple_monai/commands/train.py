@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 
 from stipple_monai.bundle import progress_only
-from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
+from stipple_monai.commands.options import (
+    Commands,
+    add_bundle,
+    add_knobs,
+    add_out,
+    read_knobs,
+    whole_number,
+)
 from stipple_monai.cross_fitting import calibrate_run
 from stipple_monai.training import hardly_trained, next_command, train
 
@@ -15,12 +22,7 @@ def add_parser(commands: Commands) -> None:
         "train", help="plan, estimate priors and train; the folder then segments"
     )
     parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder of the results; what was begun there goes on",
-    )
+    add_out(parser)
     add_bundle(parser)
     parser.add_argument("--plan", type=Path, help="file of `plan`; else one is made")
     parser.add_argument("--overlays", nargs="*", default=[], help="configs in place of a plan")
@@ -32,7 +34,7 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="also fit how much network and prior count, by a further training for each of 3 folds",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument("--seed", type=whole_number, default=0, help="of the training")
     add_knobs(parser)
     parser.set_defaults(run=run)
 

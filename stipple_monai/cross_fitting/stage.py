@@ -24,7 +24,6 @@ With one labelled scan nothing can be held out: the numbers are constants
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -32,15 +31,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 
 from stipple_monai.bundle import (
     BUNDLE,
+    WEIGHTS,
     check_knobs,
     config_digests,
     config_path,
     configs_of,
+    merged_configs,
     only_process,
+    refuse_given,
+    remove_checkpoints,
     run_bundle,
     whole_folder,
 )
@@ -52,6 +54,7 @@ from stipple_monai.files import whole_file
 from stipple_monai.handlers import data_fingerprint
 from stipple_monai.networks import Calibration
 from stipple_monai.ownership import CONTENTS, remember
+from stipple_monai.progress import Stopwatch
 
 __all__ = ["CALIBRATION", "calibrate"]
 
@@ -158,17 +161,10 @@ class _Stage:
         self.out, self.configs, self.knobs, self.seed = out, configs, knobs, seed
         files = [[config_path(configs, name) for name in names] for names in overlays]
         self.always, self.training, self.inference = files
-        taken = [name for name in knobs if name in GIVEN]
-        if taken:
-            raise ValueError(
-                "`options` must not have knobs that follow from other arguments, got "
-                f"{', '.join(taken)}: give those arguments."
-            )
+        refuse_given(knobs, GIVEN)
         check_knobs(configs, [*CONFIGS, *chain.from_iterable(files)], knobs)
-        self.started = time.monotonic()
-        parser = ConfigParser()
-        parser.read_config([config_path(configs, "train"), *self.always, *self.training])
-        parser.update(knobs)
+        self.say = Stopwatch().say
+        parser = merged_configs(configs, ["train", *self.always, *self.training], knobs)
         self.organs: list[int] = parser.get_parsed_content("organs")
         self.slices_per_scan: int = parser.get_parsed_content("slices_per_scan")
 
@@ -200,11 +196,11 @@ class _Stage:
         path = self.out / "datalist.json"
         training = scans["labelled"] + scans["pseudo"]
         write_datalist(path, {"training": training, "validation": scans["validation"]})
-        if not (models / "model.pt").exists():
+        if not (models / WEIGHTS).exists():
             self.train("final", path, models, calibration=calibration)
         calibration.save(models / CALIBRATION)
         if calibration.fitted:  # constants look at each scan, which numbers in weights cannot
-            _put_into_weights(calibration, models / "model.pt")
+            _put_into_weights(calibration, models / WEIGHTS)
 
     def fit(
         self, names: Sequence[str], *, position: Literal["located", "true"], shrinkage: float
@@ -244,8 +240,7 @@ class _Stage:
                 logs = str(self.out / "logs" / name)
                 given = {**places, "output_dir": logs, "seed": self.seed, "resume": True}
                 self._run(["train", *self.always, *self.training], {**given, **(knobs or {})})
-        for checkpoint in models.glob("checkpoint_*.pt"):
-            checkpoint.unlink()
+        remove_checkpoints(models)
 
     def draw(self, name: str, position: Literal["located", "true"]) -> Samples:
         """Voxels of a fold's held-out scans, predicted unless that was done."""
@@ -263,11 +258,6 @@ class _Stage:
             names += ["true_position"] if position == "true" else []
             self._run([*names, *self.always, *self.inference], places)
         return read_samples(path)
-
-    def say(self, text: str) -> None:
-        """One line of progress."""
-        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
 
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
         places = {"bundle_root": str(self.out), **knobs}

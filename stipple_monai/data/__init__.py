@@ -14,6 +14,7 @@ from stipple_monai.data.checks import (
 from stipple_monai.data.datalist import (
     Item,
     files_of_item,
+    first_file,
     ignored_value,
     label_names,
     read_content,
@@ -29,7 +30,6 @@ from stipple_monai.data.folds import (
 )
 from stipple_monai.data.grids import (
     LPS_TO_RAS,
-    NIFTI,
     OTHER_GRIDS,
     TOLERANCE_MM,
     Grid,
@@ -38,6 +38,7 @@ from stipple_monai.data.grids import (
     read_grid,
     spacing_mm,
     whole_numbers,
+    write_nifti,
 )
 from stipple_monai.data.naming import (
     folded,
@@ -60,7 +61,6 @@ from stipple_monai.data.strata import (
 
 __all__ = [
     "LPS_TO_RAS",
-    "NIFTI",
     "OTHER_GRIDS",
     "TOLERANCE_MM",
     "Grid",
@@ -71,6 +71,7 @@ __all__ = [
     "check_pair",
     "check_scan",
     "files_of_item",
+    "first_file",
     "fold_sections",
     "fold_strata",
     "folded",
@@ -95,5 +96,6 @@ __all__ = [
     "unique_names",
     "whole_numbers",
     "write_datalist",
+    "write_nifti",
     "write_nnunet_splits",
 ]

@@ -8,14 +8,13 @@ is a patient of its own. Items without a label may keep one under ``truth``: not
 but pseudo-labels can be scored by it.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_json, whole_file
+from stipple_monai.files import read_json, write_json
 
 Item = dict[str, Any]
 
@@ -26,6 +25,11 @@ PATH_KEYS = ("image", "label", "truth")
 def files_of_item(item: Mapping[str, Any], path_keys: Sequence[str] = PATH_KEYS) -> list[str]:
     """All files that an item names."""
     return [file for key in path_keys for file in _listed(item.get(key, []))]
+
+
+def first_file(image: str | Sequence[str]) -> str:
+    """The file by which MONAI knows an image of one or of several files."""
+    return image if isinstance(image, str) else image[0]
 
 
 def read_datalist(
@@ -76,12 +80,23 @@ def read_datalist(
         raise DatasetError(f"`section` must be in {path}, got {section!r}. There: {present}.")
     if not named[section]:
         raise DatasetError(f"`section` must have items, got {section!r} of {path}, an empty list.")
-    items = [
-        _with_paths(entry, base, path_keys, place=f"{index} of {section!r} in {path}")
-        for index, entry in enumerate(named[section])
-    ]
+    items = _items(named[section], base, section, path, path_keys)
     _refuse_shared_images(named, base, path)
     return items
+
+
+def _items(
+    entries: Sequence[Any],
+    base: str,
+    section: str,
+    path: Path,
+    path_keys: Sequence[str] = PATH_KEYS,
+) -> list[Item]:
+    """The items of a section, see :func:`_with_paths`."""
+    return [
+        _with_paths(entry, base, path_keys, place=f"{index} of {section!r} in {path}")
+        for index, entry in enumerate(entries)
+    ]
 
 
 def _with_paths(entry: Any, base: str, path_keys: Sequence[str], *, place: str) -> Item:
@@ -110,8 +125,11 @@ def read_sections(path: str | Path, *, base_dir: str | Path | None = None) -> di
     path = Path(path)
     content = read_content(path)
     _refuse_nnunet(content, path)
-    names = [name for name, value in content.items() if isinstance(value, list)]
-    return {name: read_datalist(path, name, base_dir=base_dir, optional=True) for name in names}
+    base = str(path.parent if base_dir is None else base_dir)
+    named = {name: value for name, value in content.items() if isinstance(value, list)}
+    sections = {name: _items(entries, base, name, path) for name, entries in named.items()}
+    _refuse_shared_images(named, base, path)
+    return sections
 
 
 def write_datalist(
@@ -144,12 +162,10 @@ def write_datalist(
     content = dict(metadata or {})
     for name, items in sections.items():
         content[name] = [
-            {key: _portable(v, folder) if key in path_keys else v for key, v in item.items()}
+            {key: _relative_paths(v, folder) if key in path_keys else v for key, v in item.items()}
             for item in items
         ]
-    text = json.dumps(content, indent=2, default=_plain) + "\n"
-    with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+    write_json(path, content, default=_plain)
 
 
 def label_names(datalist: str | Path) -> dict[int, str]:
@@ -207,7 +223,7 @@ def read_content(path: Path) -> dict[str, Any]:
         DatasetError: the file is missing, not JSON or no object.
     """
     if not path.is_file():
-        raise DatasetError(f"`path` must be a datalist, got {path}, which is {_what_else(path)}")
+        raise DatasetError(f"`path` must be a datalist, got {path}, which is {_not_a_file(path)}")
     try:
         content = read_json(path)
     except ValueError as error:
@@ -225,7 +241,7 @@ def _refuse_nnunet(content: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _what_else(path: Path) -> str:
+def _not_a_file(path: Path) -> str:
     """What a path is that is no file, and what to do about it."""
     if not path.is_dir():
         return "no file."
@@ -245,9 +261,9 @@ def _absolute(value: Any, base: str) -> Any:
     return os.path.abspath(os.path.join(base, value))
 
 
-def _portable(value: Any, folder: str) -> Any:
+def _relative_paths(value: Any, folder: str) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_portable(element, folder) for element in value]
+        return [_relative_paths(element, folder) for element in value]
     absolute = os.path.abspath(value)
     if Path(absolute).is_relative_to(folder):
         return Path(absolute).relative_to(folder).as_posix()

@@ -8,7 +8,6 @@ are a subset of more, and each union of folds holds about the same share.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from stipple_monai.data.datalist import Item
+from stipple_monai.data.datalist import Item, first_file
 from stipple_monai.data.naming import stem_of
 from stipple_monai.data.sections import patient_of
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_json, whole_file
+from stipple_monai.files import read_json, write_json
 
 
 def assign_folds(
@@ -79,7 +78,7 @@ def assign_folds(
     if strata is not None:
         first = dict(zip(names[::-1], divided[::-1], strict=True))
         order = _by_stratum(order, {name: str(first[name]["image"]) for name in order}, strata)
-    fold_of = _deal(order, folds, rng)
+    fold_of = _assign(order, folds, rng)
     ranks = _ranks(patients, fold_of, rng)
     for name, item in zip(names, divided, strict=True):
         if name in fold_of:
@@ -101,7 +100,7 @@ def _by_stratum(
     return sorted(order, key=lambda n: values[n] if numbers else str(values[n]))
 
 
-def _deal(order: Sequence[str], folds: int, rng: np.random.Generator) -> dict[str, int]:
+def _assign(order: Sequence[str], folds: int, rng: np.random.Generator) -> dict[str, int]:
     """Each run of as many patients as folds goes to all folds, in a new random order."""
     fold_of = {}
     for start in range(0, len(order), folds):
@@ -199,8 +198,7 @@ def write_nnunet_splits(path: str | Path, items: Iterable[Mapping[str, Any]]) ->
         }
         for fold in range(max(fold_of.values()) + 1)
     ]
-    with whole_file(path) as part:
-        part.write_text(json.dumps(splits, indent=2) + "\n", encoding="utf-8")
+    write_json(path, splits)
 
 
 def read_nnunet_splits(path: str | Path, items: Iterable[Mapping[str, Any]]) -> list[Item]:
@@ -249,6 +247,5 @@ def case_name(item: Mapping[str, Any]) -> str:
         'liver_7'
     """
     several = not isinstance(item["image"], str)
-    name = Path(item["image"][0] if several else item["image"]).name
-    name = stem_of(Path(name))
+    name = stem_of(Path(first_file(item["image"])))
     return name.removesuffix("_0000") if several else name

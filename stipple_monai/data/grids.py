@@ -16,7 +16,9 @@ from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.files import whole_file
 from stipple_monai.nifti import (
+    NIFTI,
     UNREADABLE,
     corner_distance_mm,
     require_mm,
@@ -27,7 +29,6 @@ from stipple_monai.nifti import (
 # MONAI installs it or not; NIfTI files do without
 itk, _ = optional_import("itk")
 
-NIFTI = (".nii", ".nii.gz")
 OTHER_GRIDS = (".nrrd", ".mha", ".mhd")
 """Endings of files with a grid that ITK reads."""
 
@@ -74,6 +75,21 @@ def read_grid(path: str | Path) -> Grid:
         )
     require_mm(grid.affine, str(path))
     return grid
+
+
+def write_nifti(path: str | Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+    """Write a volume in mm, whole or not at all; the same volume gives the same bytes.
+
+    Args:
+        path: ``….nii`` or ``….nii.gz``.
+        array: ``(W, H, D)`` or ``(W, H, D, C)``.
+        affine: voxel to RAS mm, ``(4, 4)``.
+    """
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    with whole_file(path) as part:
+        # nibabel puts neither name nor time into the gzip header
+        nib.save(image, part)
 
 
 def spacing_mm(affine: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -139,7 +155,7 @@ def onto_grid(
     )
     off_mm = corner_distance_mm(label.affine, affine @ turn, array.shape)
     if not permutes or not off_mm <= TOLERANCE_MM:
-        raise _elsewhere(label, shape, affine, name)
+        raise _grid_error(label, shape, affine, name)
     source = [int(np.argmax(np.abs(turn[axis, :3]))) for axis in range(3)]
     back = tuple(axis for axis in range(3) if turn[axis, source[axis]] < 0)
     array = np.flip(array.transpose(source), back)
@@ -153,7 +169,7 @@ def onto_grid(
         return array, (f"The label is stored with {moved} on the same grid; it was reordered.")
     ends = [first + length for first, length in zip(start, array.shape, strict=True)]
     if not part or min(start) < 0 or any(e > n for e, n in zip(ends, shape, strict=True)):
-        raise _elsewhere(label, shape, affine, name)
+        raise _grid_error(label, shape, affine, name)
     whole = np.zeros(shape, array.dtype)
     whole[tuple(slice(a, b) for a, b in zip(start, ends, strict=True))] = array
     return (
@@ -172,7 +188,7 @@ def axis_names(axes: tuple[int, ...] | list[int]) -> str:
     return " and ".join("WHD"[axis] for axis in axes)
 
 
-def _elsewhere(
+def _grid_error(
     label: Grid, shape: tuple[int, ...], affine: NDArray[np.float64], name: str
 ) -> DatasetError:
     if label.array.shape != tuple(shape):
@@ -198,7 +214,7 @@ def _read_nifti(path: Path) -> Grid:
         array = raw if raw.dtype.kind in "iu" else raw.astype(np.float32)
     except DatasetError:
         raise
-    except (*UNREADABLE, KeyError, MemoryError) as error:
+    except (*UNREADABLE, MemoryError) as error:
         raise DatasetError(
             f"`path` must be a whole NIfTI file, got {path}, which cannot be read: it may be of "
             "another format, or its copy may have been cut short."

@@ -30,11 +30,11 @@ def unique_names(scans: Sequence[str | os.PathLike[str]]) -> list[str]:
     """
     paths = [Path(os.path.abspath(scan)) for scan in scans]
     stems = [stem_of(p) for p in paths]
-    names, twice = list(stems), _twice(stems)
+    names, twice = list(stems), _repeated(stems)
     for depth in range(1, max((len(p.parts) for p in paths), default=1)):
         for i in twice:
             names[i] = "_".join([*paths[i].parts[1:-1][-depth:], stems[i]])
-        twice = _twice(names)
+        twice = _repeated(names)
     if twice:
         first, second = [str(paths[i]) for i in twice][:2]
         raise DatasetError(
@@ -88,7 +88,7 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _twice(names: Sequence[str]) -> list[int]:
+def _repeated(names: Sequence[str]) -> list[int]:
     """Indices of names that occur again, for a file system that does not tell them apart."""
     count = Counter(map(folded, names))
     return [i for i, name in enumerate(names) if count[folded(name)] > 1]

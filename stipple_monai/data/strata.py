@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-import torch
 from monai.data import MetaTensor
 
 from stipple_monai.data.checks import read_label_map
 from stipple_monai.data.datalist import Item
+from stipple_monai.nifti import voxel_ml
 
 
 def organ_volumes(label: MetaTensor, organs: Iterable[int]) -> list[float]:
@@ -17,14 +17,15 @@ def organ_volumes(label: MetaTensor, organs: Iterable[int]) -> list[float]:
         organs: label values.
 
     Example:
+        >>> import torch
         >>> affine = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))
         >>> label = MetaTensor(torch.ones(1, 10, 10, 5), affine=affine)
         >>> organ_volumes(label, [1, 2])
         [1.0, 0.0]
     """
-    voxel_ml = abs(float(torch.linalg.det(label.affine[:3, :3].double()))) / 1000
+    size_ml = voxel_ml(label.affine.double().cpu().numpy())
     values = label.as_tensor()
-    return [int((values == organ).sum()) * voxel_ml for organ in organs]
+    return [int((values == organ).sum()) * size_ml for organ in organs]
 
 
 def fold_strata(items: Iterable[Item], by: str) -> dict[str, float | str]:

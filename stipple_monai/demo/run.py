@@ -7,7 +7,6 @@ folder was begun with.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,11 @@ from stipple_monai.data import (
     split_datalist,
     write_datalist,
 )
-from stipple_monai.files import read_csv, whole_file
+from stipple_monai.files import read_csv, write_text
 from stipple_monai.ownership import CONTENTS, remember
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import load_priors, prior_path
+from stipple_monai.progress import Stopwatch
 from stipple_monai.simulation import write_phantom
 from stipple_monai.training import describe
 from stipple_monai.visualize import KINDS, dice_table, draw_comparisons, prior_figure
@@ -90,7 +90,7 @@ def run_demo(
 
 
 def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) -> Path:
-    started = time.monotonic()
+    say = Stopwatch().say
     datalist = _prepare_data(out, seed)
     # a line an epoch, and no picture of each network
     seen = {"lines": True, "picture": False}
@@ -98,19 +98,19 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
 
     def stage(title: str, done: Path, names: Sequence[str], **extra: Any) -> None:
         if done.exists():
-            print(f"[{_clock(started)}] {title}: done before", flush=True)
+            say(f"{title}: done before")
             return
-        print(f"[{_clock(started)}] {title}", flush=True)
+        say(title)
         run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
 
     told = {"configs": configs, "overlays": ["phantom"], "knobs": {**_SCHEDULE, **options}}
     second = _train(stage, out, seed, {"datalist": datalist, **told})
     _test(stage, out, second)
-    print(f"[{_clock(started)}] draw the pictures", flush=True)
+    say("draw the pictures")
     _draw(out, datalist)
     table = _write_results(out)
     print(f"\n{table.read_text(encoding='utf-8')}")
-    print(f"[{_clock(started)}] all in {out}")
+    say(f"all in {out}")
     return table
 
 
@@ -198,16 +198,6 @@ def _draw(out: Path, datalist: Path) -> None:
 def _write_results(out: Path) -> Path:
     dice = {title: {"pancreas": read_dice(out / "eval" / name)} for name, title in _METHODS.items()}
     path = out / "results.md"
-    with whole_file(path) as part:
-        part.write_text(
-            f"Phantom: {LABELLED} labelled, {UNLABELLED} unlabelled, {TEST} test cases.\n\n"
-            + dice_table(dice)
-            + "\n",
-            encoding="utf-8",
-        )
+    cases = f"{LABELLED} labelled, {UNLABELLED} unlabelled, {TEST} test cases"
+    write_text(path, f"Phantom: {cases}.\n\n{dice_table(dice)}\n")
     return path
-
-
-def _clock(started: float) -> str:
-    minutes, seconds = divmod(int(time.monotonic() - started), 60)
-    return f"{minutes}:{seconds:02d}"

@@ -22,6 +22,8 @@ from monai.engines.utils import IterationEvents
 from monai.networks import one_hot
 from torch import Tensor, nn
 
+from stipple_monai.engines.checks import check_shares, check_weights
+from stipple_monai.engines.schedule import done_share
 from stipple_monai.engines.unlabelled import unlabelled_slices
 
 __all__ = [
@@ -153,16 +155,10 @@ def self_taught_loss(logits: Tensor, confidence: Tensor, *, threshold: float) ->
 
 
 def _check_options(threshold: float, self_taught_start: float, **weights: float) -> None:
-    for name, value in weights.items():
-        if not value >= 0:
-            raise ValueError(f"`{name}` must be 0 or more, got {value}: 0 switches it off.")
+    check_weights(**weights)
+    check_shares(self_taught_start=self_taught_start)
     if not 0 <= threshold < 1:
         raise ValueError(f"`threshold` must lie in [0, 1), got {threshold}: 0 takes all.")
-    if not 0 <= self_taught_start <= 1:
-        raise ValueError(
-            f"`self_taught_start` must lie in [0, 1], got {self_taught_start}: it is a share "
-            "of the training."
-        )
     if idist.get_world_size() > 1:
         raise ValueError(
             f"Adversarial training must have one process, got {idist.get_world_size()}: "
@@ -248,8 +244,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         weight, free_weight = self.adversarial_weight, self.unlabelled_adversarial_weight
         terms = weight * confidence_loss(judged, is_label=True, where=known)
         terms = terms + free_weight * confidence_loss(judged, is_label=True, where=whole)
-        progress = (self.state.iteration - 1) / (self.state.max_epochs * self.state.epoch_length)
-        if progress >= self.self_taught_start:
+        if done_share(self.state) >= self.self_taught_start:
             confidence = judged[unlabelled].detach().sigmoid()
             taught = self_taught_loss(logits[unlabelled], confidence, threshold=self.threshold)
             terms = terms + self.self_taught_weight * taught

@@ -26,6 +26,8 @@ from monai.engines.utils import IterationEvents, default_prepare_batch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from stipple_monai.engines.checks import check_shares, check_weights
+from stipple_monai.engines.schedule import done_share
 from stipple_monai.engines.unlabelled import unlabelled_slices
 
 __all__ = ["CopyPasteTrainer", "draw_box", "largest_parts", "mix_labelled", "mix_unlabelled"]
@@ -171,8 +173,7 @@ class CopyPasteTrainer(SupervisedTrainer):
     @property
     def pretrains(self) -> bool:
         """Whether this step belongs to pre-training."""
-        steps = self.state.max_epochs * self.state.epoch_length
-        return (self.state.iteration - 1) / steps < self.pretraining_share
+        return done_share(self.state) < self.pretraining_share
 
     def _mixed_batch(self, *args: Any, **kwargs: Any) -> Slices:
         image, label = (x.as_subclass(Tensor) for x in self._prepare(*args, **kwargs))
@@ -212,17 +213,10 @@ class CopyPasteTrainer(SupervisedTrainer):
 def _check_options(
     pretraining_share: float, decay: float, unlabelled_weight: float, box_share: float
 ) -> None:
-    if not 0 <= pretraining_share <= 1:
-        raise ValueError(
-            f"`pretraining_share` must lie in [0, 1], got {pretraining_share}: it is a share of "
-            "the steps."
-        )
+    check_shares(pretraining_share=pretraining_share)
+    check_weights(unlabelled_weight=unlabelled_weight)
     for name, value in (("decay", decay), ("box_share", box_share)):
         if not 0 < value < 1:
             raise ValueError(
                 f"`{name}` must lie in (0, 1), got {value}: the authors' are 0.99 and 2/3."
             )
-    if not unlabelled_weight >= 0:
-        raise ValueError(
-            f"`unlabelled_weight` must be 0 or more, got {unlabelled_weight}: 0 switches it off."
-        )

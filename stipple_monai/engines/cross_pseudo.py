@@ -15,7 +15,8 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from stipple_monai.engines.mean_teacher import ramp
+from stipple_monai.engines.checks import check_shares, check_weights
+from stipple_monai.engines.schedule import done_share, ramp
 from stipple_monai.engines.unlabelled import unlabelled_slices
 
 __all__ = ["CrossPseudoTrainer", "cross_pseudo_loss"]
@@ -59,7 +60,7 @@ class CrossPseudoTrainer(SupervisedTrainer):
         second: the other network; ``network`` is the first.
         pseudo_weight: of the networks' teaching each other, at the end; 0 or more.
         ramp_share: share of the training over which the weight rises, see
-            `stipple_monai.engines.mean_teacher.ramp`; in [0, 1], 0: it is constant.
+            `stipple_monai.engines.schedule.ramp`; in [0, 1], 0: it is constant.
         ignore_index: label of ignored voxels.
         **kwargs: as for ``monai.engines.SupervisedTrainer``.
 
@@ -77,14 +78,8 @@ class CrossPseudoTrainer(SupervisedTrainer):
         ignore_index: int = 255,
         **kwargs: Any,
     ) -> None:
-        if not pseudo_weight >= 0:
-            raise ValueError(
-                f"`pseudo_weight` must be 0 or more, got {pseudo_weight}: 0 switches it off."
-            )
-        if not 0 <= ramp_share <= 1:
-            raise ValueError(
-                f"`ramp_share` must lie in [0, 1], got {ramp_share}: 1 is the whole training."
-            )
+        check_weights(pseudo_weight=pseudo_weight)
+        check_shares(ramp_share=ramp_share)
         super().__init__(**kwargs)
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         missing = [p for net in (self.network, second) for p in net.parameters()]
@@ -104,8 +99,7 @@ class CrossPseudoTrainer(SupervisedTrainer):
         """Of the networks' teaching each other, in this step."""
         if self.ramp_share == 0:
             return self.pseudo_weight
-        progress = (self.state.iteration - 1) / (self.state.max_epochs * self.state.epoch_length)
-        return self.pseudo_weight * ramp(progress / self.ramp_share)
+        return self.pseudo_weight * ramp(done_share(self.state) / self.ramp_share)
 
     def _add_second(self) -> None:
         output = self.state.output

@@ -20,6 +20,8 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
+from stipple_monai.engines.checks import check_weights
+from stipple_monai.engines.schedule import done_share, ramp
 from stipple_monai.engines.unlabelled import unlabelled_slices
 
 __all__ = [
@@ -29,23 +31,8 @@ __all__ = [
     "masked_consistency",
     "mean_prediction",
     "predictive_entropy",
-    "ramp",
     "teacher_decay",
 ]
-
-
-def ramp(progress: float) -> float:
-    """Rise from exp(−5) to 1 as exp(−5 (1 − t)²) of the share ``t`` of the training done.
-
-    Args:
-        progress: ``t``; below 0 counts as 0, above 1 as 1.
-
-    Example:
-        >>> [round(ramp(t), 3) for t in (0, 0.5, 1)]
-        [0.007, 0.287, 1.0]
-    """
-    left = 1 - min(max(progress, 0.0), 1.0)
-    return math.exp(-5 * left**2)
 
 
 def teacher_decay(step: int, *, highest: float) -> float:
@@ -179,18 +166,11 @@ class MeanTeacherTrainer(SupervisedTrainer):
             )
         if passes < 1:
             raise ValueError(f"`passes` must be 1 or more, got {passes}: the authors take 8.")
-        named = {
-            "noise_sd": noise_sd,
-            "noise_limit": noise_limit,
-            "consistency_weight": consistency_weight,
-        }
-        for name, value in named.items():
-            if not value >= 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {value}: 0 switches it off.")
+        noise = {"noise_sd": noise_sd, "noise_limit": noise_limit}
+        check_weights(**noise, consistency_weight=consistency_weight)
         super().__init__(**kwargs)
         self.decay, self.passes = decay, passes
-        self.noise = {"noise_sd": noise_sd, "noise_limit": noise_limit}
-        self.consistency_weight = consistency_weight
+        self.noise, self.consistency_weight = noise, consistency_weight
         self.ignore_index = ignore_index
         average = EMAHandler(self.network, momentum=1 - decay, handle_buffers="ema_train")
         self.teacher: nn.Module = average.ema_model
@@ -205,7 +185,7 @@ class MeanTeacherTrainer(SupervisedTrainer):
         )
         unlabelled = unlabelled_slices(label, ignore_index=self.ignore_index)
         image, student = image[unlabelled], logits[unlabelled].float().softmax(1)
-        progress = (self.state.iteration - 1) / (self.state.max_epochs * self.state.epoch_length)
+        progress = done_share(self.state)
         target = mean_prediction(self.teacher, image, passes=1, **self.noise)
         mean = mean_prediction(self.teacher, image, passes=self.passes, **self.noise)
         threshold = entropy_threshold(progress, classes=student.shape[1])

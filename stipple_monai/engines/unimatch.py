@@ -21,6 +21,7 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 from torch import Tensor
 
+from stipple_monai.engines.checks import check_shares, check_weights
 from stipple_monai.engines.unlabelled import unlabelled_slices
 
 __all__ = ["UniMatchTrainer", "confident_classes", "draw_boxes", "strong_view"]
@@ -136,15 +137,12 @@ class UniMatchTrainer(SupervisedTrainer):
         ignore_index: int = 255,
         **kwargs: Any,
     ) -> None:
-        _check_shares(threshold=threshold, cutmix_prob=cutmix_prob)
+        check_shares(threshold=threshold, cutmix_prob=cutmix_prob)
         if not 0 <= feature_dropout < 1:
             raise ValueError(
                 f"`feature_dropout` must lie in [0, 1), got {feature_dropout}: 0 perturbs nothing."
             )
-        weights = {"strong_weight": strong_weight, "perturbed_weight": perturbed_weight}
-        for name, value in weights.items():
-            if not value >= 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {value}: 0 switches it off.")
+        check_weights(strong_weight=strong_weight, perturbed_weight=perturbed_weight)
         super().__init__(**{**kwargs, "inferer": self._both_streams})
         if not (hasattr(self.network, "encode") and hasattr(self.network, "decode")):
             raise TypeError(
@@ -193,9 +191,3 @@ class UniMatchTrainer(SupervisedTrainer):
         box = draw_boxes(len(image), *image.shape[-2:], prob=self.cutmix_prob).to(image.device)
         view, pseudo = (torch.where(box, x.roll(1, 0), x) for x in (view, pseudo))
         return view, pseudo
-
-
-def _check_shares(**shares: float) -> None:
-    for name, value in shares.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must lie in [0, 1], got {value}: it is a probability.")

@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from stipple_monai.files import read_csv
+from stipple_monai.progress import clock
 from stipple_monai.visualize import finish_plot, new_plot
 
 
@@ -75,7 +76,7 @@ class EpochLines:
             told = (f"{n} {x:.3f}" for n, x in zip(self.organs, self._scores, strict=True))
             parts.append(f"validation Dice {', '.join(told)}")
         left = float(np.mean(self._seconds)) * (last - epoch)
-        parts += [f"lr {self._rate:.2g}", f"{self._seconds[-1]:.1f} s", f"{_clock(left)} left"]
+        parts += [f"lr {self._rate:.2g}", f"{self._seconds[-1]:.1f} s", f"{clock(left)} left"]
         print(" | ".join(parts), flush=True)
 
 
@@ -136,9 +137,3 @@ class ProgressPicture:
 def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else math.nan
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

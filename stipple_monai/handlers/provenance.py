@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from stipple_monai.files import fingerprint, sha256, whole_file
+from stipple_monai.files import fingerprint, sha256, write_json
 
 PACKAGES = (
     *("stipple-monai", "monai", "torch", "numpy", "scipy", "nibabel", "itk"),
@@ -93,7 +92,7 @@ class RunRecord:
         """The record but for the settings, in one level, as MLflow takes parameters."""
         content = self.content()
         del content["config"]
-        return dict(_flat(content))
+        return dict(_flatten(content))
 
     def _settings(self) -> dict[str, Any]:
         out = {*_STEPS, *self.without}
@@ -104,7 +103,7 @@ class RunRecord:
             told = parts[0] not in out and not any(part.isdigit() for part in parts)
             told = told and parts[-1] not in self.without
             if told and _is_told(value):
-                found["#".join(parts)] = _told(value)
+                found["#".join(parts)] = _json_value(value)
         return found
 
     def _begin(self) -> None:
@@ -112,8 +111,7 @@ class RunRecord:
 
     def _write(self) -> None:
         if self._unwritten is not None:
-            with whole_file(self.path) as part:
-                part.write_text(json.dumps(self._unwritten, indent=2) + "\n", encoding="utf-8")
+            write_json(self.path, self._unwritten)
             self._unwritten = None
 
 
@@ -189,20 +187,20 @@ def _is_told(value: Any) -> bool:
     return not isinstance(value, dict | FunctionType | ModuleType)
 
 
-def _told(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.device | torch.dtype | Path):
         return str(value)
     if isinstance(value, list | tuple):
-        return [_told(element) for element in value]
+        return [_json_value(element) for element in value]
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     for name, value in content.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         elif value is not None:
             yield f"{prefix}{name}", str(value)
 

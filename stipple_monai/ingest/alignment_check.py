@@ -118,10 +118,10 @@ def check_alignment(
         )
         for flip in flips
     )
-    return _judge(scores)
+    return _decide(scores)
 
 
-def _judge(scores: tuple[FlipScore, ...]) -> Alignment:
+def _decide(scores: tuple[FlipScore, ...]) -> Alignment:
     best, second = sorted(scores, key=lambda s: s.score, reverse=True)[:2]
     ratio = best.score / max(second.score, 1e-6)
     sure = best.score >= LEAST_SCORE and ratio >= LEAST_RATIO

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from stipple_monai.data import patient_of, read_sections, unique_names
+from stipple_monai.data import files_of_item, first_file, patient_of, read_sections, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest.cases import Case
 from stipple_monai.ingest.pairs import Options, Pair, read_pair
@@ -68,7 +68,7 @@ def check_dataset(
     items = [(section, item) for section, found in sections.items() for item in found]
     if not items:
         raise DatasetError(f"`datalist` must have items, got none in {datalist}.")
-    names = unique_names([_files(item)[0] for _, item in items])
+    names = unique_names([first_file(item["image"]) for _, item in items])
     scans: dict[str, list[tuple[str, str]]] = {}
     patients: dict[str, list[tuple[str, str]]] = {}
     both = list(zip(items, names, strict=True))
@@ -78,7 +78,8 @@ def check_dataset(
         place = f"{section}, fold {fold}" if fold else section
         patients.setdefault(patient_of(item), []).append((name, place))
         label = item.get("label") or item.get("truth")
-        case = Case(name, tuple(map(Path, _files(item))), Path(label) if label else None)
+        images = tuple(map(Path, files_of_item(item, ("image",))))
+        case = Case(name, images, Path(label) if label else None)
         try:
             pair = read_pair(case, Options())
         except DatasetError as error:
@@ -153,11 +154,6 @@ def _described(record: Mapping[str, Any]) -> list[str]:
         ", ".join(mean_and_sd(organ, "inside") for organ in organs),
         (record["alignment"] or {"verdict": "no label"})["verdict"],
     ]
-
-
-def _files(item: Mapping[str, Any]) -> list[str]:
-    image = item["image"]
-    return [image] if isinstance(image, str) else list(image)
 
 
 def _digest(pair: Pair) -> str:

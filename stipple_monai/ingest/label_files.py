@@ -104,7 +104,7 @@ def read_label(
     return LabelMap(_as_labels(chosen, path), kept, by_header, notes)
 
 
-class _Read(NamedTuple):
+class _FileContent(NamedTuple):
     """What a label's file holds, on the scan's grid, before anything is chosen."""
 
     array: NDArray[Any]
@@ -113,25 +113,29 @@ class _Read(NamedTuple):
     notes: list[str]
 
 
-def _read_folder(path: Path, scan: Grid, series: Series | None, *, whole: bool) -> _Read:
+def _read_folder(path: Path, scan: Grid, series: Series | None, *, whole: bool) -> _FileContent:
     array = _read_pictures(path, scan.array.shape[:3], series)
     if whole and set(np.unique(array)) == {0, _MOST}:
         # a mask of 8 bits, whose 255 would mean "ignored" here
         array = (array > 0).astype(np.uint8)
-    return _Read(array, {}, False, ["Pictures were matched to slices by the order of file names."])
+    return _FileContent(
+        array, {}, False, ["Pictures were matched to slices by the order of file names."]
+    )
 
 
-def _read_object(path: Path, scan: Grid, series: Series | None, table: Mapping[str, int]) -> _Read:
+def _read_object(
+    path: Path, scan: Grid, series: Series | None, table: Mapping[str, int]
+) -> _FileContent:
     _refuse_other_series(path, series)
     names = structure_names(path)
     wanted = _chosen(names, names, table, path) if table else names
     grid = read_structures(path, scan, numbers=list(wanted))
     # reversed slices are usual in a DICOM SEG, and nothing to tell
     array, _ = onto_grid(grid, scan.array.shape[:3], scan.affine, name=str(path), part=True)
-    return _Read(array, names, True, [])
+    return _FileContent(array, names, True, [])
 
 
-def _read_file(path: Path, scan: Grid, *, ignore_header: bool) -> _Read:
+def _read_file(path: Path, scan: Grid, *, ignore_header: bool) -> _FileContent:
     grid, shape = _read_volume(path), scan.array.shape[:3]
     notes = list(grid.notes)
     try:
@@ -140,13 +144,13 @@ def _read_file(path: Path, scan: Grid, *, ignore_header: bool) -> _Read:
         if not ignore_header or grid.array.shape != shape:
             raise
         notes.append("The label's header puts it elsewhere; its voxels were taken as they lie.")
-        return _Read(grid.array, {}, False, notes)
-    return _Read(array, {}, True, [*notes, *([note] if note else [])])
+        return _FileContent(grid.array, {}, False, notes)
+    return _FileContent(array, {}, True, [*notes, *([note] if note else [])])
 
 
 def _read_masks(
     folder: Path, scan: Grid, structures: Mapping[str, int], table: Mapping[str, int]
-) -> _Read:
+) -> _FileContent:
     """One label map of the masks in a folder, those that are chosen."""
     names = {value: name for name, value in structures.items()}
     wanted = _chosen(names, names, table, folder) if table else names
@@ -165,7 +169,7 @@ def _read_masks(
                 "with --map NAME=LABEL."
             )
         array[inside] = value
-    return _Read(array, names, True, notes)
+    return _FileContent(array, names, True, notes)
 
 
 def _chosen(
@@ -242,7 +246,7 @@ def _read_pictures(
             f"Pictures must belong to a DICOM series, which says where they lie, got {folder}: "
             "give the scan as DICOM or the label as NIfTI."
         )
-    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURES), key=_natural)
+    files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURES), key=_natural_key)
     if len(files) != shape[2]:
         raise DatasetError(
             f"`label` must have a picture for each of {shape[2]} slices, got {len(files)} in "
@@ -251,7 +255,7 @@ def _read_pictures(
     array = np.empty(shape, np.uint8)
     place = {file: k for k, file in enumerate(series.files)}
     # the i-th picture by name is of the i-th file by name, which may be any slice by position
-    by_name = sorted(series.files, key=lambda file: _natural(Path(file)))
+    by_name = sorted(series.files, key=lambda file: _natural_key(Path(file)))
     for picture, file in zip(files, by_name, strict=True):
         try:
             pixels = itk.array_from_image(itk.imread(str(picture)))
@@ -266,6 +270,6 @@ def _read_pictures(
     return array
 
 
-def _natural(path: Path) -> list[Any]:
+def _natural_key(path: Path) -> list[Any]:
     """Sort key by which 10 comes after 9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]

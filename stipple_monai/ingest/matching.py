@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from stipple_monai.data import NIFTI, OTHER_GRIDS, folded
+from stipple_monai.data import OTHER_GRIDS, folded
 from stipple_monai.errors import DatasetError
+from stipple_monai.nifti import NIFTI
 
 VOLUMES = (*NIFTI, *OTHER_GRIDS)
 """Endings of the volumes that are read."""

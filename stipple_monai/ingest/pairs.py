@@ -25,7 +25,7 @@ from stipple_monai.ingest.alignment_check import Alignment, Flip, check_alignmen
 from stipple_monai.ingest.cases import Case
 from stipple_monai.ingest.label_files import LabelMap, read_label
 from stipple_monai.ingest.series import Series, open_series, read_series
-from stipple_monai.nifti import corner_distance_mm
+from stipple_monai.nifti import corner_distance_mm, voxel_ml
 
 Status: TypeAlias = Literal["ingested", "repaired", "refused"]
 
@@ -96,7 +96,7 @@ def read_pair(case: Case, options: Options) -> Pair:
     # several channels show the same anatomy
     first = scan.array if scan.array.ndim == 3 else scan.array[..., 0]
     alignment = check_alignment(first, array, spacing_mm=spacing_mm(scan.affine))
-    reverse = _judge(alignment, label, options, case)
+    reverse = _required_flip(alignment, label, options, case)
     if reverse:
         array = np.flip(array, reverse)
         record["status"] = "repaired"
@@ -110,7 +110,7 @@ def read_pair(case: Case, options: Options) -> Pair:
     return Pair(scan.array, np.ascontiguousarray(array), scan.affine, record)
 
 
-def _judge(alignment: Alignment, label: LabelMap, options: Options, case: Case) -> Flip:
+def _required_flip(alignment: Alignment, label: LabelMap, options: Options, case: Case) -> Flip:
     """Along which axes the label must be reversed; an error where that is not allowed."""
     if alignment.verdict == "contradicted":
         if options.repair:
@@ -210,7 +210,7 @@ def _organs(
     alignment: Alignment,
     reverse: Flip,
 ) -> list[dict[str, Any]]:
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    size_ml = voxel_ml(affine)
     voxels = np.bincount(label.ravel(), minlength=1)
     found = next(score for score in alignment.scores if score.flip == reverse).organs
     return [
@@ -218,7 +218,7 @@ def _organs(
             "value": value,
             "name": names.get(value),
             "voxels": int(voxels[value]),
-            "volume_ml": round(int(voxels[value]) * voxel_ml, 4),
+            "volume_ml": round(int(voxels[value]) * size_ml, 4),
             # NaN is no JSON: a label that fills the scan has nothing around it
             **{
                 key: None if np.isnan(number) else round(float(number), 3)

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.files import whole_file
+from stipple_monai.files import write_json, write_text
 from stipple_monai.ingest.alignment_check import LEAST_SCORE
-from stipple_monai.simulation import write_json
 
 QA_JSON, QA_MARKDOWN = "qa.json", "qa.md"
 
@@ -44,8 +43,7 @@ def write_qa_report(
         "skipped": [{"name": name, "reason": reason} for name, reason in skipped],
     }
     write_json(folder / QA_JSON, content)
-    with whole_file(folder / QA_MARKDOWN) as part:
-        part.write_text(_markdown(content), encoding="utf-8")
+    write_text(folder / QA_MARKDOWN, _markdown(content))
 
 
 def mean_and_sd(organ: Mapping[str, Any], where: str) -> str:

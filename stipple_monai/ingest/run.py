@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.bundle import only_process
-from stipple_monai.data import axis_names, plain_name
+from stipple_monai.data import axis_names, plain_name, write_nifti
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import fingerprint, read_json, remove_unfinished
+from stipple_monai.files import fingerprint, read_json, remove_unfinished, write_json
 from stipple_monai.ingest.cases import Case, Layout, Source
 from stipple_monai.ingest.folders import listed
 from stipple_monai.ingest.pairs import Options, read_pair
@@ -32,7 +32,6 @@ from stipple_monai.ingest.sources import find_cases
 from stipple_monai.nifti import UNREADABLE
 from stipple_monai.ownership import begin_set, replace_set
 from stipple_monai.progress import follow
-from stipple_monai.simulation import write_json, write_nifti
 
 _SETTINGS, _RECORDS, _DATALIST = "ingest.json", "qa", "dataset.json"
 

@@ -42,7 +42,7 @@ def summary_lines(folder: str | Path) -> list[str]:
     found = _scans_by_value(usable)
     lines = [_counts(content, usable, bare, found)]
     if len(bare) == len(usable):
-        lines.append(f"warning: {_looked(content)}")
+        lines.append(f"warning: {_no_labels(content)}")
         return lines
     missing = [f"{value} ({name})" for value, name in names.items() if value not in found]
     if missing:
@@ -89,7 +89,7 @@ def _counts(
     return ", ".join([text, *more])
 
 
-def _looked(content: Mapping[str, Any]) -> str:
+def _no_labels(content: Mapping[str, Any]) -> str:
     """That there are no labels, and where they were looked for."""
     place = content["labels"] or f"{content['source']}: {PLACES[content['layout']]}"
     return f"no scan has a label; looked for in {place}. Give their folder by --labels."

@@ -60,7 +60,7 @@ def list_series(root: str | Path, *, modality: str = "unknown") -> list[Listed]:
             found.append(Listed(folder, False, str(error)))
             continue
         if images:
-            found.append(_judged(folder, modality))
+            found.append(_as_listed(folder, modality))
         others = [path for path in files if str(path) not in images and path.name != "DICOMDIR"]
         if others:
             what = "no DICOM images: a segmentation, a report or another kind of file"
@@ -69,7 +69,7 @@ def list_series(root: str | Path, *, modality: str = "unknown") -> list[Listed]:
     return found
 
 
-def _judged(folder: Path, modality: str) -> Listed:
+def _as_listed(folder: Path, modality: str) -> Listed:
     try:
         series = open_series(folder)
     except DatasetError as error:

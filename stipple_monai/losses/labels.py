@@ -54,10 +54,10 @@ class LabelCheck:
         valid = ((classes >= 0) & (classes <= highest)) | (classes == self.ignore_index)
         valid &= classes == label
         if not torch.compiler.is_compiling():
-            self._look(torch.where(valid, -math.inf, label.detach().float()), highest)
+            self._check_worst(torch.where(valid, -math.inf, label.detach().float()), highest)
         return torch.where(valid, classes, self.ignore_index)
 
-    def _look(self, invalid: Tensor, highest: int) -> None:
+    def _check_worst(self, invalid: Tensor, highest: int) -> None:
         if invalid.numel() == 0:
             return
         worst = invalid.amax()

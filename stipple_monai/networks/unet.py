@@ -108,10 +108,7 @@ class BFloat16SliceUNet(SliceUNet):
     MONAI's engines offer no mixed precision; `benchmarks/README.md` has the ratio.
 
     Args:
-        in_channels: as for `SliceUNet`, as are the others.
-        out_channels: likewise.
-        channels: likewise.
-        dropout: likewise.
+        in_channels, out_channels, channels, dropout: as for `SliceUNet`.
 
     Example:
         >>> BFloat16SliceUNet(channels=(4, 8))(torch.zeros(1, 1, 16, 16)).dtype

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
-from stipple_monai.bundle import config_path
+from stipple_monai.bundle import merged_configs
 from stipple_monai.planning.fingerprint import Fingerprint
 
 FACTOR = 10
@@ -25,10 +23,7 @@ def read_settings(
         overlays: names or paths of configs.
         options: knobs on top.
     """
-    parser = ConfigParser()
-    parser.read_config([str(config_path(configs, name)) for name in ("train", *overlays)])
-    parser.update(dict(options or {}))
-    return dict(parser.get())
+    return dict(merged_configs(configs, ["train", *overlays], options or {}).get())
 
 
 def contradictions(found: Fingerprint, settings: Mapping[str, Any]) -> list[str]:

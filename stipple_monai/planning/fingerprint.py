@@ -17,10 +17,17 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from stipple_monai.data import Item, label_names, read_content, read_sections
+from stipple_monai.data import (
+    Item,
+    files_of_item,
+    first_file,
+    label_names,
+    read_content,
+    read_sections,
+)
 from stipple_monai.errors import DatasetError
 from stipple_monai.label_values import whole_labels
-from stipple_monai.nifti import UNREADABLE, with_one_geometry
+from stipple_monai.nifti import NIFTI, UNREADABLE, open_nifti, voxel_ml
 from stipple_monai.parallel import map_in_order
 from stipple_monai.priors import spacing_along_ras
 from stipple_monai.progress import follow
@@ -130,9 +137,10 @@ def _common_channels(items: Sequence[Item], counts: Sequence[int], datalist: str
     channels = sorted(set(counts))
     if len(channels) > 1:
         other = next(i for i, n in zip(items, counts, strict=True) if n != channels[0])
+        file = first_file(other["image"])
         raise DatasetError(
             f"Scans must have the same channels, got {channels} in {datalist}; "
-            f"{_files(other)[0]} has {channels[-1]}: of a series over time, give one volume."
+            f"{file} has {channels[-1]}: of a series over time, give one volume."
         )
     return channels[0]
 
@@ -140,36 +148,26 @@ def _common_channels(items: Sequence[Item], counts: Sequence[int], datalist: str
 def _look_at(
     labelled: Sequence[Item], *, num_workers: int, progress: bool
 ) -> tuple[list[Looked], int]:
-    """What `_look` tells of each item, and of how many it read the scan."""
+    """What `_measure_item` tells of each item, and of how many it read the scan."""
     chosen = {int(i) for i in np.linspace(0, len(labelled) - 1, min(len(labelled), MOST_SCANS))}
     todo = [(item, i in chosen) for i, item in enumerate(labelled)]
-    read = map_in_order(lambda pair: _look(pair[0], sample=pair[1]), todo, num_workers=num_workers)
+    read = map_in_order(
+        lambda pair: _measure_item(pair[0], sample=pair[1]), todo, num_workers=num_workers
+    )
     return list(follow(read, "plan", unit="label", total=len(todo), shown=progress)), len(chosen)
 
 
 def _open(path: str) -> Any:
-    if Path(path).is_dir() or not path.endswith((".nii", ".nii.gz")):
+    if Path(path).is_dir() or not path.endswith(NIFTI):
         raise DatasetError(
             f"Scans must be NIfTI files, got {path}: run `ingest` first, which writes such."
         )
-    try:
-        file = nib.load(path)
-        file, _ = with_one_geometry(file, str(path))
-    except DatasetError:
-        raise
-    except UNREADABLE as error:
-        raise DatasetError(f"{path} must be a whole NIfTI file, got one that is not.") from error
-    return file
-
-
-def _files(item: Item) -> list[str]:
-    image = item["image"]
-    return [image] if isinstance(image, str) else list(image)
+    return open_nifti(path)[0]
 
 
 def _grid(item: Item) -> tuple[NDArray[Any], NDArray[Any], int]:
     """Spacing and shape along R, A and S, and channels."""
-    files = _files(item)
+    files = files_of_item(item, ("image",))
     file = _open(files[0])
     if len(file.shape) not in (3, 4):
         raise DatasetError(f"A scan must be 3D, got the shape {file.shape} in {files[0]}.")
@@ -179,9 +177,10 @@ def _grid(item: Item) -> tuple[NDArray[Any], NDArray[Any], int]:
     return spacing_along_ras(file.affine), shape, channels
 
 
-def _look(item: Item, *, sample: bool) -> Looked:
+def _measure_item(item: Item, *, sample: bool) -> Looked:
     """An item's volumes in ml, and voxels of its organs and of the whole scan."""
-    label, image = _open(item["label"]), _open(_files(item)[0])
+    scan = first_file(item["image"])
+    label, image = _open(item["label"]), _open(scan)
     if label.shape[:3] != image.shape[:3] or int(np.prod(label.shape[3:])) != 1:
         raise DatasetError(
             f"`label` must have the image's shape {image.shape[:3]}, got {label.shape} in "
@@ -195,14 +194,17 @@ def _look(item: Item, *, sample: bool) -> Looked:
             f"{values.max():g} in {item['label']}: export it anew."
         )
     counts = np.bincount(whole.ravel(), minlength=IGNORED + 1)
-    voxel_ml = abs(float(np.linalg.det(label.affine[:3, :3]))) / 1000
-    volumes = {int(v): counts[v] * voxel_ml for v in np.flatnonzero(counts) if v not in (0, 255)}
+    size_ml = voxel_ml(label.affine)
+    found = [int(v) for v in np.flatnonzero(counts) if v not in (0, IGNORED)]
+    volumes = {value: counts[value] * size_ml for value in found}
     nothing = np.empty(0, np.float32)
     if not sample:
         return volumes, nothing, nothing
-    scan = np.asarray(_voxels(image, _files(item)[0]), np.float32).reshape(*whole.shape, -1)[..., 0]
+    intensities = np.asarray(_voxels(image, scan), np.float32)
+    intensities = intensities.reshape(*whole.shape, -1)[..., 0]
     organs = np.flatnonzero((whole > 0) & (whole < IGNORED))
-    return volumes, scan.flat[_evenly(organs)], scan.flat[_evenly(np.arange(scan.size))]
+    inside, everywhere = (intensities.flat[_subsample(i)] for i in (organs, np.arange(whole.size)))
+    return volumes, inside, everywhere
 
 
 def _voxels(file: Any, name: str) -> NDArray[Any]:
@@ -214,7 +216,7 @@ def _voxels(file: Any, name: str) -> NDArray[Any]:
         ) from error
 
 
-def _evenly(indices: NDArray[np.intp]) -> NDArray[np.intp]:
+def _subsample(indices: NDArray[np.intp]) -> NDArray[np.intp]:
     return indices[:: max(1, len(indices) // VOXELS)]
 
 

@@ -15,11 +15,12 @@ import yaml
 
 from stipple_monai.bundle import BUNDLE, check_knobs, configs_of
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import write_text
 from stipple_monai.planning import rules
 from stipple_monai.planning.fingerprint import Fingerprint, take_fingerprint
 from stipple_monai.planning.memory import (
     GPU_SHARE,
+    STATES,
     device_bytes,
     machine_bytes,
     make_network,
@@ -83,8 +84,7 @@ class Plan:
 
     def write(self, path: str | Path, bundle: str | Path = BUNDLE) -> Path:
         """Write the overlay, whole or not at all."""
-        with whole_file(path) as part:
-            part.write_text(self.text(bundle), encoding="utf-8")
+        write_text(path, self.text(bundle))
         return Path(path)
 
 
@@ -128,7 +128,7 @@ def make_plan(
     flat = rules.choose_dimensions(found, device=device)
     if dimensions is not None or paper:
         flat = Choice(dimensions or 2, "given" if dimensions else "the paper's")
-    picked = _Picked(given)
+    picked = _Choices(given)
     _choose_data(picked, found, paper=paper)
     if paper:
         for name, choice in {**PAPER, **_recipe(configs)}.items():
@@ -190,7 +190,7 @@ def _trained_on(device: str | None, memory_gib: float | None) -> tuple[str, torc
     return device, torch.device("meta"), memory_gib * 2**30 * GPU_SHARE
 
 
-class _Picked(dict[str, Choice]):
+class _Choices(dict[str, Choice]):
     """Choices so far; a value that is given wins, and what follows is told of it."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
@@ -207,7 +207,7 @@ class _Picked(dict[str, Choice]):
         return self[name].value
 
 
-def _choose_data(picked: _Picked, found: Fingerprint, *, paper: bool) -> None:
+def _choose_data(picked: _Choices, found: Fingerprint, *, paper: bool) -> None:
     organs = picked.take("organs", rules.choose_organs(found))
     rules.refuse_ignored(found, organs)
     picked.take("organ_names", rules.told_organs(found.organs, organs))
@@ -218,7 +218,7 @@ def _choose_data(picked: _Picked, found: Fingerprint, *, paper: bool) -> None:
 
 
 def _choose_network(
-    picked: _Picked,
+    picked: _Choices,
     found: Fingerprint,
     flat: Choice,
     device: str,
@@ -250,7 +250,7 @@ def _recipe(configs: Path) -> dict[str, Choice]:
 
 
 def _fit(
-    picked: _Picked,
+    picked: _Choices,
     found: Fingerprint,
     size: Sequence[int],
     device: str,
@@ -262,21 +262,20 @@ def _fit(
     how = "counted for a GPU that is not here" if probe.type == "meta" else "measured"
     dimensions = len(size)
     organs = len(picked["organs"].value)
-    tries: list[tuple[Choice, tuple[int, ...]]] = []
     for base in BASES[device]:
-        named = rules.choose_channels(size, dimensions, device=device, base=base)
-        channels = picked.get("channels") or named
+        channels = rules.choose_channels(size, dimensions, device=device, base=base)
         if "channels" in picked.given:
-            channels = Choice(picked.given["channels"], named.why)
-        tries.append((channels, BATCHES[dimensions]))
-    for channels, batches in tries:
+            channels = channels._replace(value=picked.given["channels"])
+        elif "channels" in picked:
+            channels = picked["channels"]
         network = make_network(
             dimensions, image_channels=found.channels, organs=organs, channels=channels.value
         )
+        # What a batch of other size takes follows from one of two.
         shape = [2, found.channels + organs, *size]
         used = _used(network, shape, probe)
-        weights = sum(p.numel() * p.element_size() for p in network.parameters()) * 4
-        for batch in batches:
+        weights = STATES * sum(p.numel() * p.element_size() for p in network.parameters())
+        for batch in BATCHES[dimensions]:
             if (needed := weights + (used - weights) * batch / 2) <= room:
                 told = f"a step takes {needed / 2**30:.2f} of {room / 2**30:.0f} GiB, {how}"
                 return channels, batch, told
@@ -293,7 +292,7 @@ def _used(network: torch.nn.Module, shape: Sequence[int], device: torch.device) 
         return math.inf
 
 
-def _choose_run(picked: _Picked, found: Fingerprint, device: str) -> None:
+def _choose_run(picked: _Choices, found: Fingerprint, device: str) -> None:
     epochs = picked.take("max_epochs", Choice(EPOCHS[device], "of equal length"))
     batch = picked["batch_size"].value
     steps = rules.choose_steps(found, batch, device=device, epochs=epochs)
@@ -308,7 +307,7 @@ def _choose_run(picked: _Picked, found: Fingerprint, device: str) -> None:
     picked.take("cache_rate", rules.choose_cache(found, spacing_mm, machine_bytes()))
 
 
-def _ordered(picked: _Picked) -> dict[str, Choice]:
+def _ordered(picked: _Choices) -> dict[str, Choice]:
     first = [
         *("organs", "organ_names", "background_values", "image_channels"),
         *("percentiles", "window_hu", "mean_hu", "std_hu"),

@@ -120,11 +120,7 @@ def choose_size(
     found: Fingerprint, spacing_mm: Sequence[float], dimensions: int, *, device: str
 ) -> Choice:
     """Voxels of a slice or patch: the median scan, as far as the device is quick with it."""
-    shape, spacing = found.shape["median"], found.spacing_mm["median"]
-    whole = [
-        n * s / (wanted if wanted > 0 else s)
-        for n, s, wanted in zip(shape, spacing, spacing_mm, strict=True)
-    ]
+    whole = _resampled(found, spacing_mm)
     told = " x ".join(f"{n:.0f}" for n in whole[:dimensions])
     size = [max(16, math.ceil(round(n, 3) / 16) * 16) for n in whole[:dimensions]]
     if dimensions == 2:
@@ -147,15 +143,16 @@ def choose_steps(found: Fingerprint, batch: int, *, device: str, epochs: int) ->
 
 def choose_cache(found: Fingerprint, spacing_mm: Sequence[float], memory: int) -> Choice:
     """All scans in memory, or as many as half of it holds."""
-    shape, spacing = found.shape["median"], found.spacing_mm["median"]
-    voxels = math.prod(
-        n * s / (wanted if wanted > 0 else s)
-        for n, s, wanted in zip(shape, spacing, spacing_mm, strict=True)
-    )
-    needed = voxels * 4 * (found.channels + 1) * found.labelled
+    needed = math.prod(_resampled(found, spacing_mm)) * 4 * (found.channels + 1) * found.labelled
     rate = min(1.0, math.floor(memory / 2 / needed * 20) / 20)
     told = f"{needed / 2**30:.2g} of {memory / 2**30:.0f} GiB hold {found.labelled} scans"
     return Choice(rate, told)
+
+
+def _resampled(found: Fingerprint, spacing_mm: Sequence[float]) -> list[float]:
+    """Voxels of the median scan along R, A and S at a spacing; −1 keeps an axis as it is."""
+    figures = zip(found.shape["median"], found.spacing_mm["median"], spacing_mm, strict=True)
+    return [n * own / (wanted if wanted > 0 else own) for n, own, wanted in figures]
 
 
 def choose_prior(

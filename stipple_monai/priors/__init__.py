@@ -10,6 +10,7 @@ from stipple_monai.priors.case_file import cases_path
 from stipple_monai.priors.folder import (
     estimate_priors,
     load_priors,
+    prior_files,
     prior_organs,
     prior_path,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "organ_masks",
     "organ_position",
     "own_cases",
+    "prior_files",
     "prior_organs",
     "prior_path",
     "spacing_along_ras",

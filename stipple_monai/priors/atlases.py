@@ -9,9 +9,9 @@ Atlas
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from stipple_monai.errors import PriorError
 from stipple_monai.files import read_json
@@ -102,11 +102,7 @@ def _key(text: str) -> tuple[str, ...]:
 
 
 def _called(prior: SpatialPrior, organ: int) -> SpatialPrior:
-    kept: dict[str, Any] = {
-        name: getattr(prior, name)
-        for name in (
-            *("spacing_mm", "case_count", "center", "offset_mm", "smoothing_mm"),
-            *("volumes_ml", "log_likelihood"),
-        )
-    }
-    return SpatialPrior(prior.probability, organ=organ, **kept)
+    """The prior under another label value."""
+    called = copy.copy(prior)
+    called.organ = organ
+    return called

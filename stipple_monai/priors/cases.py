@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from stipple_monai.priors.kernel import blurred, room_for
 
@@ -66,11 +67,9 @@ def pack(
         name: of the label's file.
     """
     raw = values.astype(np.float32) if exact else np.rint(255 * values).astype(np.uint8)
-    box = []
-    for axis in range(3):
-        found = np.flatnonzero(raw.any(axis=tuple({0, 1, 2} - {axis})))
-        box.append(slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 1))
-    inside = np.ascontiguousarray(raw[tuple(box)])
+    # All voxels above 0 are one object; where there are none, the first voxel stands for them.
+    (box,) = ndimage.find_objects((raw > 0).astype(np.int8)) or [(slice(0, 1),) * 3]
+    inside = np.ascontiguousarray(raw[box])
     w, h, d = inside.shape
     return Case(
         packed=zlib.compress(inside.tobytes(), level=1),

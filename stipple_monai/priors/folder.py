@@ -53,13 +53,18 @@ def estimate_priors(
     return priors
 
 
+def prior_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Files of all priors in a folder, by name; see :func:`prior_path`."""
+    return sorted(Path(folder).glob("prior_*.nii.gz"))
+
+
 def prior_organs(folder: str | os.PathLike[str]) -> list[int]:
     """Organs whose priors are in a folder, ascending.
 
     Raises:
         PriorError: there is none.
     """
-    names = [path.name.removesuffix(".nii.gz") for path in Path(folder).glob("prior_*.nii.gz")]
+    names = [path.name.removesuffix(".nii.gz") for path in prior_files(folder)]
     organs = sorted(int(n) for name in names if (n := name.removeprefix("prior_")).isdecimal())
     if not organs:
         raise PriorError(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stipple_monai.errors import PriorError
+from stipple_monai.nifti import voxel_ml
 from stipple_monai.parallel import map_in_order
 from stipple_monai.priors.alignment import CoarseMask, common_centers
 from stipple_monai.priors.cases import Case, Cases, pack
@@ -56,17 +57,17 @@ def count_labels(
     """
     organs = [histogram.organ for histogram in histograms]
 
-    def examined(label: Label) -> tuple[_Told, list[_Kept | None]]:
+    def examined(label: Label) -> tuple[_MapName, list[_PackedOrgan | None]]:
         label_map = open_label(label)
         crops = organ_masks(label_map, organs)
         pairs = zip(histograms, crops, strict=True)
         found = [
             crop and _keep(*crop, histogram.center, label_map.name) for histogram, crop in pairs
         ]
-        told = _Told(label_map.name, _values(label_map) if None in found else "")
+        told = _MapName(label_map.name, _values(label_map) if None in found else "")
         return told, found
 
-    without: dict[int, list[_Told]] = {organ: [] for organ in organs}
+    without: dict[int, list[_MapName]] = {organ: [] for organ in organs}
     for case, (name, found) in enumerate(map_in_order(examined, labels, num_workers=num_workers)):
         for histogram, organ in zip(histograms, found, strict=True):
             if organ is not None:
@@ -81,7 +82,7 @@ def count_labels(
         histogram.align()
 
 
-class _Told(NamedTuple):
+class _MapName(NamedTuple):
     """A map's file, and what values it has where an organ is missing."""
 
     name: str
@@ -96,7 +97,7 @@ def _values(label_map: LabelMap) -> str:
     return f"{told}{more}" if told else "0 alone"
 
 
-def _skipped(maps: Sequence[_Told], organ: int) -> str:
+def _skipped(maps: Sequence[_MapName], organ: int) -> str:
     """That maps do not have an organ, a few by their names."""
     first, others = maps[0], maps[1:]
     text = f"{first.name} does not contain organ {organ}: skipped; it has {first.values}."
@@ -107,7 +108,7 @@ def _skipped(maps: Sequence[_Told], organ: int) -> str:
     return f"{text} So are {len(others)} more: {', '.join(named)}{more}."
 
 
-class _Kept(NamedTuple):
+class _PackedOrgan(NamedTuple):
     """An organ of one map, kept until the size of all is known: some tens of kilobytes.
 
     With ``coarse`` up to a megabyte, for a liver.
@@ -136,13 +137,15 @@ class _Kept(NamedTuple):
         return voxels.reshape(self.shape[::-1]).T
 
 
-def _keep(mask: NDArray[np.bool_], affine: NDArray[np.float64], center: Center, name: str) -> _Kept:
+def _keep(
+    mask: NDArray[np.bool_], affine: NDArray[np.float64], center: Center, name: str
+) -> _PackedOrgan:
     bits = zlib.compress(np.packbits(mask.T).tobytes(), level=1)
     groupwise = center == "groupwise"
     point, reach = center_and_reach(mask, affine, "bbox" if groupwise else center)
     coarse = CoarseMask(mask, affine) if groupwise else None
     name = "" if name == UNNAMED else Path(name).name
-    return _Kept(bits, mask.shape, affine, point, reach, coarse, name)
+    return _PackedOrgan(bits, mask.shape, affine, point, reach, coarse, name)
 
 
 class OrganHistogram:
@@ -159,14 +162,14 @@ class OrganHistogram:
     ) -> None:
         self.organ, self.center = organ, center
         self.given_mm = self.spacing_mm = spacing_mm
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, _PackedOrgan] = {}
 
     @property
     def centers_mm(self) -> dict[int, NDArray[np.float64]]:
         """The organ's centre in each map that contains it, by the map's number."""
         return {case: organ.center_mm for case, organ in self._kept.items()}
 
-    def add(self, case: int, organ: _Kept) -> None:
+    def add(self, case: int, organ: _PackedOrgan) -> None:
         """Count the organ of map number ``case``."""
         if self.spacing_mm is None:
             self.spacing_mm = spacing_along_ras(organ.affine)
@@ -218,7 +221,7 @@ class OrganHistogram:
         items = tuple(map_in_order(sampled, organs, num_workers=num_workers))
         return Cases(items, _three((2 * half + 1).tolist()), _three(spacing_mm.tolist()))
 
-    def _found(self) -> tuple[list[_Kept], NDArray[np.float64]]:
+    def _found(self) -> tuple[list[_PackedOrgan], NDArray[np.float64]]:
         if self.spacing_mm is None or not self._kept:
             raise PriorError(
                 f"No label map contains organ {self.organ}: give at least one labelled volume, or "
@@ -228,7 +231,7 @@ class OrganHistogram:
 
 
 def _sampled(
-    item: tuple[_Kept, NDArray[np.int_]],
+    item: tuple[_PackedOrgan, NDArray[np.int_]],
     *,
     largest: NDArray[np.int_],
     in_bins: sparse.csr_array,
@@ -245,7 +248,9 @@ def _sampled(
     return frequency, _case(frequency, organ, mask, exact=True)
 
 
-def _on_grid(organ: _Kept, *, half: NDArray[np.int_], spacing_mm: NDArray[np.float64]) -> Case:
+def _on_grid(
+    organ: _PackedOrgan, *, half: NDArray[np.int_], spacing_mm: NDArray[np.float64]
+) -> Case:
     mask = organ.mask()
     first_mm = organ.center_mm - half * spacing_mm
     values = soft_mask(
@@ -255,15 +260,10 @@ def _on_grid(organ: _Kept, *, half: NDArray[np.int_], spacing_mm: NDArray[np.flo
 
 
 def _case(
-    values: NDArray[np.float32], organ: _Kept, mask: NDArray[np.bool_], *, exact: bool
+    values: NDArray[np.float32], organ: _PackedOrgan, mask: NDArray[np.bool_], *, exact: bool
 ) -> Case:
-    voxel_ml = abs(float(np.linalg.det(organ.affine[:3, :3]))) / 1000
-    return pack(
-        values,
-        exact=exact,
-        volume_ml=int(mask.sum()) * voxel_ml,
-        name=organ.name,
-    )
+    volume_ml = int(mask.sum()) * voxel_ml(organ.affine)
+    return pack(values, exact=exact, volume_ml=volume_ml, name=organ.name)
 
 
 def _three(values: Sequence[Number]) -> tuple[Number, Number, Number]:

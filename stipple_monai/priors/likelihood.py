@@ -79,7 +79,7 @@ def leave_one_out(cases: Cases) -> float | None:
     nats = 0.0
     for case in cases:
         # Only where the label is felt does leaving it out change anything.
-        near = _felt(case, cases)
+        near = _support(case, cases)
         here = tuple(slice(b.start + r, b.stop + r) for b, r in zip(near, cases.room, strict=True))
         values = case.values()
         p = (total[here] - blurred(values, case.first, box=near, sigma=cases.sigma)) * others
@@ -145,11 +145,11 @@ def coarser(cases: Cases) -> Cases:
         return cases
     from_mm = [s * int(f) for s, f in zip(cases.spacing_mm, factor, strict=True)]
     w, h, d = np.ceil(shape / factor).astype(int).tolist()
-    items = tuple(_put_together(case, factor) for case in cases)
+    items = tuple(_coarser_case(case, factor) for case in cases)
     return Cases(items, (w, h, d), (from_mm[0], from_mm[1], from_mm[2]), cases.smoothing_mm)
 
 
-def _put_together(case: Case, factor: NDArray[np.int_]) -> Case:
+def _coarser_case(case: Case, factor: NDArray[np.int_]) -> Case:
     before = [a % f for a, f in zip(case.first, factor.tolist(), strict=True)]
     after = [-(b + n) % f for b, n, f in zip(before, case.shape, factor.tolist(), strict=True)]
     values = np.pad(case.values(), list(zip(before, after, strict=True)))
@@ -170,7 +170,7 @@ def _absent(p: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.log1p(-np.clip(p, FLOOR, 1 - FLOOR)) - np.float32(math.log1p(-FLOOR))
 
 
-def _felt(case: Case, cases: Cases) -> list[slice]:
+def _support(case: Case, cases: Cases) -> list[slice]:
     return [
         slice(a - r, a + n + r) for a, n, r in zip(case.first, case.shape, cases.room, strict=True)
     ]

@@ -109,7 +109,7 @@ def open_label(label: Label) -> LabelMap:
         name = str(label)
         if not Path(label).is_file():
             raise DatasetError(f"There is no label map at {name}.")
-        with _reading(name):
+        with _reading_errors(name):
             # Kept open, because a compressed file cannot be entered in the middle.
             image = nib.load(label, keep_file_open=True)
             array = image.dataobj
@@ -129,7 +129,7 @@ def open_label(label: Label) -> LabelMap:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def _reading_errors(name: str) -> Iterator[None]:
     try:
         yield
     # A TypeError: the file is of a kind that has no voxels.
@@ -178,7 +178,7 @@ def _slabs(label: LabelMap) -> Iterator[tuple[NDArray[np.int_], NDArray[Any]]]:
         index[axis] = slice(first, first + thickness)
         start = np.zeros(3, int)
         start[axis] = first
-        with _reading(label.name):
+        with _reading_errors(label.name):
             slab = np.asanyarray(array[tuple(index)])
         yield start, whole_labels(slab, label.name)
 

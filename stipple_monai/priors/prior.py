@@ -302,20 +302,24 @@ class SpatialPrior:
             smoothing_mm=self.smoothing_mm,
         )
 
-    def _leave_out(self, without: Sequence[int], box: tuple[slice, ...]) -> torch.Tensor:
+    def known_cases(self) -> Cases:
+        """What each label map contributed, or :class:`PriorError` where it was not kept."""
         if self.cases is None:
             raise PriorError(
-                f"The prior of organ {self.organ} was loaded without what each label map "
-                "contributed: estimate it again, or keep the file …_cases.npz beside it."
+                f"The prior of organ {self.organ} must know its cases, of which a label is to be "
+                "left out, got one without: estimate it again, keep the file …_cases.npz beside "
+                "it, or leave no label out."
             )
+        return self.cases
+
+    def _leave_out(self, without: Sequence[int], box: tuple[slice, ...]) -> torch.Tensor:
+        cases = self.known_cases()
         if len({*without}) >= self.case_count:
             raise PriorError(
                 f"`without` must leave one of the {self.case_count} label maps, got {without}: "
                 "place a neutral prior."
             )
-        return torch.from_numpy(
-            self.cases.leave_out(self.probability[box].numpy(), [*{*without}], box)
-        )
+        return torch.from_numpy(cases.leave_out(self.probability[box].numpy(), [*{*without}], box))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the prior as NIfTI (float32, RAS mm, the organ's centre at the origin).

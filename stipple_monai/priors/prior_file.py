@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from stipple_monai.errors import PriorError
 from stipple_monai.files import whole_file
+from stipple_monai.nifti import NIFTI
 from stipple_monai.priors.case_file import cases_path, read_cases, write_cases
 from stipple_monai.priors.cases import Cases, Volumes
 from stipple_monai.priors.organ import UNREADABLE, Center
@@ -67,7 +68,7 @@ def write_prior(prior: Prior, path: str | os.PathLike[str]) -> None:
     Raises:
         PriorError: ``path`` has another ending.
     """
-    if not str(path).endswith((".nii", ".nii.gz")):
+    if not str(path).endswith(NIFTI):
         raise PriorError(f"A prior is saved as '.nii' or '.nii.gz', got {path}.")
     affine = _centred_affine(prior.spacing_mm, prior.probability.shape)
     image = nib.Nifti1Image(prior.probability.numpy(), affine)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from stipple_monai.errors import PriorError
+from stipple_monai.nifti import voxel_ml
 from stipple_monai.priors.cases import Case, Cases
 from stipple_monai.priors.kernel import soft_mask
 from stipple_monai.priors.organ import (
@@ -58,22 +58,18 @@ def own_cases(label: Label, prior: SpatialPrior) -> list[int]:
         >>> own_cases(labels[1], SpatialPrior.estimate(labels))
         [1]
     """
-    if prior.cases is None:
-        raise PriorError(
-            f"The prior of organ {prior.organ} was loaded without its cases, of which a label is "
-            "to be left out: estimate it again, or keep the file …_cases.npz beside it."
-        )
+    cases = prior.known_cases()
     label_map = open_label(label)
     (crop,) = organ_masks(label_map, [prior.organ])
     if crop is None:
         return []
-    overlaps = [overlap(*crop, case, prior.cases) for case in prior.cases]
+    overlaps = [overlap(*crop, case, cases) for case in cases]
     # Of a scan that was given twice both are as like; another patient's is less so.
     limit = max(SAME, max(overlaps) - _AS_LIKE)
     own = [i for i, each in enumerate(overlaps) if each >= limit]
     if not own and label_map.name != UNNAMED:
         name = Path(label_map.name).name
-        named = [i for i, case in enumerate(prior.cases) if case.name == name]
+        named = [i for i, case in enumerate(cases) if case.name == name]
         best = max(named, key=lambda i: overlaps[i], default=None)
         own = [best] if best is not None and overlaps[best] >= SAME_OF_A_NAME else []
     return own
@@ -93,8 +89,7 @@ def overlap(
     Returns:
         In [0, 1]; 0 without a closer look where the volumes differ by more than 30 %.
     """
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    volume_ml = int(mask.sum()) * voxel_ml
+    volume_ml = int(mask.sum()) * voxel_ml(affine)
     if not 1 / _VOLUME_RATIO < volume_ml / case.volume_ml < _VOLUME_RATIO:
         return 0.0
     spacing_mm, values = np.array(cases.spacing_mm), case.values()

@@ -18,6 +18,7 @@ import numpy as np
 from monai.data import MetaTensor
 
 from stipple_monai.data import (
+    first_file,
     label_names,
     read_label_map,
     read_sections,
@@ -29,7 +30,6 @@ from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.page import Block, Text, Viewer
 from stipple_monai.report.viewer import Placed, make_viewer
-from stipple_monai.results import first_file
 from stipple_monai.transforms import LoadScand
 from stipple_monai.visualize import organ_colours
 

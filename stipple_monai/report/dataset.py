@@ -108,12 +108,12 @@ def dataset_page(
         ),
         Section("Settings and versions", [*_recipe(datalist), versions_table()]),
     ]
-    lead = _lead(sections, organs)
+    lead = _introduction(sections, organs)
     title = f"Data set {datalist.parent.name}/{datalist.name}"
     return Page(title, lead, content, colours=name_colours(organs))
 
 
-def _lead(sections: Mapping[str, Sequence[Case]], organs: Mapping[int, str]) -> list[str]:
+def _introduction(sections: Mapping[str, Sequence[Case]], organs: Mapping[int, str]) -> list[str]:
     counts = ", ".join(
         f"{section}: {len(listed)} ({sum(c.truth is not None for c in listed)} with label or truth)"
         for section, listed in sections.items()
@@ -141,7 +141,7 @@ def _case_blocks(
     }
     chosen = choose(scores, ("smallest", "median", "largest"))
     shown = [
-        Case(c.name, c.image, c.truth, about=_about(section, scores[c.name]))
+        Case(c.name, c.image, c.truth, about=_caption(section, scores[c.name]))
         for (section, c), m in zip(cases, found, strict=True)
         if not m.fault
     ]
@@ -223,7 +223,7 @@ def _measure_organs(
         )
 
 
-def _about(section: str, volume_ml: float) -> str:
+def _caption(section: str, volume_ml: float) -> str:
     if math.isnan(volume_ml):
         return f"Section {section}; no label."
     return f"Section {section}; all organs together {volume_ml:.1f} ml."

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from stipple_monai.files import whole_file
+from stipple_monai.files import write_text
 
 NUMBER = re.compile(r"[<>≈+−-]?\s*\d[\d,]*(\.\d+)?(e[+−-]?\d+)?(?=$|[\s%(×])", re.IGNORECASE)
 """What a cell begins with that is sorted as a number, as in the page's script."""
@@ -257,8 +257,7 @@ def write_page(path: str | os.PathLike[str], page: Page) -> Path:
         (path.with_suffix(".md"), render_markdown(page, path.parent)),
         (path, render_html(page)),
     ):
-        with whole_file(target) as part:
-            part.write_text(text, encoding="utf-8", errors="replace")
+        write_text(target, text, errors="replace")
     return path
 
 

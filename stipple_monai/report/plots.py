@@ -29,8 +29,7 @@ def histogram(
     Returns:
         What the picture shows, or ``None`` where there are less than three values in all.
     """
-    finite = {k: [v for v in numbers if np.isfinite(v)] for k, numbers in values.items()}
-    finite = {k: numbers for k, numbers in finite.items() if numbers}
+    finite = _finite(values)
     everything = [v for numbers in finite.values() for v in numbers]
     if len(everything) < 3:
         return None
@@ -47,7 +46,7 @@ def histogram(
     ax.set_xlabel(measure)
     ax.set_ylabel(counted)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    description = f"Histogram of {measure}. {_told(finite)}."
+    description = f"Histogram of {measure}. {_description(finite)}."
     finish_plot(figure, ax, path, description, legend="above")
     return description
 
@@ -70,8 +69,7 @@ def dots(
     Returns:
         What the picture shows, or ``None`` where there are less than three values in all.
     """
-    finite = {k: [v for v in numbers if np.isfinite(v)] for k, numbers in values.items()}
-    finite = {k: numbers for k, numbers in finite.items() if numbers}
+    finite = _finite(values)
     if sum(map(len, finite.values())) < 3:
         return None
     figure, ax = new_plot(1.4 + 0.45 * len(finite))
@@ -87,12 +85,18 @@ def dots(
     ax.set_yticks(range(len(finite)), list(finite), fontsize=12)
     ax.set_ylim(len(finite) - 0.5, -0.5)
     ax.set_xlabel(measure, fontsize=12)
-    description = f"{measure} of each case. {_told(finite)}."
+    description = f"{measure} of each case. {_description(finite)}."
     finish_plot(figure, ax, path, description, legend=None)
     return description
 
 
-def _told(values: Mapping[str, Sequence[float]]) -> str:
+def _finite(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The numbers that are finite, by the names that have any."""
+    finite = {name: [v for v in numbers if np.isfinite(v)] for name, numbers in values.items()}
+    return {name: numbers for name, numbers in finite.items() if numbers}
+
+
+def _description(values: Mapping[str, Sequence[float]]) -> str:
     return "; ".join(
         f"{k}: {len(v)} from {min(v):.3g} to {max(v):.3g}, median {np.median(v):.3g}"
         for k, v in values.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import sha256
-from stipple_monai.priors import SpatialPrior
+from stipple_monai.files import read_json, sha256
+from stipple_monai.priors import SpatialPrior, prior_files
 from stipple_monai.report.cases import (
     MOST_PICTURES,
     WORDS,
@@ -111,12 +110,12 @@ def predictions_page(
     ranks, words, rule = _ranks(known, organs)
     chosen = choose(ranks, words)
     ordered = sorted(known.cases.values(), key=lambda c: (_last(ranks.get(c.name)), c.name))
-    shown = [replace(c, about=_about(c, known, organs)) for c in ordered]
+    shown = [replace(c, about=_caption(c, known, organs)) for c in ordered]
     pictures = case_viewers(shown, chosen, folder, organs=organs, priors=priors, most=most)
     lead = [f"{CONVENTION} Positions and sizes are in mm, RAS. For research, not for diagnosis."]
     kept = [run / name for name in ("settings.json", "provenance.json")]
     remarks = _remarks(known, organs)
-    header, rows = _filled(_rows(known, ordered, organs))
+    header, rows = filled(HEADER, _rows(known, ordered, organs), always=3)
     notes = [text for column, text in NOTES.items() if column in header]
     content = [
         Section("Summary", summary_blocks(known, organs, priors or {})),
@@ -162,9 +161,8 @@ def check_models(run: Path, models: Path | None) -> list[str]:
     settings = run / "settings.json"
     if models is None or not settings.is_file():
         return []
-    recorded = json.loads(settings.read_text(encoding="utf-8")).get("models", {})
-    found = sorted(models.glob("prior_*.nii.gz"))
-    other = [p.name for p in found if recorded.get(p.name, "") != sha256(p)]
+    recorded = read_json(settings).get("models", {})
+    other = [p.name for p in prior_files(models) if recorded.get(p.name, "") != sha256(p)]
     return [f"{name} is another than that which the predictions were made with." for name in other]
 
 
@@ -193,7 +191,7 @@ def _last(value: float | None) -> float:
     return math.inf if value is None or math.isnan(value) else value
 
 
-def _about(case: Case, known: Predictions, organs: Mapping[int, str]) -> str:
+def _caption(case: Case, known: Predictions, organs: Mapping[int, str]) -> str:
     parts = []
     for k, name in organs.items():
         found = known.found[case.name, k]
@@ -220,11 +218,6 @@ def _remarks(known: Predictions, organs: Mapping[int, str]) -> list[str]:
         if said:
             lines.append(f"{name}: {'; '.join(said)}.")
     return lines
-
-
-def _filled(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows without the columns that are empty throughout."""
-    return filled(HEADER, rows, always=3)
 
 
 def _rows(known: Predictions, cases: Sequence[Case], organs: Mapping[int, str]) -> list[list[str]]:

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from stipple_monai.data import read_label_map
 from stipple_monai.errors import DatasetError, PositionError, PriorError
 from stipple_monai.positioning import measure_position
-from stipple_monai.priors import SpatialPrior
+from stipple_monai.priors import SpatialPrior, prior_files
 from stipple_monai.report.cases import Case, case_viewers, read_scan
 from stipple_monai.report.page import Block, Picture, Table, Text
 from stipple_monai.visualize import MAX_PANELS, prior_figure
@@ -112,12 +112,12 @@ def _draw(
             continue
         point = ", ".join(f"{v:.1f}" for v in position.tolist())
         return alt, f"Reference: {case.name}, at the organ's true position, RAS ({point}) mm."
-    image = _black(prior)
+    image = _empty_scan(prior)
     alt = prior_figure(image, prior, (0, 0, 0), path, organ_name=name)
     return alt, "No reference scan shows the organ: on black, around its own centre, in RAS mm."
 
 
-def _black(prior: SpatialPrior) -> MetaTensor:
+def _empty_scan(prior: SpatialPrior) -> MetaTensor:
     """An empty scan on the prior's own grid."""
     spacing = torch.tensor(prior.spacing_mm, dtype=torch.float64)
     shape = torch.tensor(prior.probability.shape)
@@ -152,7 +152,7 @@ def priors_in(folder: str | Path) -> dict[int, SpatialPrior]:
     Raises:
         PriorError: there is none, or a file called like one is none.
     """
-    found = sorted(Path(folder).glob("prior_*.nii.gz"))
+    found = prior_files(folder)
     if not found:
         raise PriorError(f"`models` must hold prior_*.nii.gz, got {folder}: give their folder.")
     return read_prior_files(found)[0]

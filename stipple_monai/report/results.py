@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from stipple_monai.data import organ_volumes, read_label_map, unique_names
+from stipple_monai.data import first_file, organ_volumes, read_label_map, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.cases import Case, datalist_cases, scan_stem
-from stipple_monai.results import first_file, organ_remarks, read_records, score
+from stipple_monai.results import organ_remarks, read_records, score
 from stipple_monai.visualize import on_one_grid, spacing_mm
 
 SEGMENTATION = "_seg.nii.gz"

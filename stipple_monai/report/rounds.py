@@ -14,6 +14,7 @@ from stipple_monai.report.cases import counted, name_colours, organ_names, scan_
 from stipple_monai.report.page import Block, Lines, Page, Picture, Section, Table, Text
 from stipple_monai.report.plots import curves, dots
 from stipple_monai.report.provenance import settings_blocks, versions_table
+from stipple_monai.report.summary import filled
 from stipple_monai.self_training import QUALITY, RoundComparison
 
 HEADER = [
@@ -118,9 +119,7 @@ def _summary(run: Path, rows: Mapping[int, Sequence[Mapping[str, str]]]) -> list
                 *(_mean(found, measure) for measure in _MEASURES),
             ]
         )
-    kept = [i for i in range(len(HEADER)) if i < 3 or any(row[i] for row in body)]
-    header = [HEADER[i] for i in kept]
-    return [*said, Table("", header, [[row[i] for i in kept] for row in body], NOTE)]
+    return [*said, Table("", *filled(HEADER, body, always=3), NOTE)]
 
 
 def _scans(run: Path, number: int) -> tuple[str, str]:

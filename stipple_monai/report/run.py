@@ -12,7 +12,9 @@ from typing import Literal, TypeAlias
 from stipple_monai.bundle import MODEL, read_model, weights_folder
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
+from stipple_monai.nifti import NIFTI
 from stipple_monai.ownership import claim, owned, refuse_foreign
+from stipple_monai.priors import prior_files
 from stipple_monai.report.cases import (
     MOST_PICTURES,
     Case,
@@ -73,7 +75,7 @@ def report(
     out = _target(run) if out is None else Path(out).absolute()
     if pictures < 0:
         raise ValueError(f"`pictures` must be 0 or more, got {pictures}.")
-    beside = _free(out, overwrite=overwrite)
+    beside = _files_folder(out, overwrite=overwrite)
     listed = None if datalist is None else Path(datalist).absolute()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / beside.name
@@ -102,7 +104,7 @@ def detect(run: Path) -> Kind:
     if run.is_file():
         if run.suffix == ".json":
             return "data set"
-        if run.name.lower().endswith((".nii", ".nii.gz")):
+        if run.name.lower().endswith(NIFTI):
             return "prior"
     elif run.is_dir():
         if is_prediction_set(run):
@@ -111,7 +113,7 @@ def detect(run: Path) -> Kind:
             return "rounds"
         if (run / CURVE).is_file() or next(run.glob("*.pt"), None) is not None:
             return "training"
-        if next(run.glob("prior_*.nii.gz"), None) is not None:
+        if prior_files(run):
             return "prior"
         if (run / "dataset.json").is_file():
             return "data set"
@@ -132,7 +134,7 @@ def _target(run: Path) -> Path:
     return run.with_name(f"{stem}_report.html")
 
 
-def _free(out: Path, *, overwrite: bool) -> Path:
+def _files_folder(out: Path, *, overwrite: bool) -> Path:
     """The folder beside a page that may be written."""
     if out.suffix != ".html":
         raise ValueError(f"`out` must end in .html, got {out}.")
@@ -203,7 +205,7 @@ def _references(datalist: Path | None) -> list[Case]:
 def _prior_page(
     run: Path, folder: Path, *, organs: Mapping[int, str], references: Sequence[Case]
 ) -> Page:
-    found = sorted(run.glob("prior_*.nii.gz")) if run.is_dir() else [run]
+    found = prior_files(run) if run.is_dir() else [run]
     priors, files = read_prior_files(found)
     blocks = prior_blocks(priors, folder, organs=organs, references=references)
     lead = [f"{run}.", f"{CONVENTION} Positions and sizes are in mm, RAS."]

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 from stipple_monai.bundle import MODEL, read_model, trained_knobs
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
+from stipple_monai.priors import prior_files
 from stipple_monai.report.calibration import calibration_blocks
 from stipple_monai.report.cases import Case, counted, name_colours
 from stipple_monai.report.page import Block, Page, Picture, Section, Table, Text
@@ -52,14 +53,12 @@ def training_page(
         logs: folder of TensorBoard's events; without it, ``models`` and the folder ``eval`` beside
             it are looked into.
     """
-    weights = sorted(p for p in models.glob("*.pt"))
-    prior_files = sorted(models.glob("prior_*.nii.gz"))
+    weights = sorted(models.glob("*.pt"))
     blocks: list[Block] = []
-    if prior_files:
-        priors, _ = read_prior_files(prior_files)
+    priors, _ = read_prior_files(prior_files(models))
+    if priors:
         blocks += prior_blocks(priors, folder, organs=organs, references=references)
     else:
-        priors = {}
         blocks.append(Text("The folder has no priors: a network without, or moved away.", "lead"))
     lead = [f"Folder {models}.", f"{CONVENTION} Positions and sizes are in mm, RAS."]
     kept = [parent / "settings.json" for parent in (models, models.parent, models.parent.parent)]

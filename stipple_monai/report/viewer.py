@@ -23,16 +23,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stipple_monai.files import whole_file
-from stipple_monai.priors import SpatialPrior, world_point
+from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.layers import decoded, enlarged, label_layer, prior_layer, uri
 from stipple_monai.report.page import Mark, PlaneView, Slice, Viewer
 from stipple_monai.visualize import (
     Plane,
     Section,
     Window,
+    fullest,
     on_one_grid,
     organ_colours,
     spacing_mm,
+    voxel_of,
     window_for,
 )
 
@@ -102,7 +104,7 @@ def make_viewer(
         scan,
         {k: volumes[k][0].numpy() for k in ("truth", "prediction") if k in volumes},
         _placed_chances(scan, list(shown.items())),
-        {k: _voxel(scan, one.position_mm) for k, one in shown.items()},
+        {k: voxel_of(scan, one.position_mm) for k, one in shown.items()},
         window_for([scan[0].numpy()], window),
         organs,
     )
@@ -124,7 +126,7 @@ class _Case(NamedTuple):
     scan: MetaTensor
     labels: Mapping[str, NDArray[Any]]
     contours: Mapping[int, NDArray[np.uint8]]
-    points: Mapping[int, torch.Tensor]
+    points: Mapping[int, NDArray[Any]]
     window: Window
     organs: Mapping[int, str]
 
@@ -149,14 +151,14 @@ def _view(
     voxels = scan[0].numpy()
     slices = [
         Slice(
-            _where(plane, letter, s.index, scan, axis),
+            _slice_caption(plane, letter, s.index, scan, axis),
             _scan_uri(s, voxels, case.window),
             _layers(s, case.labels, case.contours, organs, colours),
         )
         for s in sections
     ]
     marks = [
-        _mark(sections, axis, p.numpy(), colours[k], f"position of {case.organs[k]}")
+        _mark(sections, axis, p, colours[k], f"position of {case.organs[k]}")
         for k, p in inside.items()
     ]
     width, height = sections[0].size_mm
@@ -164,12 +166,7 @@ def _view(
     return PlaneView(plane, width, height, sides, slices, places, marks)
 
 
-def _voxel(scan: MetaTensor, position_mm: Sequence[float]) -> torch.Tensor:
-    inverse = torch.linalg.inv(scan.affine.cpu().double())
-    return (inverse @ torch.cat([world_point(position_mm), torch.ones(1).double()]))[:3]
-
-
-def _is_inside(voxel: torch.Tensor, scan: MetaTensor) -> bool:
+def _is_inside(voxel: NDArray[Any], scan: MetaTensor) -> bool:
     return all(-0.5 <= float(v) < n - 0.5 for v, n in zip(voxel, scan.shape[1:], strict=True))
 
 
@@ -191,8 +188,7 @@ def _keys(labels: Mapping[str, NDArray[Any]], organs: Sequence[int], axis: int) 
         first = next(iter(labels.values()))
         areas = np.array([(first == k).sum(others) for k in organs] or [[0]])
         if areas.any():
-            shares = areas / areas.max(1, keepdims=True).clip(1)
-            keys["largest area"] = int(shares.sum(0).argmax())
+            keys["largest area"] = fullest(areas)
     if len(labels) == 2:
         one, other = labels.values()
         wrong = np.zeros(one.shape[axis], np.int64)
@@ -208,7 +204,7 @@ def _kept(length: int, keys: Any, *, scroll: bool) -> list[int]:
     return sorted({*keys, *(range(0, length, step) if scroll else ())})
 
 
-def _where(plane: str, letter: str, index: int, scan: MetaTensor, axis: int) -> str:
+def _slice_caption(plane: str, letter: str, index: int, scan: MetaTensor, axis: int) -> str:
     """Number and place of a slice, at the middle of the scan, where it is oblique."""
     voxel = [(n - 1) / 2 for n in scan.shape[1:]]
     voxel[axis] = index

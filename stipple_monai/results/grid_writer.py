@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
+from stipple_monai.nifti import NIFTI
 
 # What a header says about where its voxels lie. `pixdim` is copied by itself, since it also
 # counts what is not spatial.
@@ -81,7 +82,7 @@ def on_grid_of(
     Raises:
         DatasetError: ``values`` have another shape than the scan.
     """
-    if not str(scan).lower().endswith((".nii", ".nii.gz")) or Path(scan).is_dir():
+    if not str(scan).lower().endswith(NIFTI) or Path(scan).is_dir():
         affine = np.asarray(metadata["original_affine"], dtype=np.float64)
         image = nib.Nifti1Image(values, affine)
         image.header.set_xyzt_units("mm")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.files import whole_file
-from stipple_monai.nifti import UNREADABLE
+from stipple_monai.nifti import NIFTI, UNREADABLE
 from stipple_monai.ownership import claim
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import Mode, SpatialPrior
@@ -50,7 +50,7 @@ def place_prior(
         DatasetError: the scan or the label cannot be read, or ``out`` is not this package's.
     """
     out, like = Path(out), Path(like)
-    if not out.name.endswith((".nii", ".nii.gz")):
+    if not out.name.endswith(NIFTI):
         raise DatasetError(f"`out` must end in .nii or .nii.gz, got {out}.")
     if (label is None) == (position_mm is None):
         raise PositionError("One of `label` and `position_mm` must be given, to tell the position.")
@@ -81,7 +81,7 @@ def _grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
         raise DatasetError(f"`like` must be a NIfTI file or a DICOM series, got {path}.")
     try:
         image = reader.read(path)
-    except (*UNREADABLE, KeyError) as error:
+    except UNREADABLE as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"`like` must be a whole scan, got {path}: {error}") from error

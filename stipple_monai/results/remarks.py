@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from stipple_monai.errors import DatasetError
 from stipple_monai.nifti import UNREADABLE
 from stipple_monai.priors import SpatialPrior, spacing_along_ras
 from stipple_monai.results.volumes import read_records, rewrite_record
@@ -74,7 +73,7 @@ def scan_remarks(scan: str, training: Mapping[str, Any]) -> list[str]:
     try:
         image: Any = ScanReader().read(Path(scan))
         values = np.asanyarray(image.dataobj)
-    except (*UNREADABLE, DatasetError, KeyError):
+    except UNREADABLE:
         return []
     values = values.reshape(*values.shape[:3], -1)[..., 0].ravel()
     values = values[:: max(1, len(values) // VOXELS)].astype(np.float64)

@@ -9,7 +9,6 @@ folder among them.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -21,9 +20,16 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from stipple_monai.data import files_of_item, label_names, organ_volumes, plain_name, unique_names
+from stipple_monai.data import (
+    files_of_item,
+    first_file,
+    label_names,
+    organ_volumes,
+    plain_name,
+    unique_names,
+)
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import fingerprint, read_json, whole_file, write_csv
+from stipple_monai.files import fingerprint, read_json, write_csv, write_json
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
 
 RECORD = "_volumes.json"
@@ -76,11 +82,6 @@ class ScanNames(Transform):
     def __call__(self, metadict: Mapping[str, Any], saver: Any) -> dict[str, Any]:
         """Tell ``SaveImaged`` a file name, with an ending, which MONAI takes off again."""
         return {"subject": f"{self[metadict['filename_or_obj']]}.nii.gz", "idx": None}
-
-
-def first_file(image: str | Sequence[str]) -> str:
-    """The file by which MONAI knows an image of one or of several files."""
-    return image if isinstance(image, str) else image[0]
 
 
 class VolumeTable:
@@ -222,8 +223,7 @@ def outdate(folder: str | Path, names: Iterable[str]) -> None:
 
 def rewrite_record(folder: str | Path, name: str, record: Mapping[str, Any]) -> None:
     """Write a scan's record, in the place of an older one."""
-    with whole_file(Path(folder) / f"{name}{RECORD}") as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(folder) / f"{name}{RECORD}", record)
 
 
 def _row(row: Mapping[str, Any]) -> list[Any]:
@@ -259,8 +259,7 @@ def write_tables(folder: str | Path) -> Path:
     for record in records.values():
         for row in record["organs"]:
             rows.append([record["scan"], *_row(row)[:-1], _joined(record, row)])
-    with whole_file(folder / "volumes.json") as part:
-        part.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "volumes.json", records)
     path = folder / "volumes.csv"
     write_csv(path, COLUMNS, rows)
     return path

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from stipple_monai.bundle import MODEL
-from stipple_monai.data import files_of_item
+from stipple_monai.data import files_of_item, first_file
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import fingerprint, whole_file
+from stipple_monai.files import fingerprint, write_text
 from stipple_monai.ownership import adopt, begun_with, claim, owned, refuse_inputs
-from stipple_monai.results import RECORD, TABLES, finished, first_file, outdate, read_records
+from stipple_monai.results import RECORD, TABLES, finished, outdate, read_records
 
 SETTINGS = "settings.json"
 CALIBRATION = "calibration.json"
@@ -69,8 +69,7 @@ def begin_results(
         if item["name"] in done:
             _refuse_other_scan(records[item["name"]], item)
     if not ours:
-        with whole_file(path) as part:
-            part.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return [item for item in items if item["name"] not in done]
 
 

@@ -283,7 +283,7 @@ def _write(
     found = torch.as_tensor(decide(fused.logits[0].softmax(0))).as_subclass(Tensor)
     values = torch.tensor([0, *run.organs], dtype=torch.uint8)[found.long()]
     image = on_grid_of(each.grid, values[0].numpy(), {"original_affine": affine})
-    with whole_file(out / f"{each.name}_seg.nii.gz") as part:
+    with whole_file(out / f"{each.name}{SEG}") as part:
         nib.save(image, part)
     meta = {POSITION_META: fused.position_mm[0], CONFIDENCE_META: fused.confidence[0]}
     told = MetaTensor(values, affine=torch.as_tensor(np.asarray(affine)), meta=meta)

@@ -19,15 +19,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stipple_monai.data import NIFTI, onto_grid, read_grid, stem_of
+from stipple_monai.data import onto_grid, read_grid, stem_of
 from stipple_monai.errors import DatasetError
 from stipple_monai.label_values import whole_labels
-from stipple_monai.nifti import UNREADABLE, corner_distance_mm, with_one_geometry
+from stipple_monai.nifti import NIFTI, corner_distance_mm, open_nifti
 
 SUM_TOLERANCE = 0.02
 """Of the sum over classes, which half precision and eight-bit files miss a little."""
@@ -179,12 +178,7 @@ def read_map(map_file: MapFile, channels: Sequence[int]) -> tuple[torch.Tensor, 
 
 
 def _header(path: Path) -> Any:
-    try:
-        file, _ = with_one_geometry(nib.load(path), str(path))
-    except DatasetError:
-        raise
-    except (*UNREADABLE, KeyError) as error:
-        raise DatasetError(f"A scan must be a whole NIfTI file, got {path}: {error}") from error
+    file, _ = open_nifti(path)
     if len(file.shape) < 3:
         raise DatasetError(f"A scan must be 3D, got the shape {file.shape} in {path}.")
     return file

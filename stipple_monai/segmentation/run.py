@@ -26,6 +26,7 @@ from typing import Any
 
 from stipple_monai.bundle import (
     BUNDLE,
+    WEIGHTS,
     Model,
     check_knobs,
     config_path,
@@ -35,14 +36,13 @@ from stipple_monai.bundle import (
     run_bundle,
     weights_folder,
 )
-from stipple_monai.data import label_names, write_datalist
+from stipple_monai.data import first_file, label_names, write_datalist
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256, whole_file
-from stipple_monai.priors import SpatialPrior, prior_path
+from stipple_monai.priors import SpatialPrior, prior_files, prior_path
 from stipple_monai.results import (
     add_remarks,
     finished,
-    first_file,
     has_highdicom,
     rename_organs,
     write_tables,
@@ -156,9 +156,9 @@ def _raise_first(faults: Sequence[DatasetError], tables: Path) -> None:
 
 
 def _known_model(models: Path, *, dicom_seg: bool) -> Model:
-    if not (models / "model.pt").is_file():
+    if not (models / WEIGHTS).is_file():
         raise DatasetError(
-            f"`models` must be a folder with model.pt and the priors, got {models}: give the "
+            f"`models` must be a folder with {WEIGHTS} and the priors, got {models}: give the "
             "folder of the training."
         )
     if dicom_seg and not has_highdicom:
@@ -253,10 +253,6 @@ def _copy(out: Path, copies: Mapping[str, str]) -> None:
                 shutil.copyfile(segmented, part)
 
 
-def _by_text(labels: Mapping[int, str]) -> dict[str, str]:
-    return {str(value): name for value, name in labels.items()}
-
-
 def _run(
     configs: Path,
     out: Path,
@@ -268,7 +264,8 @@ def _run(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         datalist = Path(folder) / "scans.json"
-        write_datalist(datalist, {"test": items}, metadata={"labels": _by_text(labels)})
+        metadata = {"labels": {str(value): name for value, name in labels.items()}}
+        write_datalist(datalist, {"test": items}, metadata=metadata)
         places = {
             "bundle_root": configs.parent,
             "datalist": datalist,
@@ -298,7 +295,7 @@ def _files_of_model(models: Path, knobs: Mapping[str, Any]) -> list[Path]:
     """Weights, priors and, where it was fitted, how much both count."""
     calibration = Path(str(knobs.get("calibration") or models / CALIBRATION))
     fitted = [calibration] if calibration.is_file() else []
-    return [models / "model.pt", *sorted(models.glob("prior_*.nii.gz")), *fitted]
+    return [models / WEIGHTS, *prior_files(models), *fitted]
 
 
 def _priors(model: Model) -> list[SpatialPrior]:

@@ -8,15 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-
-from stipple_monai.data import files_of_item, plain_name, read_datalist, unique_names
+from stipple_monai.data import files_of_item, first_file, plain_name, read_datalist, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest import is_tree, list_series
-from stipple_monai.nifti import UNREADABLE, with_one_geometry
-from stipple_monai.results import check_dicom_seg, first_file, series_files
-
-_NIFTI = (".nii", ".nii.gz")
+from stipple_monai.nifti import NIFTI, open_nifti
+from stipple_monai.results import check_dicom_seg, series_files
 
 
 def find_scans(
@@ -47,13 +43,13 @@ def find_scans(
         path = Path(given).absolute()
         found: list[Any] = [str(path)]
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.name.lower().endswith(_NIFTI))
+            files = sorted(p for p in path.iterdir() if p.name.lower().endswith(NIFTI))
             found = _by_channel([str(p) for p in files if not p.name.startswith(".")], channels)
             if not found:
                 found = _tree(path, modality) if is_tree(path) else [str(path)]
         elif path.suffix == ".json":
             found = [item["image"] for item in read_datalist(path, section)]
-        elif not path.name.lower().endswith(_NIFTI) or not path.exists():
+        elif not path.name.lower().endswith(NIFTI) or not path.exists():
             raise DatasetError(
                 f"Inputs must be NIfTI files, folders or datalists, got {given}, "
                 + ("which has another ending." if path.exists() else "which does not exist.")
@@ -111,7 +107,7 @@ def _check_scan(item: Mapping[str, Any], out: Path, *, dicom_seg: bool) -> None:
                 f"DICOM SEG needs DICOM series as input, got {file}: leave out --dicom-seg, or "
                 "give the folder of the series."
             )
-        _check_header(file)
+        open_nifti(file)
 
 
 def _is_utf_8(text: str) -> bool:
@@ -120,16 +116,6 @@ def _is_utf_8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _check_header(file: Path) -> None:
-    try:
-        image = nib.load(file)
-    except (*UNREADABLE, KeyError) as error:
-        raise DatasetError(
-            f"A scan must be a whole NIfTI file, got {file}, which cannot be read: {error}"
-        ) from error
-    with_one_geometry(image, str(file))
 
 
 def sound_scans(

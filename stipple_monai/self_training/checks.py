@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stipple_monai.bundle import load_weights
+from stipple_monai.bundle import load_weights, refuse_given
 from stipple_monai.data import files_of_item, read_sections, stem_of
 from stipple_monai.errors import DatasetError
 from stipple_monai.ownership import (
@@ -74,12 +74,7 @@ def check_knobs_of_rounds(
         raise DatasetError(
             f'`position_with` must be "newest", "first" or a file of weights, got {position_with}.'
         )
-    taken = [name for name in options if name in GIVEN]
-    if taken:
-        raise ValueError(
-            "`options` must not have knobs that follow from other arguments, got "
-            f"{', '.join(taken)}: give those arguments."
-        )
+    refuse_given(options, GIVEN)
 
 
 def locator_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ from torch.utils.data import Sampler
 
 from stipple_monai.data import files_of_item, read_sections, write_datalist
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import fingerprint, read_json, whole_file
+from stipple_monai.files import fingerprint, read_json, sha256, write_json
 from stipple_monai.inferers import POSITION_META
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.transforms import POSITION_KEY
@@ -186,13 +186,12 @@ class PseudoLabelPool(Sampler[int]):
                 entry[POSITION_KEY] = [[None if math.isnan(x) else x for x in p] for p in points]
             record = {
                 "label": os.path.relpath(label, self.folder),
-                "label_sha256": _sha256([label.read_bytes()]),
+                "label_sha256": sha256(label),
                 "entry": entry,
                 "scan": self._stamps[scan],
                 "made_with": self._made_with,
             }
-            with whole_file(self._records[scan]) as part:
-                part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_json(self._records[scan], record)
             _release(self._claims.pop(scan))
 
     def _give_up(self, error: BaseException) -> None:
@@ -222,7 +221,7 @@ class PseudoLabelPool(Sampler[int]):
             record = read_json(self._records[scan])
             label = self.folder / record["label"]
             same = record["scan"] == self._stamps[scan] and record["made_with"] == self._made_with
-            if not same or record["label_sha256"] != _sha256([label.read_bytes()]):
+            if not same or record["label_sha256"] != sha256(label):
                 return None
             return {"label": os.path.abspath(label), **record["entry"]}
         except (OSError, ValueError, KeyError, TypeError):

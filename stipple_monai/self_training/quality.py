@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 
-from stipple_monai.data import check_pair, read_label_map
+from stipple_monai.data import check_pair, first_file, read_label_map
 from stipple_monai.files import read_csv, write_csv
 
 QUALITY_COLUMNS = ("scan", "organ", "selected_voxels", "precision", "recall", "dice")
@@ -69,7 +69,6 @@ def write_quality(
     """
     rows: list[list[Any]] = []
     for item in labelled:
-        scan = item["image"][0] if isinstance(item["image"], list) else item["image"]
         label = read_label_map(item["label"])
         truth = read_label_map(item["truth"]) if "truth" in item else None
         if truth is not None:
@@ -81,7 +80,7 @@ def write_quality(
             else:
                 numbers = measure_quality(label, truth, organ=organ)
             shown = [f"{x:.4f}" if isinstance(x, float) else x for x in numbers]
-            rows.append([Path(scan).name, organ, *shown])
+            rows.append([Path(first_file(item["image"])).name, organ, *shown])
     write_csv(path, QUALITY_COLUMNS, rows)
     return rows
 

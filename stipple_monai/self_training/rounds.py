@@ -29,23 +29,23 @@ pseudo-labelling with the scans that are missing. A whole training has no ``chec
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 
 from stipple_monai.bundle import (
     BUNDLE,
-    as_written,
     check_knobs,
     config_digests,
     config_path,
     configs_of,
+    merged_configs,
     only_process,
+    reason,
+    remove_checkpoints,
     run_bundle,
     whole_folder,
 )
@@ -57,7 +57,9 @@ from stipple_monai.errors import DatasetError
 from stipple_monai.files import sha256, whole_file
 from stipple_monai.handlers import data_fingerprint
 from stipple_monai.ownership import CONTENTS
+from stipple_monai.progress import Stopwatch
 from stipple_monai.self_training.checks import (
+    BY_CERTAINTY,
     check_knobs_of_rounds,
     check_unlabelled,
     locator_weights,
@@ -202,7 +204,7 @@ def _run_rounds(
         locator = _locator(out, settings["position_with"], number)
         rounds.pseudo_label(number, knobs, locator=locator)
         before, now = out / f"round_{number - 1}", out / f"round_{number}"
-        by_certainty = gamma == {"share": None, "count": None}
+        by_certainty = gamma == BY_CERTAINTY
         fine_tune = by_certainty if settings["fine_tune"] is None else settings["fine_tune"]
         start = {"initial_weights": before / "models" / "model.pt"} if fine_tune else {}
         rounds.train(
@@ -239,10 +241,8 @@ class _Rounds:
         self.always, self.training, self.labelling = files
         self.told: dict[str, Any] = {"configs": configs, "overlays": self.always, "knobs": knobs}
         check_knobs(configs, [*CONFIGS, *chain.from_iterable(files)], knobs)
-        self.started = time.monotonic()
-        parser = ConfigParser()
-        parser.read_config([config_path(configs, "train"), *self.always])
-        parser.update({key: as_written(value) for key, value in knobs.items()})
+        self.say = Stopwatch().say
+        parser = merged_configs(configs, ["train", *self.always], knobs)
         self.organs: list[int] = parser.get_parsed_content("organs")
         self.background: list[int] = parser.get_parsed_content("background_values")
         self.channels: int = parser.get_parsed_content("image_channels")
@@ -256,15 +256,14 @@ class _Rounds:
         if position_with in ("newest", "first"):
             return
         path = Path(position_with)
-        parser = ConfigParser()
-        parser.read_config([config_path(self.configs, "inference"), *self.always, *self.labelling])
-        parser.update({key: as_written(value) for key, value in self.knobs.items()})
+        names: list[str | Path] = ["inference", *self.always, *self.labelling]
+        parser = merged_configs(self.configs, names, self.knobs)
         try:
             parser.get_parsed_content("backbone").load_state_dict(locator_weights(path))
         except RuntimeError as error:
             raise DatasetError(
                 f"`position_with` must be weights of this network, got {path}: give those that "
-                f"were trained with the same knobs. {' '.join(str(error).split())[:200]}"
+                f"were trained with the same knobs. {reason(error)}"
             ) from error
 
     def train(
@@ -293,8 +292,7 @@ class _Rounds:
                 overlays = [*self.always, *self.training]
                 self._run(["train", *overlays], {**places, **logs, **knobs})
         # They are what an interrupted training goes on from; the next round needs only the model.
-        for checkpoint in models.glob("checkpoint_*.pt"):
-            checkpoint.unlink()
+        remove_checkpoints(models)
 
     def pseudo_label(self, number: int, knobs: dict[str, Any], *, locator: Path | None) -> None:
         labels = self.out / f"round_{number}" / "pseudo_labels"
@@ -329,11 +327,6 @@ class _Rounds:
     def _run(self, names: Sequence[str | Path], knobs: dict[str, Any]) -> None:
         places = {"bundle_root": self.out, **knobs}
         run_bundle(self.configs, names, **{"lines": True, "picture": False, **self.knobs, **places})
-
-    def say(self, text: str) -> None:
-        """Print a line with the time that has passed."""
-        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        print(f"[{minutes}:{seconds:02d}] {text}", flush=True)
 
 
 def _locator(out: Path, position_with: str, number: int) -> Path | None:

@@ -21,10 +21,6 @@ from stipple_monai.simulation.scans import (
     simulate_ct,
     write_simulated,
 )
-from stipple_monai.simulation.writing import (
-    write_json,
-    write_nifti,
-)
 
 __all__ = [
     "BTCV_TISSUES",
@@ -34,8 +30,6 @@ __all__ = [
     "read_tissues",
     "simulate_abdomen",
     "simulate_ct",
-    "write_json",
-    "write_nifti",
     "write_phantom",
     "write_simulated",
 ]

@@ -154,7 +154,7 @@ def invent_body(grid: Grid, rng: np.random.Generator) -> NDArray[np.int16]:
     middle = _middle(grid, low, high)
     # x from the middle of the spine, y from its front, which lies behind all that is labelled
     xs = x - np.float32(middle)
-    ys = y - _front(grid, some & (np.abs(xs) < 16), low[1])
+    ys = y - _spine_front(grid, some & (np.abs(xs) < 16), low[1])
 
     side = max(*np.abs(np.array([low[0], high[0]]) - middle), 105)
     wall, wide = _wall(grid, some, (xs, ys), side)
@@ -168,7 +168,7 @@ def invent_body(grid: Grid, rng: np.random.Generator) -> NDArray[np.int16]:
     free = (body == _FAT) & (wall < -2) & (ys > np.where(np.abs(xs) < 45, 0, -25))
     back = ys < 0.1 * np.abs(xs) - 32
     if grid.organ("liver").any():
-        dome = _dome(grid)
+        dome = _diaphragm_height(grid)
         lung = (z > dome + 1.5) & (z > high[2] - 110) & (wall < -1)
         back &= ~lung
         heart = np.hypot(np.hypot((xs + 22) / 58, (ys - 62) / 40), (z - dome.max() - 8) / 34) < 1
@@ -195,7 +195,7 @@ def _middle(grid: Grid, low: Array, high: Array) -> float:
     return (low[0] + high[0]) / 2
 
 
-def _front(grid: Grid, near: NDArray[np.bool_], lowest: float) -> Array:
+def _spine_front(grid: Grid, near: NDArray[np.bool_], lowest: float) -> Array:
     """The front of the spine along y, mm, slice by slice: behind what is labelled near it."""
     at, count = np.flatnonzero(near.any((0, 1))), grid.label.shape[2]
     front = np.full(count, lowest)
@@ -255,7 +255,7 @@ def _paint_spine(body: NDArray[np.int16], xs: Array, ys: Array, height: Array) -
     body[arch] = _COMPACT
 
 
-def _dome(grid: Grid) -> Array:
+def _diaphragm_height(grid: Grid) -> Array:
     """Height of the diaphragm, mm: paraboloids let down on the organs below; ``(W, H, 1)``."""
     top = np.where(grid.organ("liver", "spleen", "stomach"), grid.axes()[2], -1e3).max(2)
     for axis in (0, 1):

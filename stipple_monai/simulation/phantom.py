@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from stipple_monai.data import write_nifti
 from stipple_monai.progress import follow
 from stipple_monai.simulation.anatomy import ORGANS, Canvas
 from stipple_monai.simulation.trunk import paint_trunk
 from stipple_monai.simulation.viscera import paint_viscera
-from stipple_monai.simulation.writing import begin_folder, end_folder, write_nifti
+from stipple_monai.simulation.writing import begin_folder, end_folder
 
 # to be raised with any change that gives a seed another patient
 _VERSION = 1

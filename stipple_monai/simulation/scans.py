@@ -17,7 +17,7 @@ from monai.transforms import CropForeground, ResizeWithPadOrCrop, Spacing
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from stipple_monai.data import read_label_map
+from stipple_monai.data import read_label_map, write_nifti
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint
 from stipple_monai.progress import follow
@@ -31,7 +31,7 @@ from stipple_monai.simulation.body import (
     invent_body,
     open_grid,
 )
-from stipple_monai.simulation.writing import begin_folder, end_folder, write_nifti
+from stipple_monai.simulation.writing import begin_folder, end_folder
 
 Seed: TypeAlias = int | Sequence[int]
 Array: TypeAlias = NDArray[Any]

@@ -11,12 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-from numpy.typing import NDArray
-
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_json, write_json
 from stipple_monai.ownership import begin_set, replace_set
 
 
@@ -49,7 +45,7 @@ def begin_folder(
     if folder.exists() and not folder.is_dir():
         raise DatasetError(f"`folder` must be a folder, got the file {folder}.")
     filled = folder.exists() and any(folder.iterdir())
-    resumes = not overwrite and path.is_file() and path.read_text(encoding="utf-8") == _text(recipe)
+    resumes = not overwrite and _holds(path, recipe)
     if filled and not (resumes or overwrite):
         raise DatasetError(
             f"`folder` must be empty or hold this same {what}, got {folder}, which has other "
@@ -98,20 +94,9 @@ def end_folder(
     return folder / "dataset.json"
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object, whole or not at all."""
-    with whole_file(path) as part:
-        part.write_text(_text(content), encoding="utf-8")
-
-
-def write_nifti(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-    """Write a volume in mm, whole or not at all; the same volume gives the same bytes."""
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    with whole_file(path) as part:
-        # nibabel puts neither name nor time into the gzip header
-        nib.save(image, part)
-
-
-def _text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
+def _holds(path: Path, recipe: Mapping[str, Any]) -> bool:
+    """Whether a file holds this recipe."""
+    try:
+        return bool(read_json(path) == json.loads(json.dumps(recipe)))
+    except (OSError, ValueError):
+        return False

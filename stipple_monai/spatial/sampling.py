@@ -150,14 +150,14 @@ def _along_axes(image: torch.Tensor, steps: Sequence[_Step]) -> torch.Tensor:
     for axis, (_, low, share, inside) in enumerate(steps):
         size = [-1 if a == axis else 1 for a in range(3)]
         high = (low + 1).clamp(max=image.shape[axis] - 1)
-        lower = _taken(image, axis, low)
+        lower = _take_planes(image, axis, low)
         if bool((share > 0).any()):
-            lower.lerp_(_taken(image, axis, high), share.to(image).reshape(size))
+            lower.lerp_(_take_planes(image, axis, high), share.to(image).reshape(size))
         image = lower if bool(inside.all()) else lower.mul_(inside.to(image).reshape(size))
     return image.permute([[s.grid_axis for s in steps].index(a) for a in range(3)])
 
 
-def _taken(image: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+def _take_planes(image: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
     """A copy of some planes of an image."""
     if axis == image.ndim - 1 and image.device.type == "cpu" and image.dtype == torch.float32:
         # Along the last axis index_select takes eight times as long on a processor.

@@ -117,7 +117,7 @@ def _levels(votes: Sequence[Votes], weight: Sequence[float]) -> list[_Level]:
     for factors in (sides, (2, 2, 2), (2, 2, 2)):
         if max(factors) > 1:
             blocks.append(tuple(f * g for f, g in zip(factors, blocks[-1], strict=True)))
-            values.append([_greatest(v, factors) for v in values[-1]])
+            values.append([_block_maxima(v, factors) for v in values[-1]])
     top = max(float(v.values.amax()) for v in values[-1])
     return [
         _Level(
@@ -144,7 +144,7 @@ def _costs(weight: float, block: int, size: int, top: float) -> list[float]:
     return [weight * max(0, d * block - block + 1) ** 2 for d in distances]
 
 
-def _greatest(votes: Votes, block: Sequence[int]) -> Votes:
+def _block_maxima(votes: Votes, block: Sequence[int]) -> Votes:
     """The greatest vote in each block; block j begins with the cell ``block · j``."""
     front = [s % f for s, f in zip(votes.start, block, strict=True)]
     values = reduced(votes.values, block, front, torch.maximum)
@@ -162,12 +162,12 @@ def _worth(level: _Level, box: Box) -> Tensor:
         heard = _cut_out(level.votes[i : i + together], window)
         for axis, costs in enumerate(level.costs):
             shift = box.start[axis] - window.start[axis]
-            heard = _heard_along(heard, axis + 1, shift, shape[axis], costs)
+            heard = _best_along(heard, axis + 1, shift, shape[axis], costs)
         worth += heard.sum(0)
     return worth
 
 
-def _heard_along(
+def _best_along(
     values: Tensor, axis: int, shift: int, length: int, costs: Sequence[float]
 ) -> Tensor:
     """``max_d values[i + shift + d] − costs[|d|]``, at least 0, for i below ``length``."""

@@ -61,7 +61,7 @@ def organ_differences(results: Results, reference: str = "baseline") -> Table:
             found = [results.compare(m, reference, proportion, organ) for m in others]
             corrected = holm([c.t_test for c in found])
             for method, comparison, p in zip(others, found, corrected, strict=True):
-                cells[method].append(_marked(comparison, p))
+                cells[method].append(_with_star(comparison, p))
         rows += cells.values()
     title = f"Minus {TITLES.get(reference, reference).lower()}, by organ"
     header = ["Method", "labels", *(results.name(k) if k is not None else "mean" for k in columns)]
@@ -150,7 +150,7 @@ def organ_positions(results: Results, method: str = "stipple_single") -> Table:
     return Table("Positions by organ", header.split(","), rows, note)
 
 
-def _marked(found: Comparison, p: float) -> str:
+def _with_star(found: Comparison, p: float) -> str:
     if math.isnan(found.difference):
         return DASH
     return f"{found.difference:+.1f}{'*' if p < CERTAIN else ''}"

@@ -8,7 +8,6 @@ studies give the rows of the cells that are done.
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 from stipple_monai.data import label_names, unique_names
 from stipple_monai.errors import StudyError
-from stipple_monai.files import read_csv, read_json, whole_file, write_csv
+from stipple_monai.files import read_csv, read_json, write_csv, write_json
 from stipple_monai.results import SCORE_COLUMNS
 
 ROW_COLUMNS = (
@@ -53,7 +52,7 @@ def write_rows(folder: str | Path, out: str | Path, *, machine: str | None = Non
         table = read_csv(cell / "scores.csv")
         scans = dict.fromkeys(row["scan"] for row in table)
         short = dict(zip(scans, unique_names(list(scans)), strict=True))
-        where, made_with = _where(cell), runs.add(cell)
+        where, made_with = _cell_of(cell), runs.add(cell)
         for row in table:
             known = {**row, **where, **made_with, "scan": short[row["scan"]]}
             known["name"] = names.get(int(row["organ"]), "")
@@ -62,10 +61,7 @@ def write_rows(folder: str | Path, out: str | Path, *, machine: str | None = Non
         raise StudyError(f"No cell is finished in {folder}: wait, or run the study.")
     write_csv(out, ROW_COLUMNS, rows)
     kept = {name: value for name, value in study.items() if name != "datalist"}
-    with whole_file(out.with_suffix(".json")) as part:
-        part.write_text(
-            json.dumps({"study": kept, "runs": runs.found}, indent=1) + "\n", encoding="utf-8"
-        )
+    write_json(out.with_suffix(".json"), {"study": kept, "runs": runs.found}, indent=1)
     return len(rows)
 
 
@@ -118,7 +114,7 @@ def _cells(folder: Path) -> Iterator[Path]:
                     yield cell
 
 
-def _where(cell: Path) -> dict[str, Any]:
+def _cell_of(cell: Path) -> dict[str, Any]:
     place = cell.parents[1]
     found = _PLACE.fullmatch(place.name)
     assert found is not None  # as `_cells` takes them

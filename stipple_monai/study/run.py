@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +39,14 @@ from stipple_monai.bundle import (
 )
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import StudyError
-from stipple_monai.files import read_csv, remove_unfinished, whole_file, write_csv
+from stipple_monai.files import (
+    read_csv,
+    read_json,
+    remove_unfinished,
+    write_csv,
+    write_json,
+    write_text,
+)
 from stipple_monai.handlers import data_fingerprint
 from stipple_monai.ownership import (
     CONTENTS,
@@ -51,6 +57,7 @@ from stipple_monai.ownership import (
     refuse_foreign,
 )
 from stipple_monai.priors import SpatialPrior, prior_path
+from stipple_monai.progress import Stopwatch
 from stipple_monai.report import Picture
 from stipple_monai.results import SCORE_COLUMNS
 from stipple_monai.self_training import QUALITY, QUALITY_COLUMNS, self_train
@@ -105,7 +112,7 @@ def run_study(
     _check_options(study, methods, configs)
     _remember(out, study, methods, configs)
     source = _datalist(study, out)
-    jobs = [job for job in plan_jobs(study, methods) if _left(out, job)]
+    jobs = [job for job in plan_jobs(study, methods) if _is_unfinished(out, job)]
     print(f"{len(jobs)} of {len(plan_jobs(study, methods))} jobs to do in {out}", flush=True)
     arguments = [(study, job, source, out, configs) for job in jobs]
     if workers or slurm:
@@ -173,15 +180,14 @@ def _run_cell(study: Study, job: Job, method: Method, place: Path, configs: Path
             "output_dir": part,
         }
         run_bundle(configs, names, **{"lines": True, **knobs})
-        with whole_file(part / "network.json") as file:
-            file.write_text(json.dumps({"round": last.name}) + "\n", encoding="utf-8")
+        write_json(part / "network.json", {"round": last.name})
 
 
 def _unlabelled(place: Path) -> bool:
     return bool(read_datalist(place / "training.json", "unlabelled", optional=True))
 
 
-def _left(out: Path, job: Job) -> bool:
+def _is_unfinished(out: Path, job: Job) -> bool:
     folder = out / "cells" / job.place / "methods"
     return any(not (folder / method.name).exists() for method in job.methods)
 
@@ -196,20 +202,17 @@ def _attempt(study: Study, job: Job, datalist: Path, out: Path, configs: Path) -
     except Timeout:
         print(f"{job.place}, {job.network}: another process has it", flush=True)
     except Exception as problem:
-        with whole_file(error) as part:
-            part.write_text(traceback.format_exc(), encoding="utf-8")
+        write_text(error, traceback.format_exc())
         print(f"{job.place}, {job.network} failed: {problem}", flush=True)
         return error
     return None
 
 
 def _one_by_one(arguments: Sequence[tuple[Study, Job, Path, Path, Path]]) -> list[Path]:
-    started, failed = time.monotonic(), []
+    say, failed = Stopwatch().say, []
     for number, job in enumerate(arguments, 1):
-        minutes, seconds = divmod(int(time.monotonic() - started), 60)
         names = ", ".join(method.name for method in job[1].methods)
-        where = f"job {number} of {len(arguments)}: {job[1].place}: {names}"
-        print(f"[{minutes}:{seconds:02d}] {where}", flush=True)
+        say(f"job {number} of {len(arguments)}: {job[1].place}: {names}")
         failed.append(_attempt(*job))
     return [error for error in failed if error]
 
@@ -218,9 +221,8 @@ def _remember(out: Path, study: Study, methods: Sequence[Method], configs: Path)
     """Refuse a study that contradicts the cells that are there; it may ask for more of them."""
     path = out / STUDY
     asked = json.loads(json.dumps(dataclasses.asdict(study)))
-    for name in ("title", "dataset", "notes", "organ", "definitions"):
-        del asked[name]
-    for name in ("methods", "proportions", "seeds", "run_folds"):
+    free = ("title", "dataset", "notes", "organ", "definitions")
+    for name in (*free, "methods", "proportions", "seeds", "run_folds"):
         del asked[name]
     if study.datalist is not None:
         asked["data"] = _digest(read_datalist(study.datalist, "training"))
@@ -271,7 +273,7 @@ def collect(study: Study, jobs: Sequence[Job], out: Path) -> Path:
             if not folder.exists():
                 continue
             cell = [method.name, job.proportion, job.fold, job.seed]
-            last = json.loads((folder / "network.json").read_text(encoding="utf-8"))["round"]
+            last = read_json(folder / "network.json")["round"]
             network = place / "networks" / job.network
             bins = _bins(study, method, network / last / "models")
             for row in read_csv(folder / "scores.csv"):

@@ -18,11 +18,10 @@ from stipple_monai.bundle import (
     read_model,
     run_bundle,
 )
-from stipple_monai.data import files_of_item, read_datalist, stem_of, unique_names
+from stipple_monai.data import files_of_item, first_file, read_datalist, stem_of, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, read_json
 from stipple_monai.ownership import adopt, begin_part, begin_set, replace_set
-from stipple_monai.results import first_file
 
 EVALUATION = "evaluation"
 SCORES, RECORD = "scores.csv", "provenance.json"

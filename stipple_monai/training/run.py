@@ -32,10 +32,11 @@ from stipple_monai.bundle import (
     configs_of,
     only_process,
     read_model,
+    remove_checkpoints,
     run_bundle,
     write_model,
 )
-from stipple_monai.data import label_names, read_datalist, read_sections
+from stipple_monai.data import first_file, label_names, read_datalist, read_sections
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv
 from stipple_monai.handlers import data_fingerprint
@@ -48,7 +49,6 @@ from stipple_monai.planning import (
     take_fingerprint,
 )
 from stipple_monai.priors import prior_path
-from stipple_monai.results import first_file
 from stipple_monai.training.description import describe
 
 PLAN = "plan.yaml"
@@ -122,8 +122,7 @@ def train(
         if not _is_trained(out, validated=bool(sections.get("validation"))):
             places = {"bundle_root": out, "datalist": Path(datalist).resolve(), "seed": seed}
             _run(read_model(out), configs, train_overlays, places, prior=not baseline)
-        for checkpoint in out.glob("checkpoint_*.pt"):
-            checkpoint.unlink()
+        remove_checkpoints(out)
     return out / WEIGHTS
 
 

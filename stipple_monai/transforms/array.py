@@ -328,12 +328,7 @@ def _several(priors: Sequence[SpatialPrior]) -> tuple[SpatialPrior, ...]:
 def _with_cases(priors: Sequence[SpatialPrior]) -> tuple[SpatialPrior, ...]:
     several = _several(priors)
     for prior in several:
-        if prior.cases is None:
-            raise PriorError(
-                f"`leave_one_out` needs the cases of organ {prior.organ}'s prior, which was loaded "
-                "without: estimate it again, keep the file …_cases.npz beside it, or leave no "
-                "label out."
-            )
+        prior.known_cases()
     return several
 
 

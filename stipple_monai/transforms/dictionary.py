@@ -129,12 +129,12 @@ class PriorAlignd(MapTransform):
         keys = list(self.key_iterator(d, self.prior_key))
         if not keys:
             return d
-        positions, left_out = self._where(d)
+        positions, left_out = self._positions(d)
         for key, prior_key in keys:
             d[prior_key] = self.align(d[key], positions, left_out)
         return d
 
-    def _where(self, d: Mapping[Hashable, Any]) -> tuple[Any, Any]:
+    def _positions(self, d: Mapping[Hashable, Any]) -> tuple[Any, Any]:
         """Positions, and the cases that are left out."""
         measured = self.position_key not in d
         label = d.get(self.label_key) if self.label_key is not None else None

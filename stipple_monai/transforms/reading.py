@@ -14,10 +14,10 @@ from monai.data import ImageReader, NibabelReader
 from monai.transforms import LoadImaged, Spacingd
 from monai.utils import ensure_tuple
 
-from stipple_monai.data import NIFTI, OTHER_GRIDS, read_grid, whole_numbers
+from stipple_monai.data import OTHER_GRIDS, read_grid, whole_numbers
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest import open_series, read_series
-from stipple_monai.nifti import UNREADABLE, with_one_geometry
+from stipple_monai.nifti import NIFTI, UNREADABLE, with_one_geometry
 
 _UNLOADABLE = (*UNREADABLE, RuntimeError, MemoryError)
 

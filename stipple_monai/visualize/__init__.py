@@ -29,10 +29,14 @@ from stipple_monai.visualize.sections import (
     Plane,
     Section,
     Window,
-    on_one_grid,
-    spacing_mm,
+    fullest,
     window_for,
     write_png,
+)
+from stipple_monai.visualize.volumes import (
+    on_one_grid,
+    spacing_mm,
+    voxel_of,
 )
 
 __all__ = [
@@ -46,12 +50,14 @@ __all__ = [
     "dice_table",
     "draw_comparisons",
     "finish_plot",
+    "fullest",
     "new_plot",
     "on_one_grid",
     "organ_colours",
     "overlay_figure",
     "prior_figure",
     "spacing_mm",
+    "voxel_of",
     "window_for",
     "write_png",
 ]

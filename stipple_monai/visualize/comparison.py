@@ -32,11 +32,13 @@ from stipple_monai.visualize.sections import (
     draw_prior,
     legend,
     new_figure,
-    on_one_grid,
     outline_key,
-    spacing_mm,
     window_for,
     write_png,
+)
+from stipple_monai.visualize.volumes import (
+    on_one_grid,
+    spacing_mm,
 )
 
 __all__ = [

@@ -37,13 +37,17 @@ from stipple_monai.visualize.sections import (
     draw_mask,
     draw_outline,
     draw_prior,
+    fullest,
     legend,
     new_figure,
-    on_one_grid,
     outline_key,
-    spacing_mm,
     window_for,
     write_png,
+)
+from stipple_monai.visualize.volumes import (
+    on_one_grid,
+    spacing_mm,
+    voxel_of,
 )
 
 MAX_PANELS = 10
@@ -102,7 +106,7 @@ def prior_figure(
     volumes = on_one_grid(image=image, label=label)
     scan, point = volumes["image"], world_point(position_mm)
     shown = np.unique(np.linspace(0, prior.bins - 1, min(prior.bins, MAX_PANELS)).round())
-    planes = [_bin_plane(scan.affine.cpu().double(), prior, point, int(b)) for b in shown]
+    planes = [_bin_plane(scan, prior, point, int(b)) for b in shown]
     box = box_around(*_corners(prior, point, scan, planes), scan, margin_mm=margin_mm)
     at = np.clip([round(v[2]) for v in planes], 0, scan.shape[3] - 1).tolist()
     sections = [Section("axial", index, box, spacing_mm(scan)) for index in at]
@@ -141,7 +145,7 @@ def _corners(
     Raises:
         PositionError: the prior lies outside the scan.
     """
-    position = _voxel(scan.affine.cpu().double(), point)
+    position = voxel_of(scan, point)
     half = torch.tensor(prior.size_mm, dtype=torch.float64) / 2
     reach = half[:2].numpy() / spacing_mm(scan)[:2]
     low, high = np.copy(position), np.copy(position)
@@ -296,8 +300,7 @@ def _fullest(
     planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
     for axis, plane in zip((2, 1, 0), planes, strict=True):
         area = truth.sum(tuple(a + 1 for a in range(3) if a != axis))
-        index = int((area / area.max(1, keepdims=True).clip(1)).sum(0).argmax())
-        sections.append(Section(plane, index, box, spacing_mm(scan)))
+        sections.append(Section(plane, fullest(area), box, spacing_mm(scan)))
     return sections
 
 
@@ -315,17 +318,12 @@ def probability_of(prior: MetaTensor, channels: int) -> NDArray[Any]:
     return prior.float().numpy()
 
 
-def _voxel(affine: torch.Tensor, point_mm: torch.Tensor) -> NDArray[np.float64]:
-    """The voxel coordinates, whole at voxels' centres, of a world point."""
-    return (torch.linalg.inv(affine) @ torch.cat([point_mm, torch.ones(1).double()]))[:3].numpy()
-
-
 def _bin_plane(
-    affine: torch.Tensor, prior: SpatialPrior, point: torch.Tensor, b: int
+    scan: MetaTensor, prior: SpatialPrior, point: torch.Tensor, b: int
 ) -> NDArray[np.float64]:
     """The voxel coordinates of a bin's middle."""
     height = (b - (prior.bins - 1) / 2) * prior.spacing_mm[2]
-    return _voxel(affine, point + torch.tensor([0, 0, height], dtype=torch.float64))
+    return voxel_of(scan, point + torch.tensor([0, 0, height], dtype=torch.float64))
 
 
 def _slice_at(scan: MetaTensor, index: float) -> MetaTensor:

@@ -8,10 +8,10 @@ from typing import Any
 
 from monai.data import MetaTensor
 
-from stipple_monai.data import read_label_map, read_volume, unique_names
+from stipple_monai.data import first_file, read_label_map, unique_names
 from stipple_monai.files import read_csv
 from stipple_monai.priors import SpatialPrior
-from stipple_monai.transforms import PriorAlign
+from stipple_monai.transforms import LoadScand, PriorAlign
 from stipple_monai.visualize.comparison import Kind, best_case_for, comparison_figure
 
 KINDS: dict[Kind, str] = {
@@ -41,7 +41,7 @@ def draw_comparisons(
     Returns:
         The pictures by kind; a kind that no case has is absent.
     """
-    names = unique_names([item["image"] for item in items])
+    names = unique_names([first_file(item["image"]) for item in items])
 
     def case(index: int) -> dict[str, MetaTensor]:
         name = f"{names[index]}_seg.nii.gz"
@@ -57,8 +57,10 @@ def draw_comparisons(
         index = best_case_for(kind, map(case, range(len(items))), organ=prior.organ)
         if index is None:
             continue
-        image = read_volume(items[index]["image"])
-        placed = PriorAlign([prior])(image, [positions[str(items[index]["image"])]])
+        scan = items[index]["image"]
+        # Of several channels the first, which shows the same anatomy as the others.
+        image = LoadScand("image", ensure_channel_first=True)({"image": scan})["image"][:1]
+        placed = PriorAlign([prior])(image, [positions[first_file(scan)]])
         drawn[kind] = out / name
         volumes = case(index)
         comparison_figure(

@@ -20,7 +20,6 @@ from typing import Any, Literal, TypeAlias
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,12 +31,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 from numpy.typing import NDArray
 
-from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
-from stipple_monai.priors import is_invertible
+from stipple_monai.visualize.volumes import spacing_mm
 
 Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
 Window: TypeAlias = tuple[float, float]
@@ -103,43 +100,13 @@ class Section:
         return x, y
 
 
-def on_one_grid(**volumes: MetaTensor | None) -> dict[str, MetaTensor]:
-    """Turn volumes to RAS axes and check that they share one grid.
+def fullest(areas: NDArray[Any]) -> int:
+    """The slice that shows most of all organs, of their areas ``(K, slices)``.
 
-    Args:
-        **volumes: ``(C, W, H, D)`` of any orientation by their names; ``None`` is left out.
-            ``C`` is 1, save that of one named ``prior``.
-
-    Returns:
-        The volumes on the CPU.
-
-    Raises:
-        DatasetError: a volume is no MetaTensor, has other axes, no invertible affine, values that
-            are not finite, or another grid than the first.
+    Each organ's area counts as a share of its largest, so that a small organ weighs as much as a
+    large one.
     """
-    given = {name: volume for name, volume in volumes.items() if volume is not None}
-    turned = {name: _to_ras(name, volume) for name, volume in given.items()}
-    first, reference = next(iter(turned.items()))
-    for name, volume in turned.items():
-        if volume.shape[1:] != reference.shape[1:]:
-            raise DatasetError(
-                f"`{name}` must have the shape of `{first}`, {tuple(reference.shape[1:])} on RAS "
-                f"axes, got {tuple(volume.shape[1:])}: resample it to the grid of `{first}`."
-            )
-        corner = torch.tensor([*volume.shape[1:], 1.0], dtype=torch.float64)
-        gap = float(((volume.affine.double() - reference.affine.double()) @ corner).abs().max())
-        if gap > 0.1 * min(spacing_mm(reference)):
-            raise DatasetError(
-                f"`{name}` must lie where `{first}` lies, but their grids are {gap:.3g} mm apart "
-                f"at a corner: resample it to the grid of `{first}`."
-            )
-    return turned
-
-
-def spacing_mm(volume: MetaTensor) -> tuple[float, float, float]:
-    """Voxel size along the array's axes."""
-    x, y, z = torch.linalg.vector_norm(volume.affine[:3, :3].double(), dim=0).tolist()
-    return x, y, z
+    return int((areas / areas.max(1, keepdims=True).clip(1)).sum(0).argmax())
 
 
 def box_around(
@@ -197,7 +164,7 @@ def draw_image(ax: Axes, section: Section, volume: NDArray[Any], window: Window)
         vmin=low,
         vmax=high,
         interpolation="bilinear",
-        **_at(section),
+        **_imshow_options(section),
     )
     width, height = section.size_mm
     ax.set_facecolor("black")
@@ -221,7 +188,7 @@ def draw_mask(
     paint = np.zeros((*shown.shape, 4))
     paint[..., :3] = to_rgb(colour)
     paint[..., 3] = alpha * shown
-    ax.imshow(paint, interpolation="nearest", **_at(section))
+    ax.imshow(paint, interpolation="nearest", **_imshow_options(section))
 
 
 def draw_outline(
@@ -242,7 +209,7 @@ def draw_prior(ax: Axes, section: Section, prior: NDArray[Any]) -> ScalarMappabl
     paint = colours.to_rgba(shown)
     # A prior near zero must not hide the scan below it.
     paint[..., 3] = 0.5 * np.clip(shown / PRIOR_LEVELS[0], 0, 1)
-    ax.imshow(paint, interpolation="bilinear", **_at(section))
+    ax.imshow(paint, interpolation="bilinear", **_imshow_options(section))
     lines = colours.to_rgba(np.array(PRIOR_LEVELS))
     contour(ax, section, shown, PRIOR_LEVELS, colors=lines, linewidths=1.2)
     return colours
@@ -316,29 +283,7 @@ def write_png(figure: Figure, path: str | os.PathLike[str], description: str) ->
         figure.savefig(temporary, dpi=DPI, metadata={"Description": description, "Software": None})
 
 
-def _to_ras(name: str, volume: MetaTensor) -> MetaTensor:
-    if not isinstance(volume, MetaTensor):
-        raise DatasetError(
-            f"`{name}` must be a MetaTensor, whose affine says where it lies, got {type(volume)}."
-        )
-    if volume.ndim != 4 or (len(volume) != 1 and name != "prior") or not volume.numel():
-        raise DatasetError(
-            f"`{name}` must have the shape (1, W, H, D), got {tuple(volume.shape)}: give one "
-            "channel of one volume, and a slice as W × H × 1."
-        )
-    affine = volume.affine.detach().cpu().double()
-    if not is_invertible(affine):
-        raise DatasetError(
-            f"`{name}` must have an invertible 4 × 4 affine, got {affine.tolist()}: "
-            "correct its header."
-        )
-    if not bool(torch.isfinite(volume).all()):
-        raise DatasetError(f"`{name}` must be finite, got NaN or infinity: correct the volume.")
-    plain = MetaTensor(volume.detach().cpu().as_tensor(), affine=affine)
-    return Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(plain)
-
-
-def _at(section: Section) -> dict[str, Any]:
+def _imshow_options(section: Section) -> dict[str, Any]:
     width, height = section.size_mm
     return {"origin": "lower", "extent": (0, width, 0, height)}
 

@@ -69,10 +69,8 @@ TRAINED = {**WITHOUT_PRIOR, "patch_3d_prior": ["patch_3d"], "atlas_prior": ["atl
 every_method = pytest.mark.parametrize("method", TRAINED)
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Can't merge entry"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
 

@@ -13,11 +13,7 @@ PAIRS = ("mean_teacher", "cps", "bcp", "unimatch")
 # what decides is left to the bundle: fused by constants, expected Dice
 KNOBS = {k: v for k, v in NETWORK.items() if k not in ("calibration", "decision")}
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere")
 
 
 def defined(*names):

@@ -35,9 +35,7 @@ fuzzed = settings(
 OURS = (DatasetError, PriorError, PositionError)
 SHAPE = (8, 7, 6)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def label():

@@ -11,8 +11,7 @@ from helpers.bright_scans import KNOBS, bright_scan
 
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
-from stipple_monai.bundle import check_knobs
-from stipple_monai.bundle.stages import BUNDLE
+from stipple_monai.bundle import BUNDLE, check_knobs
 from stipple_monai.data import read_datalist, split_datalist, write_datalist
 from stipple_monai.files import read_csv, read_json, write_csv
 from stipple_monai.results import read_records
@@ -38,6 +37,8 @@ def error_of(capsys, *arguments):
         ["phantom", "x", "--size", "many"],
         ["phantom", "x", "--seed", "-1"],
         ["phantom", "x", "--seed", "٣"],
+        ["train", "x", "y", "--seed", "-1"],
+        ["calibrate", "x", "y", "--seed", "-1"],
         ["phantom", "x", "--size", "100000000"],
         ["phantom", "x", "--size", "8"],
         ["simulate", "x", "y", "--organs", "1=1.5"],

@@ -16,11 +16,7 @@ from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import DatasetError
 from stipple_monai.networks import Calibration
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . (is predicted nowhere|has no certain)"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Organ . (is predicted nowhere|has no certain)")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from helpers.method_runs import (
     NETWORK,
     TRAINING,
-    make_scans,
     parsed,
     partly_labelled,
     resume_second_epoch,
@@ -40,11 +39,6 @@ OPTIONS = {
     "threshold": 0.48,
     "self_taught_start": 0.5,
 }
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
 
 
 # parts
@@ -276,8 +270,7 @@ def test_training_with_mixed_precision():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    root = make_scans(tmp_path_factory.mktemp("scans"))
+def trained(root):
     run(METHOD, root, **SMALL)
     return root
 

@@ -10,7 +10,6 @@ import torch
 from helpers.method_runs import (
     NETWORK,
     TRAINING,
-    make_scans,
     parsed,
     partly_labelled,
     resume_second_epoch,
@@ -32,11 +31,6 @@ from stipple_monai.engines.copy_paste import (
 
 METHOD = ("train", "baseline", "unlabelled", "copy_paste")
 OPTIONS = {"pretraining_share": 0.5, "decay": 0.6, "unlabelled_weight": 0.5}
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
 
 
 # parts
@@ -232,17 +226,6 @@ def test_training_with_mixed_precision():
 
 
 # the bundle
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_scans(tmp_path_factory.mktemp("scans"))
-
-
-@pytest.fixture(scope="module")
-def trained(root):
-    run(METHOD, root, **TRAINING)
-    return root
 
 
 def test_overlay_has_the_authors_numbers(root):

@@ -9,7 +9,6 @@ import torch
 from helpers.method_runs import (
     NETWORK,
     TRAINING,
-    make_scans,
     parsed,
     partly_labelled,
     resume_second_epoch,
@@ -24,11 +23,6 @@ from stipple_monai.engines.cross_pseudo import CrossPseudoTrainer, cross_pseudo_
 
 METHOD = ("train", "baseline", "unlabelled", "cross_pseudo")
 OPTIONS = {"pseudo_weight": 1.5, "ramp_share": 0.5}
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
 
 
 def log_softmax(numbers, chosen):
@@ -161,17 +155,6 @@ def test_training_with_mixed_precision():
 
 
 # the bundle
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_scans(tmp_path_factory.mktemp("scans"))
-
-
-@pytest.fixture(scope="module")
-def trained(root):
-    run(METHOD, root, **TRAINING)
-    return root
 
 
 def test_overlay_has_two_networks_that_begin_differently(root):

@@ -11,7 +11,6 @@ import torch
 from helpers.method_runs import (
     NETWORK,
     TRAINING,
-    make_scans,
     parsed,
     partly_labelled,
     resume_second_epoch,
@@ -31,7 +30,6 @@ from stipple_monai.engines.mean_teacher import (
     masked_consistency,
     mean_prediction,
     predictive_entropy,
-    ramp,
     teacher_decay,
 )
 
@@ -43,18 +41,8 @@ OPTIONS = {
     "consistency_weight": 5.0,
 }
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
-
 
 # parts
-
-
-def test_ramp():
-    values = [ramp(t) for t in (-1, 0, 0.25, 1, 7)]
-    assert values == pytest.approx([math.exp(-5)] * 2 + [math.exp(-2.8125), 1, 1])
 
 
 def test_teacher_decay_is_that_of_a_plain_mean_at_first():
@@ -245,17 +233,6 @@ def test_training_with_mixed_precision():
 # the bundle
 
 METHOD = ("train", "baseline", "unlabelled", "mean_teacher")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_scans(tmp_path_factory.mktemp("scans"))
-
-
-@pytest.fixture(scope="module")
-def trained(root):
-    run(METHOD, root, **TRAINING)
-    return root
 
 
 def test_overlay_has_the_papers_numbers(root):

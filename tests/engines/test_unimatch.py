@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from helpers.method_runs import (
     NETWORK,
     TRAINING,
-    make_scans,
     parsed,
     partly_labelled,
     resume_second_epoch,
@@ -37,11 +36,6 @@ OPTIONS = {
     "perturbed_weight": 0.5,
     "feature_dropout": 0.5,
 }
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
 
 
 # parts
@@ -235,17 +229,6 @@ def test_training_with_mixed_precision():
 
 
 # the bundle
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_scans(tmp_path_factory.mktemp("scans"))
-
-
-@pytest.fixture(scope="module")
-def trained(root):
-    run(METHOD, root, **TRAINING)
-    return root
 
 
 def test_overlay_has_the_authors_numbers(root):

@@ -41,11 +41,7 @@ TRAINING = {
 }
 # what a network sees after an epoch is nowhere certain
 INFERENCE = {**NETWORK, "progress": False, "minimum_confidence": 0}
-QUIET = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
+QUIET = [pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere")]
 
 
 def load(name):

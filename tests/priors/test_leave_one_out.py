@@ -274,7 +274,7 @@ def test_numbers_are_those_of_the_maps_that_have_the_organ():
 
 def test_what_own_cases_needs(tmp_path):
     bare = SpatialPrior(torch.ones(3, 3, 3), spacing_mm=(1, 1, 1))
-    with pytest.raises(PriorError, match=r"loaded without its cases.*: estimate it again"):
+    with pytest.raises(PriorError, match=r"must know its cases.*: estimate it again"):
         own_cases(LABELS[0], bare)
     prior = SpatialPrior.estimate(LABELS)
     with pytest.raises(DatasetError, match="There is no label map at"):

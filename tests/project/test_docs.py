@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 
 import stipple_monai
 from stipple_monai.__main__ import make_parser
-from stipple_monai.bundle.stages import BUNDLE
+from stipple_monai.bundle import BUNDLE
 from stipple_monai.handlers import EpochSeed
 from stipple_monai.simulation import write_phantom
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import stipple_monai
-from stipple_monai.bundle.stages import BUNDLE
+from stipple_monai.bundle import BUNDLE
 
 SOURCES = sorted(Path(stipple_monai.__file__).parent.rglob("*.py"))
 CONFIGS = sorted((BUNDLE / "configs").glob("*.yaml"))

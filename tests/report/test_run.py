@@ -35,7 +35,6 @@ AFFINE = np.diag([-3.0, 2.0, 5.0, 1.0])
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
 ]
 

@@ -12,7 +12,6 @@ from stipple_monai.segmentation import run as module
 from stipple_monai.segmentation import segment
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
     pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom"),
 ]

@@ -382,7 +382,7 @@ def test_the_grid_file_is_a_sound_scan(data, tmp_path):
     options = {"priors": data / "priors"}
     (tmp_path / "s0.nii.gz").write_bytes(b"nothing")
     maps = [data / "nnunet/s0.npz"]
-    with pytest.raises(ValueError, match="A scan must be a whole NIfTI file"):
+    with pytest.raises(ValueError, match="`path` must be a whole NIfTI file"):
         fuse(maps, tmp_path / "a", like=[tmp_path / "s0.nii.gz"], **options)
     metres = nib.Nifti1Image(np.zeros((4, 4, 4)), AFFINE)
     metres.header.set_xyzt_units("meter")

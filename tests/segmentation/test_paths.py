@@ -9,8 +9,6 @@ from helpers.threshold_model import write_model, write_scan
 
 from stipple_monai.segmentation import segment
 
-pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

@@ -11,7 +11,6 @@ from stipple_monai.bundle import write_model as write_known
 from stipple_monai.planning.fingerprint import example_fingerprint
 from stipple_monai.segmentation import segment
 
-pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 CT = {"mean": 0.0, "sd": 300.0, "p00_5": -1020.0, "p50": 0.0, "p99_5": 900.0}
 
 

@@ -19,7 +19,7 @@ from helpers.threshold_model import same_grid, write_model, write_model_file, wr
 
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
-from stipple_monai.bundle.stages import run_bundle
+from stipple_monai.bundle import run_bundle
 from stipple_monai.data import write_datalist
 from stipple_monai.networks import Calibration
 from stipple_monai.results import finished, read_records, series_files, write_tables
@@ -30,10 +30,7 @@ CHAOS = DATA / "dicom" / "chaos_ct" / "DICOM_anon"
 SHAPE = (12, 10, 6)
 AFFINE = np.diag([-3.0, 2.0, 5.0, 1.0])
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +142,9 @@ def test_equal_file_names_are_told_apart(tmp_path, model):
         ("a.txt", "Inputs must be NIfTI files, folders or datalists, got .*another ending"),
         ("empty", "A folder must hold one DICOM series, got 0"),
         ("none.json", "`path` must be a datalist"),
-        ("torn.nii.gz", "A scan must be a whole NIfTI file, got .*torn.nii.gz, which cannot"),
+        ("torn.nii.gz", "`path` must be a whole NIfTI file, got .*torn.nii.gz, which cannot"),
         ("cut.nii.gz", "`image` must be a scan that MONAI can read, got .*cut.nii.gz: "),
-        ("text.nii", "A scan must be a whole NIfTI file, got .*text.nii, which cannot"),
+        ("text.nii", "`path` must be a whole NIfTI file, got .*text.nii, which cannot"),
         ("micron.nii.gz", "`path` must be in mm, got micron in .*micron.nii.gz"),
         (
             "flat.nii.gz",

@@ -19,7 +19,6 @@ from stipple_monai.segmentation import segment
 from stipple_monai.segmentation.scans import find_scans, sound_scans
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
     pytest.mark.filterwarnings("ignore:Look at"),
 ]

@@ -22,7 +22,6 @@ minimum_confidence: 0
 device: $torch.device('cpu')
 """
 AFFINE = np.diag([3.0, 3.0, 5.0, 1.0])
-pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 
 
 @pytest.fixture

@@ -35,11 +35,7 @@ CONFIGS = BUNDLE / "configs"
 ORIGIN = {"model": "/m/model.pt", "share": 0.5, "round": 2}
 POSITIONS = {"b": [[1.5, 2.0, -3.0]], "c": [[math.nan] * 3], "d": None}
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere")
 
 
 class Bench:

@@ -21,8 +21,7 @@ from scipy import ndimage
 
 from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
-from stipple_monai.bundle import read_model
-from stipple_monai.bundle.stages import BUNDLE
+from stipple_monai.bundle import BUNDLE, read_model
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
 from stipple_monai.self_training.checks import GIVEN, round_sections
@@ -31,9 +30,7 @@ from stipple_monai.self_training.rounds import self_train
 
 pytestmark = [
     pytest.mark.training,
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
 

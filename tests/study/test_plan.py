@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from stipple_monai import DatasetError
-from stipple_monai.bundle.stages import BUNDLE, config_path
+from stipple_monai.bundle import BUNDLE, config_path
 from stipple_monai.study.plan import Job, Study, divide, plan_jobs, read_methods, read_study
 
 STUDIES = BUNDLE / "studies"

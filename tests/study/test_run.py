@@ -19,8 +19,7 @@ from helpers.forks import exit_status, fork, needs_fork
 
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
-from stipple_monai.bundle import weights_folder
-from stipple_monai.bundle.stages import BUNDLE
+from stipple_monai.bundle import BUNDLE, weights_folder
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import StudyError
 from stipple_monai.files import read_csv, sha256
@@ -49,9 +48,7 @@ ENTRIES = {
 
 pytestmark = [
     pytest.mark.training,
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
     pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
 

@@ -14,11 +14,7 @@ from stipple_monai.files import read_csv
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TINY = ["channels=[8,16]", "max_epochs=2", "slices_per_scan=12", "batch_size=4", "val_interval=1"]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere")
 
 
 def real(name):

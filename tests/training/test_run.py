@@ -33,11 +33,7 @@ from stipple_monai.training import evaluation as module_of_evaluation
 from stipple_monai.training import run as module
 
 VALUE = 63
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:parsing config_file"),
-    pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere")
 
 
 @pytest.fixture(scope="module")

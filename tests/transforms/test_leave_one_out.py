@@ -180,7 +180,7 @@ def test_what_leaving_out_needs():
         lambda: OrganPosition(bare, leave_one_out=True),
         lambda: OwnCases(bare),
     ):
-        with pytest.raises(PriorError, match="`leave_one_out` needs the cases of organ 4's prior"):
+        with pytest.raises(PriorError, match="The prior of organ 4 must know its cases"):
             make()
     where = OrganPositiond("label", PRIORS)(SCANS[0])
     with pytest.raises(PriorError, match=r"needs 'own_cases', the scan's own cases, got .* put Or"):

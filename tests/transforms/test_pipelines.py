@@ -40,7 +40,7 @@ from stipple_monai import (
     PriorError,
     SelectPseudoLabelsd,
 )
-from stipple_monai.simulation.writing import write_nifti
+from stipple_monai.data import write_nifti
 
 BOTH = ["image", "label"]
 

@@ -27,9 +27,11 @@ from stipple_monai.visualize.sections import (
     draw_outline,
     draw_prior,
     new_figure,
-    on_one_grid,
     window_for,
     write_png,
+)
+from stipple_monai.visualize.volumes import (
+    on_one_grid,
 )
 
 SHAPE = (20, 16, 12)
