@@ -5,6 +5,7 @@ bias, the *floor* is the lowest prior probability, a *calibration* says how much
 count for each organ. Imports from the ground (`errors`, `files`) alone.
 """
 
+from stipple_monai.networks.calibrated_odds import SILENT
 from stipple_monai.networks.calibration import (
     Calibration,
 )
@@ -13,7 +14,6 @@ from stipple_monai.networks.ensemble import (
 )
 from stipple_monai.networks.fusion import (
     DEFAULT_FLOOR,
-    SILENT,
     prior_driven_sigmoid,
     prior_driven_softmax,
     prior_odds,

@@ -30,10 +30,9 @@ import torch
 from torch import Tensor
 
 from stipple_monai.errors import PriorError
+from stipple_monai.networks.calibrated_odds import calibration_change
 
 DEFAULT_FLOOR = 1e-3
-SILENT = 0.05
-"""A prior whose log-odds stay below this everywhere says nothing; rounding in half precision is."""
 
 
 def softmax_logits(
@@ -81,11 +80,7 @@ def softmax_logits(
     adjusted = logits.to(dtype) + bias
     if calibration is not None and calibration.shape[0] > 0:
         evidence = logits[:, 1:].to(dtype) - logits[:, :1].to(dtype)
-        odds = bias[:, 1:] - bias[:, :1]
-        silent = _silent(odds)
-        change = _calibration_change(evidence, odds, calibration, silent)
-        if _some_silent(silent):
-            change = change + _silent_beside_others(evidence, odds, change, calibration, silent)
+        change = calibration_change(evidence, bias[:, 1:] - bias[:, :1], calibration, "softmax")
         adjusted = torch.cat([adjusted[:, :1], adjusted[:, 1:] + change], dim=1)
     return adjusted.to(logits.dtype)
 
@@ -123,8 +118,7 @@ def sigmoid_logits(
     bias = strength * _log_odds(prior.to(dtype), floor)
     adjusted = logits.to(dtype) + bias
     if calibration is not None and calibration.shape[0] > 0:
-        evidence, silent = logits.to(dtype), _silent(bias)
-        adjusted = adjusted + _calibration_change(evidence, bias, calibration, silent)
+        adjusted = adjusted + calibration_change(logits.to(dtype), bias, calibration, "sigmoid")
     return adjusted.to(logits.dtype)
 
 
@@ -160,73 +154,6 @@ def _log_odds(p: Tensor, floor: float) -> Tensor:
     # 1 − p is clamped by itself: 1 − (1 − floor) would be 0 for a floor below float32's resolution
     inside = torch.log(p.clamp(floor, 1.0 - floor))
     return inside - torch.log((1.0 - p).clamp(floor, 1.0 - floor))
-
-
-def _silent(odds: Tensor, silence: float = SILENT) -> Tensor:
-    """Whose prior says nothing in a sample, ``(B, K)`` and an axis of one for each of space."""
-    silent = odds.abs().flatten(2).amax(dim=2) < silence
-    return silent.reshape(list(silent.shape) + [1] * (odds.ndim - 2))
-
-
-def _some_silent(silent: Tensor) -> bool:
-    """Whether an organ is silent beside others; true where looking would cost more than it saves.
-
-    That is where a graph is recorded, and in training, which must not wait for a GPU.
-    """
-    if silent.shape[1] == 1:
-        return False
-    if not torch.jit.is_scripting():
-        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if recorded or torch.is_grad_enabled():
-            return True
-    return bool(silent.any())
-
-
-def _calibration_change(
-    evidence: Tensor, odds: Tensor, calibration: Tensor, silent: Tensor
-) -> Tensor:
-    """``(a − 1) d + (b − 1) r + c``, or ``(a' − 1) d + c'`` where the prior is silent."""
-    scale, strength, offset, scale_alone, offset_alone = _columns(calibration, evidence)
-    scale = torch.where(silent, scale_alone, scale)
-    strength = torch.where(silent, torch.ones_like(strength), strength)
-    offset = torch.where(silent, offset_alone, offset)
-    return (scale - 1.0) * evidence + (strength - 1.0) * odds + offset
-
-
-def _columns(calibration: Tensor, like: Tensor) -> list[Tensor]:
-    """The columns of the calibration, each ``(K, 1, …)`` beside an array ``(B, K, …)``."""
-    shape = [1] * (like.ndim - 1)
-    shape[0] = -1
-    return [column.reshape(shape) for column in calibration.to(like.dtype).unbind(dim=1)]
-
-
-def _silent_beside_others(
-    evidence: Tensor, odds: Tensor, change: Tensor, calibration: Tensor, silent: Tensor
-) -> Tensor:
-    """What the odds of organs whose prior is silent need beside organs whose prior is not.
-
-    Scales differ: an odds of 2 that counts as it is would outdo one of 6 that counts a fifth. So
-    the probability of a silent organ is ``exp(z'_k) / (1 + Σ_j exp(z'_j))`` with
-    ``z' = a' d + c'`` of all organs, and the rest is shared out as if it were not there:
-    ``z_k = z'_k − ln(1 + Σ_placed exp z'_j) + ln(1 + Σ_placed exp z_j)``. Equation 2 has one scale,
-    and stays what it is.
-    """
-    columns = _columns(calibration, evidence)
-    alone = columns[3] * evidence + columns[4]
-    # not −∞: where all are silent, the slope must be zero and not undefined
-    nothing = -1e4
-    before = torch.logsumexp(alone.masked_fill(silent, nothing), dim=1, keepdim=True)
-    fused = (evidence + odds + change).masked_fill(silent, nothing)
-    beside = torch.logsumexp(fused, dim=1, keepdim=True)
-    shift = torch.nn.functional.softplus(beside) - torch.nn.functional.softplus(before)
-    return torch.where(silent & _is_calibrated(columns), shift, torch.zeros_like(shift))
-
-
-def _is_calibrated(columns: list[Tensor]) -> Tensor:
-    """Whether the columns of a calibration are others than those of equation 2, of no axis."""
-    scale, strength, offset, scale_alone, offset_alone = columns
-    factors = (scale != 1.0) | (strength != 1.0) | (scale_alone != 1.0)
-    return (factors | (offset != 0.0) | (offset_alone != 0.0)).any()
 
 
 def prior_driven_softmax(
