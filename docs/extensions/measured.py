@@ -141,7 +141,8 @@ def renamed(table: Table | None) -> Table | None:
     names = {TITLES.get(method, method): short for method, short in called.items()}
     rows = [[names.get(first, first), *others] for first, *others in table.rows]
     header = [name.replace("Method − baseline", "Minus network alone") for name in table.header]
-    return table._replace(header=header, rows=rows)
+    note = table.note.replace("difference to baseline", "difference to the network alone")
+    return table._replace(header=header, rows=rows, note=note)
 
 
 def without(table: Table | None, *columns: str) -> Table | None:
