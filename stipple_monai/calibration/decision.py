@@ -4,8 +4,8 @@ Words used here: *expected Dice* of a set S of voxels, given independent probabi
 ``2 Σ_{v∈S} p_v / (|S| + Σ_v p_v)``, the ratio of the expectations of Dice's numerator and
 denominator. It grows with a voxel exactly if the voxel's p exceeds half of it, so the best set is
 all voxels above a *threshold* that is half the Dice reached: below one half, always. A voxel adds
-``2 (p_v − threshold) / (|S| + Σ_v p_v)`` to it, so that of two organs that claim a voxel the one
-to which it adds more has it: their mean is then the highest.
+``2 (p_v − threshold) / (|S| + Σ_v p_v)`` to it. Of several organs that claim a voxel, the one to
+which it adds most has it.
 
 Source: Lipton, Elkan, Naryanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure",
 ECML 2014.
