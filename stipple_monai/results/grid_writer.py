@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data import NibabelWriter
-from monai.utils import get_equivalent_dtype
+from monai.utils import convert_to_numpy
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
@@ -60,8 +60,7 @@ class GridWriter(NibabelWriter):
         Raises:
             DatasetError: the volume has another shape than the scan.
         """
-        dtype = get_equivalent_dtype(self.output_dtype, np.ndarray)
-        values = np.asarray(self.data_obj).astype(dtype, copy=False)
+        values = convert_to_numpy(self.data_obj, dtype=self.output_dtype)
         values = values[..., 0] if values.shape[-1] == 1 else values
         image = on_grid_of(self.metadata["filename_or_obj"], values, self.metadata)
         with whole_file(filename) as part:

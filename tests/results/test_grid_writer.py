@@ -87,3 +87,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
         writer.write(out)
     assert out.read_bytes() == b"old"
     assert {p.name for p in tmp_path.iterdir()} == {"a.nii.gz", "b.nii.gz"}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_a_volume_may_lie_on_a_gpu_or_carry_a_gradient(tmp_path, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    scan = write_scan(tmp_path / "a.nii.gz", np.ones((4, 5, 6)), np.eye(4))
+    values = torch.arange(120.0, device=device, requires_grad=True).reshape(1, 4, 5, 6)
+    writer = GridWriter(output_dtype=np.uint8)
+    writer.set_data_array(values)
+    writer.set_metadata({"filename_or_obj": str(scan)})
+    writer.write(tmp_path / "b.nii.gz")
+    written = np.asarray(nib.load(tmp_path / "b.nii.gz").dataobj)
+    np.testing.assert_array_equal(written, np.arange(120, dtype=np.uint8).reshape(4, 5, 6))
