@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +28,21 @@ def _end_with(parent: int) -> None:
 
 
 def _in_process(
-    threads: int, parent: int, work: Callable[..., Path | None], *job: Any
+    threads: int, parent: int, number: int, work: Callable[..., Path | None], *job: Any
 ) -> Path | None:
     if parent:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(number % torch.cuda.device_count())
     torch.set_num_threads(threads)
     return work(*job)
+
+
+def _python() -> str:
+    """The command of a local job, which sees the GPUs of this process: submitit would hide them."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = ["-u", "CUDA_VISIBLE_DEVICES"] if seen is None else [f"CUDA_VISIBLE_DEVICES={seen}"]
+    return shlex.join(["env", *gpus, sys.executable])
 
 
 def submit_jobs(
@@ -48,7 +59,8 @@ def submit_jobs(
         arguments: of each job.
         logs: submitit's folder.
         workers: jobs at a time.
-        slurm: parameters of ``submitit.AutoExecutor``; without, they run on this computer.
+        slurm: parameters of ``submitit.AutoExecutor``; without, they run on this computer, and
+            its GPUs take turns.
 
     Raises:
         ImportError: submitit is not installed.
@@ -57,18 +69,19 @@ def submit_jobs(
         raise ImportError(
             "`workers` and `slurm` need submitit: pip install 'stipple-monai[study]'."
         )
-    executor = submitit.AutoExecutor(folder=logs, cluster="slurm" if slurm else "local")
+    where = {"cluster": "slurm"} if slurm else {"cluster": "local", "local_python": _python()}
+    executor = submitit.AutoExecutor(folder=logs, **where)
     executor.update_parameters(**{"timeout_min": 60 * 24 * 7, **(slurm or {})})
     threads = torch.get_num_threads() if slurm else max(1, (os.cpu_count() or 1) // workers)
     # in Slurm's queue jobs outlive the command that put them there
     watched = 0 if slurm else os.getpid()
-    waiting, failed = list(arguments), []
+    waiting, failed = list(enumerate(arguments)), []
     running: list[Any] = []
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                job = (threads, watched, work, *waiting.pop(0))
-                running.append(executor.submit(_in_process, *job))
+                number, job = waiting.pop(0)
+                running.append(executor.submit(_in_process, threads, watched, number, work, *job))
             done = [job for job in running if job.done()]
             for job in done:
                 running.remove(job)
