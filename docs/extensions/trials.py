@@ -89,13 +89,15 @@ def likelihood(path: Path) -> list[Table]:
 
 
 def gpu(path: Path) -> list[Table]:
-    """All tables of the GPU runs, one below the other."""
-    tables: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+    """All tables of the GPU runs, one below the other; of several runs of one the latest."""
+    tables: dict[str, tuple[str, dict[str, dict[str, str]]]] = {}
     for row in read_csv(path):
-        place = tables[row["run"], row["table"]]
+        if tables.get(row["table"], ("",))[0] != row["run"]:
+            tables[row["table"]] = (row["run"], {})
+        place = tables[row["table"]][1]
         place.setdefault(row["row"], {})[row["column"]] = row["value"]
     made = []
-    for (run, title), rows in tables.items():
+    for title, (run, rows) in tables.items():
         columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
         body = [[name, *(cells.get(k, "–") for k in columns)] for name, cells in rows.items()]
         made.append(Table("", [f"{title}, run {run}", *columns], body))
