@@ -10,15 +10,14 @@ whatever order:
     benchmarks: the GPU's rows of the scripts beside this one, at practice size, each script with
         its own time limit.
     paper: the bundle's training at the paper's settings, and how long 25 epochs would take.
-    cells: cells of a study, with and without prior, fold by fold, until the time is over. They
-        need real scans: ``--data``, the file that `gpu_pack.sh` makes or a folder with a
-        ``dataset.json``. `cell.py` says how they are trained.
+    cells: the study `btcv_large.yaml` on real scans, fold by fold, until the time is over. It
+        needs them: ``--data``, a folder with a ``dataset.json``, or what `packed_scans.py` makes.
 
-Nothing that fails or takes too long stops the rest. All output is in four files that are written
+Nothing that fails or takes too long stops the rest. All output is in five files that are written
 anew whenever there is a new line of them, so that a cut-off loses no table:
     report.md: every table, and what failed.
     tables.csv: the same tables, one value a line.
-    cells.csv: one line a cell and scan.
+    cells.csv, cells.json: rows of the study's finished cells, as docs/results has them.
     log.txt: what the parts printed else, its last 400 kB.
 
 ``--tiny`` runs all of it on the CPU with tiny networks, to see that the scripts work; its figures
@@ -35,6 +34,7 @@ import argparse
 import contextlib
 import csv
 import io
+import json
 import multiprocessing
 import os
 import runpy
@@ -51,8 +51,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from numpy import nanmean
 
 import stipple_monai.simulation  # noqa: F401, which scripts in forks need not import again
+from stipple_monai.errors import StudyError
+from stipple_monai.files import read_csv
+from stipple_monai.study import write_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -66,6 +70,23 @@ BENCHMARKS: dict[str, tuple[float, list[str]]] = {
     "loading.py": (40, ["--workers", "1", "4", "8", "16", "--seconds", "2"]),
     "fusion.py": (60, ["--device", "cuda", "--rounds", "6"]),
     "placing.py": (20, ["--device", "cuda"]),
+}
+STUDY = ROOT / "bundles" / "pancreas_stipple" / "studies" / "btcv_large.yaml"
+TINY_STUDY: dict[str, Any] = {
+    "title": "A trial",
+    "phantom": {
+        **{"cases": 4, "size": 32, "seed": 0},
+        **{"slices": [12, 14], "slice_spacing_mm": [10.0, 10.0]},
+    },
+    "overlays": ["phantom"],
+    "options": {
+        **{"channels": [4, 8], "slice_size": [32, 32], "slices_per_scan": 12, "batch_size": 6},
+        **{"learning_rate": 0.02, "max_epochs": 1, "num_workers": 0},
+    },
+    "folds": 2,
+    "run_folds": [0],
+    "proportions": [0.5],
+    "methods": ["baseline", "stipple_single"],
 }
 SHORT_LIMIT = 30.0
 # what `--short` adds to a script's arguments
@@ -329,7 +350,7 @@ class Run:
         deadline: of `time.monotonic`, when everything must have ended.
         tiny: see the module.
         scratch: folder for what is made on the way.
-        data: of the cells; without it they have a simulated set in a trial, else are left out.
+        data: of the cells; a trial has a simulated set, else they are left out without it.
         parallel: cells at a time.
         short: see the module.
     """
@@ -447,71 +468,48 @@ class Run:
 
     def cells(self) -> None:
         """Part 5."""
+        study, data = STUDY, ["--datalist", str(self.data / "dataset.json")] if self.data else []
+        if self.tiny:
+            study, data = self.scratch / "tiny.yaml", []
+            study.parent.mkdir(parents=True, exist_ok=True)
+            study.write_text(json.dumps(TINY_STUDY), encoding="utf-8")
+        elif not data:
+            raise FileNotFoundError("Cells need real scans: give --data, a folder of them.")
         folder = self.scratch / "cells"
-        folder.mkdir(exist_ok=True)
-        options = ["--tiny"] if self.tiny else []
-        if self.data is not None:
-            options += ["--data", str(self.data)]
-        words = ["prepare", "--out", str(folder), *options]
-        preparing = Running("data of the cells", script("cell.py", words, 2), self.left(60))
-        wait(preparing, self.report)
-        if preparing.code:
-            raise RuntimeError(preparing.text()[-2000:])
-        waiting = [
-            (seed, fold, method)
-            for seed in range(1 if self.tiny else 9)
-            for fold in range(1 if self.tiny else 4)
-            for method in ("baseline", "stipple")
-        ]
-        workers = max(1, (os.cpu_count() or 2) // self.parallel - 1)
-        running: list[Running] = []
-        longest, outcomes = 0.0, []
-        while waiting or running:
-            enough = self.left(1e9) > max(15.0, longest * 1.05)
-            while waiting and len(running) < self.parallel and enough:
-                seed, fold, method = waiting.pop(0)
-                words = ["run", "--out", str(folder), "--method", method, *options]
-                words += ["--fold", str(fold), "--seed", str(seed), "--workers", str(workers)]
-                name = f"cell {method}, fold {fold}, seed {seed}"
-                running.append(Running(name, script("cell.py", words), self.left(1e9)))
-            if not running:
-                break
-            for one in [r for r in running if r.poll()]:
-                running.remove(one)
-                outcomes.append(one.outcome())
-                self.report.add_log(f"{one.text()[-3000:]}\n=== {one.outcome()}\n")
-                if not one.code:
-                    longest = max(longest, one.seconds)
-                self._show_cells(folder, outcomes)
-            time.sleep(0.1)
-        self._show_cells(folder, outcomes)
+        words = [sys.executable, "-m", "stipple_monai", "study", str(study), *data]
+        words += ["--out", str(folder), "--workers", str(self.parallel)]
+        environment = {"PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1"}
+        running = Running("study", command(words, environment), self.left(1e9))
+        while not running.poll():
+            self._show_cells(folder, "")
+            time.sleep(2)
+        logs = [read_end(path) for path in sorted(folder.glob("jobs/*_log.*"))]
+        self.report.add_log("\n".join([running.text(), *logs, f"=== {running.outcome()}", ""]))
+        self._show_cells(folder, running.outcome())
 
-    def _show_cells(self, folder: Path, outcomes: Sequence[str]) -> None:
-        found = sorted(folder.glob("*/cell.csv"), key=lambda p: p.stat().st_mtime)
-        rows = [row for path in found for row in csv.DictReader(path.open(encoding="utf-8"))]
-        if rows:
-            table = io.StringIO()
-            writer = csv.DictWriter(table, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-            _write(self.report.out / "cells.csv", table.getvalue())
-        lines = ["### Dice by cell\n", "| cell | baseline | stipple |", "|---|---:|---:|"]
-        cells: dict[tuple[str, str], dict[str, list[float]]] = {}
-        for row in rows:
-            cell = cells.setdefault((row["seed"], row["fold"]), {})
+    def _show_cells(self, folder: Path, outcome: str) -> None:
+        path = self.report.out / "cells.csv"
+        try:
+            write_rows(folder, path)
+        except (StudyError, OSError):
+            self.report.put("cells", f"No cell is finished.\n\n{outcome}")
+            return
+        dice: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+        for row in read_csv(path):
+            cell = dice.setdefault((row["labelled"], row["fold"], row["seed"]), {})
             cell.setdefault(row["method"], []).append(float(row["dice"] or "nan"))
-        both: dict[str, list[float]] = {"baseline": [], "stipple": []}
-        for (seed, fold), cell in sorted(cells.items()):
-            mean = {method: sum(dice) / len(dice) for method, dice in cell.items()}
-            shown = [f"{mean[m]:.3f}" if m in mean else "" for m in both]
-            lines.append(f"| seed {seed}, fold {fold} | {' | '.join(shown)} |")
-            if len(mean) == 2:
-                for method, value in mean.items():
-                    both[method].append(value)
-        if both["baseline"]:
-            shown = [f"{sum(v) / len(v):.3f}" for v in both.values()]
-            lines.append(f"| mean of {len(both['baseline'])} whole | {' | '.join(shown)} |")
-        self.report.put("cells", "\n".join([*lines, "", *outcomes]))
+        methods = list(dict.fromkeys(method for cell in dice.values() for method in cell))
+        lines = ["### Dice by cell\n", f"| cell | {' | '.join(methods)} |"]
+        lines.append(f"|---|{'---:|' * len(methods)}")
+        for (labelled, fold, seed), cell in sorted(dice.items()):
+            means = [f"{nanmean(cell[m]):.3f}" if m in cell else "" for m in methods]
+            lines.append(f"| {labelled} labelled, fold {fold}, seed {seed} | {' | '.join(means)} |")
+        self.report.put("cells", "\n".join([*lines, "", outcome]))
+
+
+def read_end(path: Path) -> str:
+    """A title, and the last lines of a file."""
+    return f"--- {path.name}\n{path.read_text(encoding='utf-8', errors='replace')[-2000:]}"
 
 
 def _has_cuda(path: Path) -> bool:
@@ -530,8 +528,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu")
     parser.add_argument("--parts", default=",".join(PARTS), help="names or numbers, by commas")
-    parser.add_argument("--data", type=Path, help="scans of the cells: a zip file or a folder")
-    parser.add_argument("--parallel", type=int, default=2, help="cells at a time")
+    parser.add_argument("--data", type=Path, help="scans of the cells: a folder")
+    parser.add_argument("--parallel", type=int, default=4, help="cells at a time")
     parser.add_argument("--short", action="store_true", help="fewer rounds, nothing compiled")
     parser.add_argument("--tiny", action="store_true", help="try the scripts on a CPU")
     arguments = parser.parse_args()

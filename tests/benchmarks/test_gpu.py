@@ -14,8 +14,11 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import cell  # noqa: E402
 import gpu  # noqa: E402
+import packed_scans  # noqa: E402
+
+from stipple_monai.data import label_names, read_datalist  # noqa: E402
+from stipple_monai.files import write_json  # noqa: E402
 
 TABLES = {
     "environment": "Environment",
@@ -49,9 +52,9 @@ def test_every_part_writes_its_tables_on_the_cpu(tmp_path):
     assert "deselected" in report
     assert "failed" not in report.split("pytest -m cuda")[1]
     with (tmp_path / "cells.csv").open(encoding="utf-8") as file:
-        assert {row["method"] for row in csv.DictReader(file)} == {"baseline", "stipple"}
+        assert {row["method"] for row in csv.DictReader(file)} == {"baseline", "stipple_single"}
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"report.md", "tables.csv", "cells.csv", "log.txt"}
+    assert names == {"report.md", "tables.csv", "cells.csv", "cells.json", "log.txt"}
 
 
 def report(folder):
@@ -86,9 +89,16 @@ def test_a_part_that_fails_does_not_stop_the_rest(tmp_path, monkeypatch):
 
 def test_a_script_that_fails_is_reported_with_its_last_lines(tmp_path):
     run = gpu.Run(report(tmp_path), time.monotonic() + 60, True, tmp_path, None, 1)
-    run.one_script("part", "cell.py", ["prepare", "--out", str(tmp_path / "cells")], 30)
+    words = ["unpack", "--data", str(tmp_path / "none.zip"), "--out", str(tmp_path / "scans")]
+    run.one_script("part", "packed_scans.py", words, 30)
     assert "failed (1)" in run.report.texts["part"]
-    assert "Cells need real scans" in run.report.texts["part"]
+    assert "none.zip" in run.report.texts["part"]
+
+
+def test_cells_without_scans_say_what_is_missing(tmp_path):
+    run = gpu.Run(report(tmp_path), time.monotonic() + 60, False, tmp_path, None, 1)
+    run.go(["cells"])
+    assert "give --data" in run.report.texts["cells"]
 
 
 def test_values_of_markdown_tables():
@@ -113,18 +123,16 @@ def test_packed_scans_are_the_same(tmp_path):
         nib.save(image, paths["image"])
         nib.save(label, paths["label"])
         items.append({key: path.name for key, path in paths.items()})
-    cell.write_datalist(
-        tmp_path / "dataset.json",
-        {"training": [{k: str(tmp_path / v) for k, v in item.items()} for item in items]},
-    )
-    cell.pack(tmp_path, tmp_path / "packed.zip", count=2)
-    packed = {name: rest for name, *rest in cell.scans(tmp_path / "packed.zip")}
-    for name, *rest in cell.scans(tmp_path):
-        for expected, found in zip(rest, packed[name], strict=True):
-            np.testing.assert_allclose(found, expected)
-    cell.prepare(tmp_path / "packed.zip", tmp_path / "cells", tiny=False)
-    sections = cell.divide(tmp_path / "cells" / "data" / "dataset.json", fold=1, seed=0)
-    assert len(sections["training"]) == len(sections["test"]) == 1
-    mask = np.asarray(nib.load(sections["test"][0]["label"]).dataobj)
-    name = Path(sections["test"][0]["image"]).stem
-    np.testing.assert_array_equal(mask, packed[name][1] == cell.ORGAN)
+    write_json(tmp_path / "dataset.json", {"labels": {"1": "liver"}, "training": items})
+    packed_scans.pack(tmp_path, tmp_path / "packed", parts=2)
+    for part in (1, 2):
+        packed_scans.unpack(tmp_path / "packed" / f"scans_{part}.zip", tmp_path / "out")
+        assert len(read_datalist(tmp_path / "out" / "dataset.json", "training")) == part
+    assert label_names(tmp_path / "out" / "dataset.json") == {1: "liver"}
+    found = read_datalist(tmp_path / "out" / "dataset.json", "training")
+    for expected, item in zip(items, found, strict=True):
+        for kind in ("image", "label"):
+            one, other = nib.load(tmp_path / expected[kind]), nib.load(item[kind])
+            np.testing.assert_array_equal(other.get_fdata(), one.get_fdata())
+            np.testing.assert_array_equal(other.affine, one.affine)
+            assert other.get_data_dtype() == one.get_data_dtype()
