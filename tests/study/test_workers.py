@@ -99,6 +99,7 @@ def test_gpus_take_turns_unless_a_queue_gives_them_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(workers, "_end_with", lambda parent: None)
     threads = torch.get_num_threads()
     for number in range(3):
         workers._in_process(threads, os.getpid(), number, print)
