@@ -111,8 +111,8 @@ def never_loses(
             )
     header = "Organ,labels,network alone,prior alone,fused,minus the better,95 % interval,p,reached"
     note = (
-        "Reached: at least as good as the better of the two in the mean over patients; “no, within "
-        "chance”: below it, but the interval has 0. p: paired t-test, not corrected."
+        "Reached: at least as good as the better of the two in the mean over patients; “within "
+        "chance”: the interval has 0. p: paired t-test, not corrected."
     )
     return Table("At least as good as network and prior alone", header.split(","), rows, note)
 
@@ -158,5 +158,5 @@ def _with_star(found: Comparison, p: float) -> str:
 
 def _verdict(found: Comparison) -> str:
     if found.difference >= 0:
-        return "yes"
-    return "no, within chance" if found.high >= 0 else "no"
+        return "yes" if found.low >= 0 else "yes, within chance"
+    return "no" if found.high < 0 else "no, within chance"

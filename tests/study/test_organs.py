@@ -56,6 +56,7 @@ def test_differences_are_paired_and_corrected_over_methods():
     ("fused", "reached"),
     [
         ([0.62, 0.6, 0.7, 0.66, 0.7], "yes"),
+        ([0.7, 0.5, 0.7, 0.5, 0.65], "yes, within chance"),
         ([0.5, 0.5, 0.7, 0.5, 0.7], "no, within chance"),
         ([0.5, 0.51, 0.5, 0.49, 0.5], "no"),
     ],
