@@ -119,6 +119,31 @@ def test_table_has_a_row_a_scan_and_organ(tmp_path):
     assert third["dice"] == third["position_error_mm"] == ""
 
 
+def test_distances_are_in_mm_and_each_organ_has_its_own(tmp_path):
+    affine = np.diag([2.0, 1.0, 3.0, 1.0])
+    near, far = np.zeros((2, 14, 13, 9), bool)
+    near[3:6, 5:8, 3:6] = far[9:12, 5:8, 3:6] = True
+    priors = SpatialPrior.estimate_several(
+        [MetaTensor(torch.from_numpy(near + 2 * far)[None].byte(), affine=affine)], organs=[1, 2]
+    )
+    found = {
+        POSITION_META: torch.tensor([[8.0, 6.0, 12.0], [20.0, 6.0 + 4, 12.0]]),
+        CONFIDENCE_META: torch.tensor([0.75, 0.6]),
+    }
+    item = {
+        "image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": "a.nii.gz"}),
+        "label": MetaTensor(one_hot(near, far).byte(), affine=affine),
+        "pred": MetaTensor(one_hot(near, np.roll(far, 1, axis=2)).byte(), meta=found),
+    }
+    run(ScoreTable(tmp_path / "scores.csv", [1, 2], priors=priors), [item])
+    first, second = read_csv(tmp_path / "scores.csv")
+    assert float(first["hd95_mm"]) == 0
+    assert float(second["hd95_mm"]) == 3  # a slice
+    assert float(first["position_error_mm"]) == pytest.approx(0, abs=0.2)
+    assert float(second["position_error_mm"]) == pytest.approx(4, abs=0.2)
+    assert (first["confidence"], second["confidence"]) == ("0.7500", "0.6000")
+
+
 def test_the_calibration_error_is_that_of_the_probabilities(tmp_path):
     truth = np.zeros((4, 4, 1), bool)
     truth[:2, :2] = True
