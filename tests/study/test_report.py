@@ -11,7 +11,7 @@ from PIL import Image
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.report.page import Picture
-from stipple_monai.results.statistics import compare_paired
+from stipple_monai.results.statistics import compare_paired, holm
 from stipple_monai.study import paper
 from stipple_monai.study.organs import organ_table
 from stipple_monai.study.report import DOI, write_report
@@ -65,6 +65,26 @@ def test_patients_are_compared_with_seeds_averaged():
     p, wilcoxon = f"{expected.t_test:.2g}", f"{expected.wilcoxon:.2g}"
     # a single comparison needs no correction
     assert cells[5:] == [p, p, wilcoxon, "5.5e-04"]
+
+
+def test_p_values_are_corrected_for_the_methods_at_the_same_number_of_labels():
+    dice = {
+        "stipple": [0.7, 0.8, 0.7, 0.9],
+        "cps": [0.6, 0.6, 0.5, 0.6],
+        "bcp": [0.5, 0.6, 0.6, 0.6],
+    }
+    dice["baseline"] = [0.5, 0.6, 0.5, 0.6]
+    rows = [row(m, scan=str(i), dice=d) for m, v in dice.items() for i, d in enumerate(v)]
+    rows += [
+        row(m, 0.1, scan=str(i), dice=dice[m][i]) for m in ("cps", "baseline") for i in range(4)
+    ]
+    found = {(cells[0], cells[1]): cells[5:7] for cells in comparison_table(Results(rows)).rows}
+    methods = ("stipple", "cps", "bcp")
+    tests = [compare_paired(dice[m], dice["baseline"]).t_test for m in methods]
+    for method, p, corrected in zip(methods, tests, holm(tests), strict=True):
+        assert found[TITLES[method], "50%"] == [f"{p:.2g}", f"{corrected:.2g}"]
+    # a method alone at its number of labels
+    assert len(set(found[TITLES["cps"], "10%"])) == 1
 
 
 def test_where_stipple_did_not_win_is_said():
@@ -122,6 +142,8 @@ def test_positions_and_how_many_were_neutral():
         row("stipple_single", scan=str(i), position_error_mm=e, confidence=0.6)
         for i, e in enumerate(errors)
     ]
+    # a scan that has not the organ, and so no position to find
+    rows.append(row("stipple_single", scan="without", dice="", true_voxels=0))
     rows.append(row("stipple_true_position", scan="0", dice=0.9))
     located, true = position_table(Results(rows)).rows
     assert located[0] == "KL, mean reference (ours)"
