@@ -36,6 +36,7 @@ def test_intensities():
         ([1, 1, 3], [200, 200, 200], "cuda", 3, "slices are 3 mm apart, 3 times"),
         ([1, 1, 3.1], [200, 200, 200], "cuda", 2, "above 3 times"),
         ([1, 1, 2], [200, 200, 20], "cuda", 2, "a scan has 20 slices"),
+        ([1, 1, 2], [200, 200, 24], "cuda", 3, "up to 3 times"),
         ([1, 1, 1], [200, 200, 200], "cpu", 2, "there is no GPU"),
         ([1, 5, 1], [200, 40, 200], "cpu", 3, "the axial plane is the coarse one"),
     ],
@@ -54,6 +55,12 @@ def test_the_grid_is_the_median_or_what_the_device_is_quick_with():
     assert rules.choose_spacing(found, 3, device="cuda").value == [1.25, 1.25, 7.7]
     assert rules.choose_size(found, [2.0, 2.0, -1], 2, device="cpu").value == [160, 160]
     assert rules.choose_size(found, [1.25, 1.25, -1], 2, device="cuda").value == [256, 256]
+
+
+def test_pixels_that_are_not_square_become_square_ones_of_the_same_area():
+    found = grid([0.5, 2.0, 5.0], [160, 40, 30])
+    assert rules.choose_spacing(found, 2, device="cuda").value == [1.0, 1.0, -1]
+    assert rules.choose_size(found, [1.0, 1.0, -1], 2, device="cuda").value == [80, 80]
 
 
 def test_a_patch_is_as_much_of_the_scan_as_is_quick():
