@@ -64,14 +64,24 @@ def test_fewer_labels_are_a_subset_of_more_in_every_fold(count):
             assert abs(len(names) - proportion * rest) <= 2
             assert names.isdisjoint(item["image"] for item in sections["test"])
             before = names
+            assert all("truth" in i and "label" not in i for i in sections["unlabelled"])
         assert len(before) == rest
-    assert all("truth" in i and "label" not in i for i in sections["unlabelled"])
 
 
 def test_proportions_count_over_all_patients():
     found = assign_folds(items_of(80), folds=5, seed=0, proportions=PROPORTIONS)
     for proportion in PROPORTIONS:
         assert sum(i["label_proportion"] <= proportion for i in found) == 80 * proportion
+
+
+def test_the_fewest_labels_are_one():
+    found = assign_folds(items_of(4), folds=2, seed=0, proportions=[0.05, 1])
+    assert sorted(item["label_proportion"] for item in found) == [0.05, 1, 1, 1]
+
+
+def test_neighbours_in_the_datalist_may_share_a_fold():
+    pairs = [folds_of(assign_folds(items_of(4), folds=2, seed=seed)) for seed in range(20)]
+    assert {found["p0.nii.gz"] == found["p1.nii.gz"] for found in pairs} == {True, False}
 
 
 def test_labels_that_no_proportion_keeps_are_kept_at_one():
@@ -85,9 +95,20 @@ def test_strata_are_alike_in_all_folds():
     found = assign_folds(items, folds=4, seed=0, strata=volumes)
     ranked = [folds_of(found)[item["image"]] for item in items]
     assert all(sorted(ranked[i : i + 4]) == [0, 1, 2, 3] for i in range(0, 40, 4))
+    # no fold has the smallest of all fours
+    assert len({ranked[i] for i in range(0, 40, 4)}) > 1
     sexes = {item["image"]: "F" if i < 8 else "M" for i, item in enumerate(items)}
     found = assign_folds(items, folds=4, seed=0, strata=sexes)
     assert sorted(folds_of(found)[i["image"]] for i in items[:8]) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_patients_stratum_is_that_of_its_first_image():
+    items = [dict(item, patient=f"P{i // 2}") for i, item in enumerate(items_of(16))]
+    # the first images divide the patients into halves, the second ones into even and odd
+    classes = {item["image"]: (i // 2 < 4, i // 2 % 2)[i % 2] for i, item in enumerate(items)}
+    for seed in range(5):
+        found = assign_folds(items, folds=4, seed=seed, strata=classes)
+        assert sorted(item["fold"] for item in found[:8:2]) == [0, 1, 2, 3]
 
 
 def test_scans_without_label_are_in_no_fold():
