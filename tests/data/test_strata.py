@@ -19,6 +19,13 @@ def test_a_volume_is_counted_voxel_by_voxel():
         assert organ_volumes(label, [1, 3, 9]) == pytest.approx(expected)
 
 
+def test_a_turned_grid_has_the_volume_of_its_voxels():
+    turned = np.diag([2.0, 3.0, 5.0, 1.0])[:, [1, 2, 0, 3]]
+    turned[:3, :3] = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]]) @ turned[:3, :3]
+    label = MetaTensor(torch.ones(1, 10, 10, 10), affine=turned)
+    assert organ_volumes(label, [1]) == pytest.approx([30.0])
+
+
 def test_volumes_of_a_real_label_agree_with_its_header(tmp_path):
     values = np.zeros((6, 6, 6), np.uint8)
     values[1:4, 2:5, 3] = 1
