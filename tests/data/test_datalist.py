@@ -87,6 +87,13 @@ def test_items_without_label_train_without():
         split_datalist(ITEMS + bare, labelled=9, validation=2, test=4, seed=0)
 
 
+def test_a_patient_with_a_scan_without_label_trains_without():
+    both = [{**ITEMS[0], "patient": 0}, {"image": "bare.nii.gz", "patient": 0}]
+    sections = split_datalist(both + ITEMS[1:], labelled=7, validation=2, test=4, seed=0)
+    assert images(sections["unlabelled"]) == images(both)
+    assert all("label" not in item for item in sections["unlabelled"])
+
+
 def test_split_leaves_its_input_alone():
     items = [dict(item) for item in ITEMS]
     split_datalist(items, labelled=2, validation=2, test=2, seed=0)
