@@ -26,6 +26,8 @@ def test_rules():
         label = DecideLabel("fitted", thresholds=thresholds)(P)
         assert torch.equal(label, decide(P, [0.3, 0.4]))
     assert torch.equal(DecideLabel()(P[:1]), (P[:1] > 0.5).byte())
+    # as of two classes, background wins where both are equal
+    assert DecideLabel()(torch.full((1, 1), 0.5)) == DecideLabel()(torch.full((2, 1), 0.5)) == 0
 
 
 def test_the_grid_stays():
