@@ -97,6 +97,8 @@ def test_it_is_as_frequent(prob):
     [
         ({"rotate_range": [0.2, 0, 0.1]}, (40, 33, 1)),
         ({"translate_range": [5, 3, 1]}, (40, 33, 1)),
+        ({"scale_range": [0.1, 0.1, 0.2]}, (40, 33, 1)),
+        ({"shear_range": [0.1] * 6}, (40, 33, 1)),
         ({"spatial_size": [20, 20, 4]}, (40, 33, 4)),
     ],
 )
@@ -107,6 +109,7 @@ def test_what_leaves_its_plane_is_monais(change, shape):
     )
     for key in KEYS:
         assert torch.equal(ours[key].as_tensor(), theirs[key].as_tensor())
+        assert torch.equal(ours[key].affine, theirs[key].affine)
 
 
 def test_missing_keys_input_and_plain_tensors():
