@@ -99,6 +99,12 @@ def test_methods_that_part_ways_need_a_branch():
     assert len({job.network for job in jobs}) == 2
 
 
+def test_methods_whose_rounds_train_otherwise_share_no_network():
+    assert DEFINED["stipple"]["shares"] == DEFINED["stipple_scratch"]["shares"]
+    jobs = planned(methods=["stipple", "stipple_scratch"], folds=2)
+    assert len({job.network for job in jobs}) == 2
+
+
 def test_labels_are_nested_and_the_test_fold_is_always_the_same():
     it = study(folds=4, validation=2)
     pool = items(24)
