@@ -361,6 +361,16 @@ def test_a_silent_prior_has_numbers_of_its_own(form):
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prior_that_speaks_in_one_voxel_alone_is_not_silent(form):
+    logits, prior = example(form, 2, (20, 20))
+    prior[0, 1] = (1 - prior[0, 0]) / 2 if form == "softmax" else 0.5
+    prior[0, 1, 3, 4] *= 0.9
+    expected = calibrated_oracle(form, logits, prior, CALIBRATION)
+    got = FORMS[form][1](logits, prior, calibration=CALIBRATION)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
 def test_a_silent_organ_does_not_outdo_one_of_which_the_network_is_surer():
     # the network is sure of organ 1, and organ 2, whose position is unknown, comes second
     logits = torch.tensor([0.0, 6.0, 2.0]).reshape(1, 3, 1).repeat(1, 1, 2)
