@@ -60,6 +60,13 @@ def test_constants_leave_a_typical_background_its_margin(activation, margin, sca
     torch.testing.assert_close(constants.for_scan(logits.half()), expected)
 
 
+def test_a_part_that_is_surely_background_does_not_hide_the_typical_one():
+    logits = maps(4)
+    logits[1:, :, 12:] -= 100
+    constants = Calibration.unfitted(2)
+    assert torch.equal(constants.for_scan(logits), constants.for_scan(maps(4)))
+
+
 def test_a_scan_without_background_has_the_constants_as_they_are():
     constants = Calibration.unfitted(2)
     assert torch.equal(constants.for_scan(maps(-1)), constants.tensor())
