@@ -589,3 +589,6 @@ def test_a_calibration_must_fit():
         net.calibrate(CALIBRATION)
     with pytest.raises(ValueError, match="`organs` must be at least 1, got 0"):
         PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, organs=0)
+    net = PriorDrivenNet(nn.Conv2d(1, 3, 1), image_channels=1, organs=2)
+    with pytest.raises(RuntimeError, match="size mismatch for calibration"):
+        net.load_state_dict({**net.state_dict(), "calibration": torch.zeros(3, 5)})
