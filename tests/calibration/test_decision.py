@@ -130,6 +130,14 @@ def test_fitted_thresholds_reach_the_best_mean_dice():
     assert mean_dice(threshold) == pytest.approx(max(map(mean_dice, GRID)), abs=1e-9)
 
 
+def test_of_equally_good_thresholds_the_middle_is_taken():
+    p = np.repeat([0.2, 0.6], 5)
+    d, label = np.log(p / (1 - p))[:, None], (p > 0.5).astype(np.uint8)
+    samples = Samples(d, 0 * d, np.ones_like(d, bool), label, np.ones(10), np.zeros(10, int))
+    (threshold,) = best_thresholds(samples, np.array([[1.0, 0.0, 0.0]]), activation="softmax")
+    assert threshold == pytest.approx(0.4, abs=0.011)
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"`probability` must have values in \[0, 1\], got"):
         dice_threshold(torch.tensor([-2.0, 3.0]))
