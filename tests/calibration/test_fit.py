@@ -13,7 +13,9 @@ from stipple_monai.calibration import (
     fit_samples,
     reliability,
 )
+from stipple_monai.calibration.fit import OBSERVATIONS, SPREAD
 from stipple_monai.calibration.likelihood import BOUNDS, Likelihood, most_likely
+from stipple_monai.calibration.samples import join_samples
 from stipple_monai.errors import DatasetError, PriorError
 from stipple_monai.networks import sigmoid_logits, softmax_logits
 
@@ -165,6 +167,35 @@ def test_an_organ_with_little_evidence_is_drawn_to_the_shared_numbers():
     assert np.mean(errors[1.0]) < np.mean(errors[0.0]) / 2
 
 
+def test_organs_are_drawn_to_the_shared_numbers_by_what_they_are_expected_to_stray():
+    samples = simulated(TRUE, voxels=3000)
+    fit = fit_samples(samples)
+    own = np.array([fit.scale, fit.strength, fit.offset]).T
+    likelihood = Likelihood(join_samples(samples), activation="softmax")
+    shared = most_likely(likelihood, np.ones((2, 3)), shared=True)
+    # an average organ of a scan is so many observations
+    organ_voxels = sum((part.label > 0).sum() for part in samples) / (2 * 2)
+    spread = np.array(SPREAD) * [*shared[0, :2], 1]
+    pull = organ_voxels / OBSERVATIONS * (own - shared) / spread**2
+    np.testing.assert_allclose(-likelihood(own)[1], pull, rtol=0.02, atol=0.02 * abs(pull).max())
+
+
+def test_labels_beside_a_silent_prior_tell_of_the_network_alone():
+    one, two = simulated(TRUE, voxels=2000)
+    known = two.known.copy()
+    known[:, 1] = False
+    every, some = (
+        fit_samples([one, part], shrinkage=0) for part in (two, two._replace(known=known))
+    )
+    counts = [int((one.label == k).sum() + (two.label == k).sum()) for k in (1, 2)]
+    assert every.record["organ_voxels"] == counts
+    assert some.record["organ_voxels"] == [counts[0], int((one.label == 2).sum())]
+    for name in ("scale_alone", "offset_alone"):
+        assert getattr(some, name) == pytest.approx(getattr(every, name), rel=1e-3)
+    with pytest.raises(DatasetError, match="must have a labelled organ whose prior is placed"):
+        fit_samples([two._replace(known=np.zeros_like(known))])
+
+
 def test_an_absent_organ_gets_the_shared_numbers():
     (part,) = simulated(TRUE, scans=1, voxels=5000)
     absent = part._replace(label=np.where(part.label == 2, 0, part.label).astype(np.uint8))
@@ -249,6 +280,14 @@ def test_a_few_voxels_stand_for_all():
     assert not np.array_equal(few, numbers(fit_calibration(*columns, most=300, seed=1)))
 
 
+def test_each_scan_has_a_draw_of_its_own():
+    columns = scan(0, (10, 9, 4))
+    once, twice = (
+        numbers(fit_calibration(*([c] * n for c in columns), most=10, shrinkage=0)) for n in (1, 2)
+    )
+    assert not np.allclose(once, twice, rtol=1e-2)
+
+
 def test_ignored_voxels_do_not_count():
     logits, prior, label = scan(0, (10, 9, 4))
     other = logits.clone()
@@ -284,6 +323,17 @@ def test_weights_are_the_voxels_that_a_drawn_one_stands_for():
     assert samples.weight.sum() == pytest.approx(int((label != 255).sum()))
     for k in range(3):
         assert samples.weight[samples.label == k].sum() == pytest.approx(int((label == k).sum()))
+
+
+def test_no_voxel_lies_beside_a_silent_prior():
+    logits = torch.tensor([1.0, 0, 0])[:, None].repeat(1, 100)
+    prior, label = torch.zeros(2, 100), torch.zeros(1, 100)
+    prior[0, :40], label[0, :20] = 0.6, 1
+    prior[1] = (1 - prior[0]) / 2
+    samples = draw_samples(logits, prior, label, most=5)
+    # the organ, and background beside the prior of organ 1 and elsewhere
+    assert samples.label.tolist() == [0] * 10 + [1] * 5
+    assert samples.weight.tolist() == [12.0] * 5 + [4.0] * 10
 
 
 def test_errors():
