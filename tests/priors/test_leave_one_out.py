@@ -14,6 +14,7 @@ from stipple_monai import SpatialPrior, estimate_priors, load_priors
 from stipple_monai.errors import DatasetError, PriorError
 from stipple_monai.priors import own_cases, prior_path
 from stipple_monai.priors.case_file import cases_path
+from stipple_monai.priors.likelihood import leave_one_out
 from stipple_monai.priors.organ import open_label, organ_masks
 from stipple_monai.priors.recognition import SAME, overlap
 
@@ -62,6 +63,13 @@ def same_grid(prior, like):
 
 
 # leaving out
+
+
+@pytest.mark.parametrize("smoothing_mm", [0.0, 4.0, "auto"])
+def test_the_likelihood_of_a_prior_is_that_of_its_width(smoothing_mm):
+    prior = SpatialPrior.estimate(LABELS, smoothing_mm=smoothing_mm)
+    assert prior.cases.smoothing_mm == prior.smoothing_mm
+    assert prior.log_likelihood == pytest.approx(leave_one_out(prior.cases))
 
 
 @pytest.mark.parametrize("kind", ["density", "on a grid"])
@@ -258,11 +266,28 @@ def test_a_name_decides_where_the_overlap_is_not_clear(tmp_path):
     assert own_cases(thinner, prior) == []
     thinner.meta["filename_or_obj"] = "moved/scan_1.nii.gz"
     assert own_cases(thinner, prior) == [1]
+    # an organ of three times the volume is another's, whatever the name
+    other = organ_of(1, size=13.0)
+    other.meta["filename_or_obj"] = "moved/scan_1.nii.gz"
+    assert own_cases(other, prior) == []
 
 
 def test_a_scan_that_was_given_twice_is_left_out_twice():
     prior = SpatialPrior.estimate([*LABELS, LABELS[1]])
     assert own_cases(LABELS[1], prior) == [1, 5]
+
+
+def test_of_two_patients_who_are_alike_the_label_is_known_for_its_own():
+    boxes = []
+    for length in (20, 22):
+        values = torch.zeros(1, 30, 20, 20, dtype=torch.uint8)
+        values[0, 3 : 3 + length, 5:15, 4:16] = 1
+        boxes.append(MetaTensor(values, affine=torch.diag(torch.tensor([2.0, 2, 2, 1]))))
+    prior = SpatialPrior.estimate(boxes, smoothing_mm=4.0, spacing_mm=(2.0, 2.0, 2.0))
+    crop = organ_masks(open_label(boxes[0]), [1])[0]
+    assert overlap(*crop, prior.cases.items[1], prior.cases) > SAME
+    for number, label in enumerate(boxes):
+        assert own_cases(label, prior) == [number]
 
 
 def test_numbers_are_those_of_the_maps_that_have_the_organ():
