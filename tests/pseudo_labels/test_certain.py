@@ -74,6 +74,16 @@ def test_an_organ_that_is_nowhere_probable_has_no_voxel():
     organ = torch.full((1, 4, 4, 4), 0.01)
     assert (select_certain(torch.cat([1 - organ, organ])) == 0).all()
     assert (select_certain(torch.zeros(1, 5)) == 0).all()
+    # of all voxels the likeliest one would raise the expected Dice
+    noise = torch.full((1, 10_000), 1e-4)
+    noise[0, 7] = 0.015
+    assert (select_certain(torch.cat([1 - noise, noise])) == 0).all()
+
+
+def test_the_limits_themselves_are_certain_enough():
+    organ = torch.tensor([[0.75, 0.25]])
+    p = torch.cat([1 - organ, organ])
+    assert select_certain(p, minimum=0.75, background_minimum=0.75).tolist() == [[1, 0]]
 
 
 def test_small_components_are_ignored():
