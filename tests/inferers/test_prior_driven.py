@@ -837,6 +837,13 @@ def test_locating_in_raw_or_calibrated_predictions():
     alone = net.network(inputs).as_tensor()
     difference = result.as_tensor()[:, 1:] - result.as_tensor()[:, :1]
     torch.testing.assert_close(difference, alone[:, 1:] - alone[:, :1] - 20)
+    # how much the prior counts makes no difference before it is placed
+    strict = Calibration([1, 1], [9, 9], [0, 0], [1, 1], [0, 0])
+    infer = PriorDrivenInferer(
+        SimpleInferer(), priors, calibration=strict, locate_with="calibrated"
+    )
+    found = infer(inputs, net).meta[POSITION_META]
+    torch.testing.assert_close(found, located.meta[POSITION_META])
 
 
 def test_fuse_logits_is_what_the_inferer_does():
