@@ -66,6 +66,13 @@ def test_the_loss_is_that_of_a_loop_over_voxels(organs, options):
     assert float(found) == pytest.approx(by_hand(logits, target, **options), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0, 1.5, 2])
+def test_the_slope_is_that_of_the_whole_loss_its_weights_included(gamma):
+    logits, target = example(batch=1, size=(2, 3))
+    logits = logits.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: AtlasPriorLoss(gamma=gamma)(x, target), logits)
+
+
 def test_volumes_are_treated_as_slices_are():
     logits, target = example(size=(3, 4, 5))
     found = float(AtlasPriorLoss()(logits, target))
