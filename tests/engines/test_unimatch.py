@@ -45,6 +45,8 @@ def test_pseudo_labels_are_the_classes_that_are_sure_enough():
     p = torch.tensor([[0.96, 0.02, 0.5, 0.1], [0.04, 0.95, 0.3, 0.2], [0.0, 0.03, 0.2, 0.7]])
     found = confident_classes((p[None] + 1e-9).log(), threshold=0.94, ignore_index=9)
     assert found.tolist() == [[[0, 1, 9, 9]]]
+    # the threshold itself is sure enough
+    assert confident_classes(torch.zeros(1, 2, 1), threshold=0.5).tolist() == [[[0]]]
 
 
 def test_boxes_are_of_the_authors_sizes():
