@@ -60,6 +60,25 @@ def test_every_labelled_scan_is_held_out_once(done, datalist):
     assert sorted(held) == sorted(scans)
 
 
+def test_pseudo_labelled_scans_train_every_network_and_are_in_no_fold(
+    datalist, tmp_path, monkeypatch
+):
+    def stop(*_, **__):
+        raise RuntimeError("no training")
+
+    items = read_datalist(datalist, "training")
+    pseudo = {**items[2], "pseudo_label": {"round": 1}}
+    write_datalist(tmp_path / "split.json", {"training": [*items[:2], pseudo]})
+    monkeypatch.setattr("stipple_monai.cross_fitting.stage.run_bundle", stop)
+    with pytest.raises(RuntimeError, match="no training"):
+        again(tmp_path / "split.json", tmp_path)
+    path = tmp_path / "eval" / "fold_1" / "datalist.json"
+    out, rest = (read_datalist(path, section) for section in ("held_out", "training"))
+    assert [item["image"] for item in rest[1:]] == [pseudo["image"]]
+    assert {out[0]["image"], rest[0]["image"]} == {item["image"] for item in items[:2]}
+    assert len(out) == 1
+
+
 def test_the_calibration_is_fitted_to_all_folds_and_in_the_weights(done):
     calibration = Calibration.load(done / "models" / "calibration.json")
     assert calibration.record["fitted"]
