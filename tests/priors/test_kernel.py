@@ -78,6 +78,16 @@ def test_a_soft_mask_keeps_the_volume_of_the_organ(turn, spacing):
     assert found[10, 10, 10] == pytest.approx(1, abs=1e-5)
 
 
+def test_a_soft_mask_does_not_depend_on_the_order_of_the_voxels():
+    label = ball(11.0, (0.7, 0.9, 5.0))
+    mask, affine = label[0].numpy() > 0, label.affine.numpy()
+    grid = {"shape": np.full(3, 21), "spacing_mm": np.full(3, 2.5), "first_mm": np.full(3, -25.0)}
+    found = soft_mask(mask, affine, **grid)
+    for order in itertools.permutations(range(3)):
+        turned = soft_mask(mask.transpose(order), affine[:, [*order, 3]], **grid)
+        np.testing.assert_allclose(turned, found, atol=1e-5)
+
+
 # Gaussians
 
 
