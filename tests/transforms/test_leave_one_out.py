@@ -87,6 +87,18 @@ def test_positions_and_priors_are_those_of_the_other_scans(i):
     assert torch.equal(array, where[POSITION_KEY])
 
 
+def test_a_group_wise_centre_is_that_of_the_other_labels():
+    affine, labels = torch.diag(torch.tensor([2.0, 2, 2, 1])), torch.zeros(2, 1, 30, 30, 40)
+    labels[0, :, 8:20, 8:20, 4:9] = labels[0, :, 12:16, 12:16, 9:34] = 1
+    labels[1, :, 8:20, 8:20, 10:24] = 1
+    maps = [MetaTensor(label, affine=affine) for label in labels]
+    priors = SpatialPrior.estimate_several(maps, organs=[1], center="groupwise", smoothing_mm=4.0)
+    (found,) = OrganPosition(priors, leave_one_out=True)(maps[0])
+    own, other = (measure_position(maps[0], p) for p in (priors[0], priors[0].leave_out([0])))
+    assert torch.equal(found, other)
+    assert (own - other).norm() > 2
+
+
 def test_one_argument_is_enough_where_the_label_is_whole():
     placed = PriorAlignd("image", PRIORS, leave_one_out=True)(SCANS[2])
     torch.testing.assert_close(placed["prior"].as_tensor(), expected(2), atol=2e-5, rtol=0)
