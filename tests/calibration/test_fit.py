@@ -167,6 +167,7 @@ def test_an_organ_with_little_evidence_is_drawn_to_the_shared_numbers():
     assert np.mean(errors[1.0]) < np.mean(errors[0.0]) / 2
 
 
+@pytest.mark.slow
 def test_organs_are_drawn_to_the_shared_numbers_by_what_they_are_expected_to_stray():
     samples = simulated(TRUE, voxels=3000)
     fit = fit_samples(samples)
@@ -180,6 +181,7 @@ def test_organs_are_drawn_to_the_shared_numbers_by_what_they_are_expected_to_str
     np.testing.assert_allclose(-likelihood(own)[1], pull, rtol=0.02, atol=0.02 * abs(pull).max())
 
 
+@pytest.mark.slow
 def test_labels_beside_a_silent_prior_tell_of_the_network_alone():
     one, two = simulated(TRUE, voxels=2000)
     known = two.known.copy()
