@@ -211,6 +211,17 @@ def test_limited_search_equals_the_limited_loop(affine, max_shift_mm):
     assert (found - torch.from_numpy(mean)).norm() <= limit + 1e-9
 
 
+def test_a_limit_is_in_mm_along_whatever_axis_of_the_array():
+    """The organ lies 5 mm in front of the mean, which something else behind it draws away."""
+    q, ball = torch.zeros(1, 20, 24, 10), SpatialPrior(torch.ones(5, 5, 12), spacing_mm=(1, 1, 1))
+    q[0, 8:13, 4:9, 3:6], q[0, 8:13, 15:19, 3:6] = 0.9, 0.6
+    affine = torch.diag(torch.tensor([1.0, 1, 4, 1]))
+    for order in itertools.permutations(range(3)):
+        turned = q.permute(0, *(1 + axis for axis in order))
+        volume = MetaTensor(turned, affine=affine[:, [*order, 3]])
+        assert locate_organ(volume, ball, max_shift_mm=6.0).tolist() == [10, 6, 16]
+
+
 def line_scan(values, spacing=1.0, origin=-31.3):
     return scan(np.reshape(values, (-1, 1, 1)), np.eye(3) * spacing, (origin, 0.3, 0.7))
 
