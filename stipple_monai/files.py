@@ -1,4 +1,4 @@
-"""A file is whole or absent.
+"""A file, or a new folder, is whole or absent.
 
 Whatever this package writes goes to a temporary file beside the target first and takes the
 target's name in one step, so that an interrupted or failed write never leaves half a file and
@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -175,6 +176,25 @@ def remove_unfinished(folder: str | os.PathLike[str]) -> None:
     for path in Path(folder).rglob(f"{_UNFINISHED}*"):
         if _OURS.fullmatch(path.name) and path.is_file():
             path.unlink()
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty folder that becomes ``path`` at the end, and is removed after an error.
+
+    Raises:
+        FileExistsError: ``path`` is there already.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise FileExistsError(f"`path` must not exist yet, got {path}: choose another.")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_csv(

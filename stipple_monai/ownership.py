@@ -4,7 +4,8 @@ A command replaces only files that it can show it wrote, never an input, and the
 new is whole. What it wrote stands in a *manifest*, a hidden file of names in the folder. A set of
 files that is replaced is made in a *part*, a folder beside it with a *mark* that tells what it is
 made of, so that nobody's work is taken for another's. A folder that grows keeps its *settings*,
-what it was begun with, which a later command must not contradict.
+what it was begun with, which a later command must not contradict. The manifest also tells which
+command wrote a file: what replaces its older files leaves those of others.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_json, write_json, write_text
 
 MANIFEST = ".stipple_monai.json"
-"""Names of the files that were written into a folder, relative to it."""
+"""Names of the files that were written into a folder, relative to it, and by what commands."""
 CONTENTS = "configs"
 """The setting with the digests of config files, each of which may be new."""
 LONGEST = 40
@@ -31,13 +30,14 @@ MARK = ".made_with.json"
 """What a part is made of."""
 
 
-def owned(folder: str | os.PathLike[str]) -> set[str]:
-    """Names of the files in a folder that this package wrote."""
+def owned(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """The files in a folder that this package wrote, each with its command, empty if not kept."""
     try:
-        names = read_json(Path(folder) / MANIFEST)["files"]
-        return {str(name) for name in names}
-    except (OSError, ValueError, TypeError, KeyError):
-        return set()
+        found = read_json(Path(folder) / MANIFEST)
+        commands = dict(found.get("commands", {}))
+        return {str(name): str(commands.get(name, "")) for name in found["files"]}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def claim(
@@ -45,6 +45,7 @@ def claim(
     targets: Iterable[str | os.PathLike[str]],
     *,
     inputs: Iterable[str | os.PathLike[str]] = (),
+    command: str = "",
 ) -> None:
     """Enter files that are about to be written in the manifest of a folder.
 
@@ -52,41 +53,51 @@ def claim(
         folder: where the manifest is; made if need be.
         targets: files in it.
         inputs: files and folders that are read.
+        command: that writes them, if it is to be kept.
 
     Raises:
-        DatasetError: a target is an input, comes twice, or is there and not in the manifest.
+        DatasetError: a target is an input, comes twice, or is there and not in the manifest, or of
+            another command.
     """
     folder = Path(folder).absolute()
     paths = [Path(target).absolute() for target in targets]
     refuse_inputs(paths, inputs)
-    refuse_foreign(folder, paths)
-    _write_manifest(folder, owned(folder).union(os.path.relpath(path, folder) for path in paths))
+    refuse_foreign(folder, paths, command)
+    _enter(folder, paths, command)
 
 
-def adopt(folder: Path, targets: Iterable[Path]) -> None:
+def adopt(folder: Path, targets: Iterable[Path], command: str = "") -> None:
     """Enter files of a folder that something else shows to be this package's, as its settings."""
-    there = {os.path.relpath(target, folder) for target in targets if target.exists()}
-    _write_manifest(folder, owned(folder) | there)
+    _enter(folder, [target for target in targets if target.exists()], command)
 
 
-def refuse_foreign(folder: Path, targets: Iterable[Path]) -> None:
+def refuse_foreign(folder: Path, targets: Iterable[Path], command: str = "") -> None:
     """Raise where a file that is to be written is there and not in the manifest of ``folder``.
 
     Raises:
-        DatasetError: so it is.
+        DatasetError: so it is, or the manifest says that another command wrote it.
     """
     known = owned(folder)
-    for target in targets:
-        if os.path.lexists(target) and os.path.relpath(target, folder) not in known:
+    for target in filter(os.path.lexists, targets):
+        writer = known.get(os.path.relpath(target, folder))
+        if writer is None or (writer and command and writer != command):
             raise DatasetError(
-                f"`out` must not be a file that is there and was not written by this package, got "
-                f"{target}: choose another, or remove it yourself."
+                "`out` must not be a file that is there and was not written by this "
+                + (f"command, got {target} of `{writer}`" if writer else f"package, got {target}")
+                + ": choose another, or remove it yourself."
             )
 
 
-def _write_manifest(folder: Path, names: set[str]) -> None:
+def _enter(folder: Path, paths: Iterable[Path], command: str) -> None:
+    before = owned(folder)
+    names = [os.path.relpath(path, folder) for path in paths]
+    _write_manifest(folder, {**before, **{n: before.get(n) or command for n in names}})
+
+
+def _write_manifest(folder: Path, names: Mapping[str, str]) -> None:
     if owned(folder) != names:
-        write_json(folder / MANIFEST, {"files": sorted(names)}, indent=1)
+        commands = {name: command for name, command in sorted(names.items()) if command}
+        write_json(folder / MANIFEST, {"files": sorted(names), "commands": commands}, indent=1)
 
 
 def refuse_file_above(path: str | os.PathLike[str]) -> None:
@@ -243,6 +254,7 @@ def begin_set(
     folder: Path,
     targets: Iterable[str],
     *,
+    command: str,
     made_with: Mapping[str, Any],
     inputs: Iterable[str | os.PathLike[str]] = (),
     overwrite: bool,
@@ -252,6 +264,7 @@ def begin_set(
     Args:
         folder: of the set.
         targets: names of its files.
+        command: that makes it; files of others stay.
         made_with: see :func:`begin_part`.
         inputs: files and folders that are read.
         overwrite: make it in a part, so that the older one stays until the new one is whole; see
@@ -261,30 +274,12 @@ def begin_set(
         DatasetError: as :func:`claim` does.
     """
     targets, inputs = list(targets), list(inputs)
-    refuse_inputs({folder / name for name in {*targets, *owned(folder)}}, inputs)
-    refuse_foreign(folder, [folder / name for name in targets])
+    older = {name for name, writer in owned(folder).items() if writer == command}
+    refuse_inputs({folder / name for name in older.union(targets)}, inputs)
+    refuse_foreign(folder, [folder / name for name in targets], command)
     work = begin_part(folder, made_with) if overwrite else folder
-    claim(work, [work / name for name in targets], inputs=inputs)
+    claim(work, [work / name for name in targets], inputs=inputs, command=command)
     return work
-
-
-@contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder that becomes ``path`` at the end, and is removed after an error.
-
-    Raises:
-        FileExistsError: ``path`` is there already.
-    """
-    path = Path(path)
-    if os.path.lexists(path):
-        raise FileExistsError(f"`path` must not exist yet, got {path}: choose another.")
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def begin_part(path: str | os.PathLike[str], made_with: Mapping[str, Any]) -> Path:
@@ -322,25 +317,30 @@ def end_part(part: Path, path: Path) -> None:
     part.rename(path)
 
 
-def replace_set(part: Path, folder: Path, *, last: str) -> None:
-    """Put a whole set of files in the place of an older one; what is not ours there stays.
+def replace_set(part: Path, folder: Path, *, command: str, last: str) -> None:
+    """Put a whole set of files in the place of an older one of the same command.
+
+    What is not ours there stays, and what another command wrote.
 
     Args:
         part: where the new one is, with its manifest; removed.
         folder: of the older one, with its manifest.
+        command: that made both.
         last: the file by which a set is known to be whole.
 
     Raises:
-        DatasetError: a file that is not ours would be replaced.
+        DatasetError: a file that is not ours, or another command's, would be replaced.
     """
     new = owned(part)
-    claim(folder, [folder / name for name in new])
+    claim(folder, [folder / name for name in new], command=command)
+    older = {name for name, writer in owned(folder).items() if writer == command} - {*new}
     (folder / last).unlink(missing_ok=True)
-    for name in sorted(owned(folder) - new - {last}):
+    for name in sorted(older - {last}):
         (folder / name).unlink(missing_ok=True)
     for name in sorted(new, key=lambda name: (name == last, name)):
         if (part / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).replace(folder / name)
-    _write_manifest(folder, new)
+    kept = {name: writer for name, writer in owned(folder).items() if name not in older}
+    _write_manifest(folder, kept)
     shutil.rmtree(part)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.files import new_folder
 from stipple_monai.ownership import (
     MANIFEST,
     MARK,
@@ -14,7 +15,6 @@ from stipple_monai.ownership import (
     begun_with,
     claim,
     end_part,
-    new_folder,
     owned,
     remember,
     replace_set,
@@ -28,15 +28,15 @@ def test_what_was_claimed_may_be_replaced_and_nothing_else(tmp_path):
     (tmp_path / "mine.csv").write_text("mine")
     with pytest.raises(DatasetError, match=r"not written by this package, got .*mine\.csv"):
         claim(tmp_path, [tmp_path / "mine.csv"])
-    assert owned(tmp_path) == {"a.csv", "b.csv"}
+    assert {*owned(tmp_path)} == {"a.csv", "b.csv"}
     adopt(tmp_path, [tmp_path / "mine.csv", tmp_path / "none.csv"])
-    assert owned(tmp_path) == {"a.csv", "b.csv", "mine.csv"}
+    assert {*owned(tmp_path)} == {"a.csv", "b.csv", "mine.csv"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": 3}', "[" * 5000])
 def test_a_manifest_that_is_none_owns_nothing(tmp_path, content):
     (tmp_path / MANIFEST).write_text(content)
-    assert owned(tmp_path) == set()
+    assert not owned(tmp_path)
 
 
 def test_an_input_is_no_output(tmp_path):
@@ -95,14 +95,16 @@ def written(folder, names, text):
 
 def test_a_set_is_replaced_when_the_new_one_is_whole(tmp_path):
     folder = tmp_path / "set"
-    first = begin_set(folder, ["i/0", "i/1", "list"], made_with={"n": 1}, overwrite=False)
+    first = begin_set(
+        folder, ["i/0", "i/1", "list"], command="ingest", made_with={"n": 1}, overwrite=False
+    )
     assert first == folder
     written(folder, ["i/0", "i/1", "list"], "old")
     written(folder, ["i/mine", "notes"], "mine")
-    work = begin_set(folder, ["i/0", "list"], made_with={"n": 2}, overwrite=True)
+    work = begin_set(folder, ["i/0", "list"], command="ingest", made_with={"n": 2}, overwrite=True)
     written(work, ["i/0", "list"], "new")
     assert (folder / "i/1").read_text() == "old"
-    replace_set(work, folder, last="list")
+    replace_set(work, folder, command="ingest", last="list")
     assert (folder / "i/0").read_text() == (folder / "list").read_text() == "new"
     assert not (folder / "i/1").exists()
     assert (folder / "i/mine").read_text() == (folder / "notes").read_text() == "mine"
@@ -111,12 +113,32 @@ def test_a_set_is_replaced_when_the_new_one_is_whole(tmp_path):
 
 
 def test_a_set_does_not_replace_what_is_read_or_foreign(tmp_path):
+    def begin(**more):
+        return begin_set(tmp_path, ["i/0"], command="ingest", made_with={}, overwrite=True, **more)
+
     written(tmp_path, ["i/0", "i/9"], "mine")
     with pytest.raises(DatasetError, match=r"not written by this package, got .*i/0"):
-        begin_set(tmp_path, ["i/0"], made_with={}, overwrite=True)
-    adopt(tmp_path, [tmp_path / "i/0", tmp_path / "i/9"])
+        begin()
+    adopt(tmp_path, [tmp_path / "i/0", tmp_path / "i/9"], "ingest")
     with pytest.raises(DatasetError, match=r"must not be an input, got .*i/9"):
-        begin_set(tmp_path, ["i/0"], made_with={}, overwrite=True, inputs=[tmp_path / "i/9"])
+        begin(inputs=[tmp_path / "i/9"])
+
+
+def test_what_another_command_wrote_is_neither_replaced_nor_removed(tmp_path):
+    claim(tmp_path, [tmp_path / "a_seg", tmp_path / "volumes"], command="segment")
+    written(tmp_path, ["a_seg", "volumes"], "of segment")
+    made = {"command": "evaluate", "made_with": {}, "overwrite": True}
+    with pytest.raises(DatasetError, match=r"by this command, got .*a_seg of `segment`: choose"):
+        begin_set(tmp_path, ["a_seg", "scores"], **made)
+    adopt(tmp_path, [tmp_path / "a_seg"], "evaluate")
+    work = begin_set(tmp_path, ["b_seg", "scores"], **made)
+    written(work, ["b_seg", "scores"], "of evaluate")
+    replace_set(work, tmp_path, command="evaluate", last="scores")
+    assert (tmp_path / "a_seg").read_text() == (tmp_path / "volumes").read_text() == "of segment"
+    assert owned(tmp_path) == {
+        **{"a_seg": "segment", "volumes": "segment"},
+        **{"b_seg": "evaluate", "scores": "evaluate"},
+    }
 
 
 @pytest.mark.parametrize(("content", "got"), [("{", ": Expecting"), ("[]", ", got list")])

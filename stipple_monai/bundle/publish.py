@@ -26,8 +26,7 @@ from stipple_monai.bundle.knobs import check_knobs
 from stipple_monai.bundle.model_folder import MODEL, WEIGHTS, read_model, weights_folder
 from stipple_monai.bundle.weights import load_weights, reason
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import sha256
-from stipple_monai.ownership import new_folder
+from stipple_monai.files import new_folder, sha256
 
 LARGEST_FILE_BYTES = 25 * 1024**2
 """The model zoo takes no larger file into git."""

@@ -109,6 +109,10 @@ def _with_paths(entry: Any, base: str, path_keys: Sequence[str], *, place: str) 
             raise DatasetError(
                 f"`{key}` must be a path or a list of paths, got {item[key]!r} in item {place}."
             )
+        if "" in _listed(item.get(key, [])):
+            raise DatasetError(
+                f"`{key}` must be a path, got an empty one in item {place}: leave the key out."
+            )
     item = {**item, **{k: _absolute(item[k], base) for k in path_keys if k in item}}
     for key in path_keys:
         for file in _listed(item.get(key, [])):
@@ -279,17 +283,23 @@ def _plain(value: Any) -> Any:
 
 
 def _refuse_shared_images(named: Mapping[str, list[Any]], base: str, path: Path) -> None:
-    owner: dict[str, str] = {}
+    owner: dict[str, tuple[str, int]] = {}
     for section, entries in named.items():
-        for entry in entries:
+        for number, entry in enumerate(entries):
             image = entry.get("image", []) if isinstance(entry, dict) else entry
             for file in _listed(image):
                 if not isinstance(file, str):
                     continue
                 # links and spellings of a path are one scan
-                first = owner.setdefault(os.path.realpath(_absolute(file, base)), section)
-                if first != section:
+                here = section, number
+                first = owner.setdefault(os.path.realpath(_absolute(file, base)), here)
+                if first[0] != section:
                     raise DatasetError(
-                        f"Sections must not share images, got {file} in {first!r} and in "
+                        f"Sections must not share images, got {file} in {first[0]!r} and in "
                         f"{section!r} of {path}. Split patients anew."
+                    )
+                if first != here:
+                    raise DatasetError(
+                        f"Sections must have an image once, got {file} twice in {section!r} of "
+                        f"{path}: remove one."
                     )

@@ -90,7 +90,7 @@ def ingest(
         _raise_refused(records, work / QA_MARKDOWN, skip=skip_refused)
         write_json(work / _DATALIST, _datalist(found, records, options))
         if work != out:
-            replace_set(work, out, last=_DATALIST)
+            replace_set(work, out, command="ingest", last=_DATALIST)
     return out / _DATALIST
 
 
@@ -139,7 +139,12 @@ def _begin(out: Path, settings: Mapping[str, Any], found: Source, *, overwrite: 
     targets += [_SETTINGS, _DATALIST, QA_JSON, QA_MARKDOWN]
     inputs = [p for c in found.cases for p in (*c.images, *([c.label] if c.label else []))]
     work = begin_set(
-        out, targets, made_with=settings, inputs=inputs, overwrite=overwrite and bool(others)
+        out,
+        targets,
+        command="ingest",
+        made_with=settings,
+        inputs=inputs,
+        overwrite=overwrite and bool(others),
     )
     if work != out:
         remove_unfinished(work)

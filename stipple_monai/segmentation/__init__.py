@@ -4,6 +4,9 @@ Words: the *results* are a folder that knows the settings it was made with. Impo
 and below.
 """
 
+from stipple_monai.segmentation.folder import (
+    refuse_training,
+)
 from stipple_monai.segmentation.fuse import (
     fuse,
     mean_gain,
@@ -19,5 +22,6 @@ __all__ = [
     "further_scans",
     "fuse",
     "mean_gain",
+    "refuse_training",
     "segment",
 ]

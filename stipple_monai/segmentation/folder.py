@@ -18,6 +18,7 @@ from stipple_monai.results import RECORD, TABLES, finished, outdate, read_record
 SETTINGS = "settings.json"
 CALIBRATION = "calibration.json"
 """How much network and prior count: of a model where it was fitted, of a fusion always."""
+_COMMANDS = "segment or fuse"
 SEG, PROBABILITIES, DICOM = "_seg.nii.gz", "_prob.nii.gz", "_seg.dcm"
 
 
@@ -47,7 +48,7 @@ def begin_results(
         DatasetError: it has results made with other settings or of other scans, or files that are
             not this package's.
     """
-    _refuse_training(out)
+    refuse_training(out)
     path, text = out / SETTINGS, json.dumps(settings, indent=2, default=str) + "\n"
     ours = path.is_file() and path.read_text(encoding="utf-8") == text
     names = {item["name"] for item in items}
@@ -59,8 +60,8 @@ def begin_results(
     if not ours:
         _refuse_others(out, targets, results, records, names, overwrite=overwrite)
     if ours:
-        adopt(out, targets)
-    claim(out, targets, inputs=inputs)
+        adopt(out, targets, _COMMANDS)
+    claim(out, targets, inputs=inputs, command=_COMMANDS)
     if overwrite:
         # First of all, so that an interrupted run goes on without --overwrite.
         outdate(out, names)
@@ -73,8 +74,12 @@ def begin_results(
     return [item for item in items if item["name"] not in done]
 
 
-def _refuse_training(out: Path) -> None:
-    """Raise where a folder is that of a training, which alone is begun with a seed."""
+def refuse_training(out: Path) -> None:
+    """Raise where a folder is that of a training, which alone is begun with a seed.
+
+    Raises:
+        DatasetError: so it is.
+    """
     begun: Mapping[str, Any] | None = None
     # settings that are no JSON are nobody's, and `claim` says so
     with suppress(DatasetError):

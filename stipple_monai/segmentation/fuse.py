@@ -211,6 +211,12 @@ def _truths(given: Sequence[str | Path], maps: Sequence[MapFile]) -> dict[str, P
     """Labels by the names of their scans."""
     paths = label_files(given)
     named = {each.name: files_of_case(each.name, paths) for each in maps}
+    for name, files in named.items():
+        if len(files) > 1:
+            raise DatasetError(
+                f"`calibrate` must have one label for each map, got {files[0]} and {files[1]} for "
+                f"{name}: give a folder with labels alone."
+            )
     found = {name: files[0] for name, files in named.items() if files}
     if given and not found:
         raise DatasetError(

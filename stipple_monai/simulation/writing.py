@@ -15,6 +15,8 @@ from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_json, write_json
 from stipple_monai.ownership import begin_set, replace_set
 
+_COMMANDS = "phantom or simulate"
+
 
 def begin_folder(
     folder: Path,
@@ -54,7 +56,12 @@ def begin_folder(
     files = [f"{part}/{case}" for part in ("imagesTr", "labelsTr") for case in names]
     targets = [*files, path.name, "dataset.json"]
     work = begin_set(
-        folder, targets, made_with=recipe, inputs=inputs, overwrite=overwrite and filled
+        folder,
+        targets,
+        command=_COMMANDS,
+        made_with=recipe,
+        inputs=inputs,
+        overwrite=overwrite and filled,
     )
     for part in ("imagesTr", "labelsTr"):
         (work / part).mkdir(parents=True, exist_ok=True)
@@ -90,7 +97,7 @@ def end_folder(
     }
     write_json(work / "dataset.json", content)
     if work != folder:
-        replace_set(work, folder, last="dataset.json")
+        replace_set(work, folder, command=_COMMANDS, last="dataset.json")
     return folder / "dataset.json"
 
 

@@ -25,6 +25,7 @@ from stipple_monai.ownership import adopt, begin_part, begin_set, replace_set
 
 EVALUATION = "evaluation"
 SCORES, RECORD = "scores.csv", "provenance.json"
+_COMMAND = "evaluate"
 TABLES = (
     *(SCORES, "positions.csv", RECORD),
     *("metrics.csv", "val_mean_dice_raw.csv", "val_mean_dice_summary.csv"),
@@ -90,16 +91,16 @@ def _in_place_of_the_older(
     targets = [*TABLES, *(f"{scan}_seg.nii.gz" for scan in scans)]
     if out == model.folder / EVALUATION or _is_evaluation(out):
         # by a version that did not keep what it wrote
-        adopt(out, [out / name for name in {*targets, *_older_maps(out)}])
+        adopt(out, [out / name for name in {*targets, *_older_maps(out)}], _COMMAND)
     mark = {"evaluation": str(out)}
     # what a killed one has left, of whatever scans
     shutil.rmtree(begin_part(out, mark))
     inputs = [file for item in items for file in files_of_item(item)]
-    work = begin_set(out, targets, made_with=mark, inputs=inputs, overwrite=True)
+    work = begin_set(out, targets, command=_COMMAND, made_with=mark, inputs=inputs, overwrite=True)
     try:
         yield work
-        adopt(work, [p for p in work.iterdir() if p.is_file() and p.name[0] != "."])
-        replace_set(work, out, last=SCORES)
+        adopt(work, [p for p in work.iterdir() if p.is_file() and p.name[0] != "."], _COMMAND)
+        replace_set(work, out, command=_COMMAND, last=SCORES)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -123,7 +124,7 @@ def mean_scores(scores: str | Path, organs: dict[int, str]) -> list[list[str]]:
     for organ, name in organs.items():
         mine = [row for row in rows if row["organ"] == str(organ)]
         means = [_mean([row[key] for row in mine]) for key in ("dice", "hd95_mm", "asd_mm")]
-        table.append([name, str(len(mine)), *means])
+        table.append([name, str(sum(bool(row["dice"]) for row in mine)), *means])
     return table
 
 

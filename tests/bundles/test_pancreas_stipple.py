@@ -748,6 +748,20 @@ def test_missing_or_truncated_prior(runs, tmp_path, config):
     assert left_over(out, models) == []
 
 
+@pytest.mark.parametrize("config", ["train", "evaluate", "calibration_samples"])
+@pytest.mark.parametrize(
+    ("organs", "background", "expected"),
+    [([1], [2, 3], [0, 1, 0, 0]), ([2], [1, 3], [0, 0, 1, 0]), ([1, 2, 3], [], [0, 1, 2, 3])],
+)
+def test_label_values_become_channels_and_background(config, organs, background, expected):
+    parser = ConfigParser()
+    names = ["train"] if config == "train" else ["inference", config]
+    parser.read_config([str(CONFIGS / f"{name}.yaml") for name in names])
+    parser.update({"organs": organs, "background_values": background})
+    to_channels = Compose(parser.get_parsed_content("label_channels"))
+    assert to_channels({"label": torch.arange(4)[None]})["label"].tolist() == [expected]
+
+
 def test_prior_needs_the_organ(runs, tmp_path):
     models = tmp_path / "models"
     with pytest.warns(UserWarning, match="does not contain organ 7"):

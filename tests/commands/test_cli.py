@@ -282,6 +282,25 @@ def test_priors_are_of_all_organs_that_the_data_set_names(tmp_path, capsys):
     assert found == {f"prior_{k}.nii.gz" for k in named}
     assert main([*given, str(tmp_path / "one"), *options, "organs=[2]"]) == 0
     assert [path.name for path in (tmp_path / "one").glob("prior_*.nii.gz")] == ["prior_2.nii.gz"]
+    # offsets are among the organs of one estimation, so none of the older priors stays
+    assert main([*given, str(tmp_path / "all"), *options, "organs=[1,2]"]) == 0
+    found = {path.name for path in (tmp_path / "all").glob("prior_*")}
+    assert found == {f"prior_{k}{end}" for k in (1, 2) for end in (".nii.gz", "_cases.npz")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "data", "one"]
+
+
+def test_priors_of_a_training_and_of_others_are_not_replaced(tmp_path, capsys):
+    for name in ("prior_1.nii.gz", "model.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("theirs")
+    (tmp_path / "list.json").write_text('{"training": []}')
+    command = ["prior", str(tmp_path / "list.json"), "--out"]
+    assert main([*command, str(tmp_path / "prior_1.nii.gz")]) == 1
+    assert "not written by this package, got " in one_line(capsys)
+    assert main([*command, str(tmp_path / "model.json")]) == 1
+    assert "the folder of a training: choose another" in one_line(capsys)
+    for name in ("prior_1.nii.gz", "model.json"):
+        assert (tmp_path / name / name).read_text() == "theirs"
 
 
 def test_an_interrupt_is_a_line_and_status_130(tmp_path, monkeypatch, capsys):

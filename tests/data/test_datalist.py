@@ -244,6 +244,11 @@ GOOD = {"image": "a.nii.gz"}
             r"must not share images, got \./a\.nii\.gz in 'validation' and in 'training'",
         ),
         ({"test": ["./a.nii.gz"], "validation": [{"image": ["a.nii.gz"]}]}, "not share images"),
+        (
+            {"validation": [GOOD, {"image": "./a.nii.gz"}]},
+            r"an image once, got \./a\.nii\.gz twice in 'validation'",
+        ),
+        ({"validation": [{**GOOD, "label": ""}]}, r"`label` .* an empty one in item 0 of .*leave"),
     ],
 )
 def test_read_refuses(folder, content, message):

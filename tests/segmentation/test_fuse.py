@@ -340,6 +340,12 @@ def test_maps_without_a_grid_priors_or_names_are_refused(data, tmp_path):
         fuse([data / "nifti"], tmp_path / "a", calibrate=[data / "none"], **options)
     with pytest.raises(ValueError, match="`calibrate` must have labels that are called as the"):
         fuse([data / "nifti"], tmp_path / "a", calibrate=[data / "10.nii.gz"], **options)
+    # a scan beside its label, such as a and a_seg
+    (tmp_path / "both").mkdir()
+    shutil.copy(data / "scans/s0_0000.nii.gz", tmp_path / "both/s0.nii.gz")
+    shutil.copy(data / "labels/s0.nii.gz", tmp_path / "both/s0_seg.nii.gz")
+    with pytest.raises(ValueError, match=r"one label for each map, got .*s0.* and .*s0_seg"):
+        fuse([data / "nifti"], tmp_path / "a", calibrate=[tmp_path / "both"], **options)
     with pytest.raises(ValueError, match="must not be an input"):
         fuse([data / "nifti"], data / "nifti", **options)
 

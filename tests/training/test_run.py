@@ -28,7 +28,14 @@ from stipple_monai.handlers import EpochLines
 from stipple_monai.report import report
 from stipple_monai.segmentation import segment
 from stipple_monai.segmentation.folder import begin_results
-from stipple_monai.training import adopt, evaluate, hardly_trained, next_command, train
+from stipple_monai.training import (
+    adopt,
+    evaluate,
+    hardly_trained,
+    mean_scores,
+    next_command,
+    train,
+)
 from stipple_monai.training import evaluation as module_of_evaluation
 from stipple_monai.training import run as module
 
@@ -526,3 +533,12 @@ def test_results_do_not_go_into_the_folder_of_a_training(datalist, tmp_path, mon
         assert sorted(tmp_path.rglob("*")) == before
         (tmp_path / name).unlink()
         before.remove(tmp_path / name)
+
+
+def test_the_table_counts_scans_that_have_a_score(tmp_path):
+    path = tmp_path / "scores.csv"
+    header = ["scan", "organ", "dice", "hd95_mm", "asd_mm"]
+    write_csv(path, header, [["a", 1, 0.5, 2, 1], ["b", 1, "", "", ""], ["a", 2, 0.25, "", ""]])
+    liver, spleen = mean_scores(path, {1: "liver", 2: "spleen"})
+    assert liver == ["liver", "1", "0.500", "2.000", "1.000"]
+    assert spleen[:3] == ["spleen", "1", "0.250"]
