@@ -53,6 +53,7 @@ def begin_results(
     ours = path.is_file() and path.read_text(encoding="utf-8") == text
     names = {item["name"] for item in items}
     records = read_records(out)
+    _refuse_other_names(records, items)
     results = _results(out, names, (*endings, RECORD))
     targets = [path, *(out / name for name in (*TABLES, *others)), *results]
     inputs = [file for item in items for file in files_of_item(item, ("image",))]
@@ -126,6 +127,19 @@ def _refuse_others(
             f"`out` has results of other scans made with other settings, such as "
             f"{min(records.keys() - names)}: choose another folder."
         )
+
+
+def _refuse_other_names(records: Mapping[str, Any], items: Iterable[Mapping[str, Any]]) -> None:
+    """Raise where a scan has results under another name: it would count twice in the tables."""
+    known = {record["scan"]: name for name, record in records.items()}
+    for item in items:
+        scan = first_file(item["image"])
+        name = known.get(scan, item["name"])
+        if name != item["name"]:
+            raise DatasetError(
+                f"`out` has a segmentation of {scan} called {name!r}, which is {item['name']!r} "
+                "beside another scan of that name: choose another folder."
+            )
 
 
 def _refuse_other_scan(record: Mapping[str, Any], item: Mapping[str, Any]) -> None:

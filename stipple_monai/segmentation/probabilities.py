@@ -283,6 +283,11 @@ def read_truth(
     """
     array, _ = onto_grid(read_grid(path), tuple(shape), affine, name=str(path))
     array = whole_labels(array, str(path))
+    if array.min() < 0 or array.max() > 255:
+        raise DatasetError(
+            f"`calibrate` must have label maps, with values from 0 to 255, got {path} with "
+            f"{array.min():g} to {array.max():g}: it may be the scan."
+        )
     truth = np.where(array == 255, 255, 0).astype(np.uint8)
     for number, organ in enumerate(organs, 1):
         truth[array == organ] = number

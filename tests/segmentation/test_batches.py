@@ -130,3 +130,16 @@ def test_what_a_segmentation_lacks_is_found_before_the_network_runs(tmp_path, mo
     monkeypatch.setattr(module, "run_bundle", lambda *a, **k: pytest.fail("the network ran"))
     with pytest.raises(DatasetError, match="A DICOM SEG needs a whole series"):
         segment([tmp_path / "ct"], tmp_path / "out", dicom_seg=True, **model)
+
+
+@pytest.mark.slow
+def test_a_scan_has_one_name_in_a_folder(tmp_path, model):
+    made = [tmp_path / folder / "ct.nii.gz" for folder in "ab"]
+    for path in made:
+        path.parent.mkdir()
+        write_scan(path, organ(), AFFINE)
+    segment(made[:1], tmp_path / "out", **model)
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    with pytest.raises(DatasetError, match=r"a/ct\.nii\.gz called 'ct', which is 'a_ct' beside"):
+        segment(made, tmp_path / "out", **model)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before

@@ -340,6 +340,9 @@ def test_maps_without_a_grid_priors_or_names_are_refused(data, tmp_path):
         fuse([data / "nifti"], tmp_path / "a", calibrate=[data / "none"], **options)
     with pytest.raises(ValueError, match="`calibrate` must have labels that are called as the"):
         fuse([data / "nifti"], tmp_path / "a", calibrate=[data / "10.nii.gz"], **options)
+    save(tmp_path / "s0.nii.gz", np.full(SHAPE, -1000, np.int16))
+    with pytest.raises(ValueError, match=r"label maps, .*s0.nii.gz with -1000 to -1000: it may"):
+        fuse([data / "nifti"], tmp_path / "a", calibrate=[tmp_path / "s0.nii.gz"], **options)
     # a scan beside its label, such as a and a_seg
     (tmp_path / "both").mkdir()
     shutil.copy(data / "scans/s0_0000.nii.gz", tmp_path / "both/s0.nii.gz")
