@@ -78,11 +78,17 @@ def known_calibration(
 ) -> Calibration | str | None:
     """What is given to count, read if it is a file, or :class:`PriorError`.
 
-    A file that is not there counts as ``"constants"``, and the log says so.
+    A JSON file that is not there counts as ``"constants"``, and the log says so.
     """
-    if given is None or given in (EQUATION_2, CONSTANTS):
+    if given is None or (isinstance(given, str) and given in (EQUATION_2, CONSTANTS)):
         return given
     if not isinstance(given, Calibration):
+        named = isinstance(given, str | os.PathLike)
+        if not named or not (Path(given).is_file() or str(given).endswith(".json")):
+            raise PriorError(
+                f"`calibration` must be a Calibration, {EQUATION_2!r}, {CONSTANTS!r}, a JSON file "
+                f"or None, got {given!r}, which is no file: correct the word or the path."
+            )
         if not Path(given).is_file():
             _log.info(f"No calibration at {given}: the weights' own counts, or constants.")
             return CONSTANTS

@@ -67,8 +67,8 @@ class PriorDrivenInferer(Inferer):
         calibration: how much network and prior count, or the file of it. ``None`` takes the
             network's own, or equation 2 where it has none; ``"equation_2"`` that alone, and
             ``"constants"`` the network's own or `Calibration.unfitted`, for a network that was
-            trained without prior. A file that is not there counts as ``"constants"``, and the log
-            says so.
+            trained without prior. A file ``….json`` that is not there counts as ``"constants"``,
+            and the log says so.
         labelled: how many labelled scans the network was trained with, or how many of them had each
             organ, for ``"constants"``. None: as many as each prior was estimated from; say it where
             priors are of other scans, such as those of :func:`~stipple_monai.atlas`.
@@ -80,8 +80,8 @@ class PriorDrivenInferer(Inferer):
             GPU has no memory for them. ``None``: where the inferer leaves the logits.
 
     Raises:
-        PriorError: priors, references and calibration do not belong together, or ``labelled`` is
-            no number of scans.
+        PriorError: priors, references and calibration do not belong together, ``calibration`` is
+            neither a known word nor a file, or ``labelled`` is no number of scans.
         PositionError: ``minimum_confidence`` is not in [0, 1], or ``position`` is unknown.
     """
 

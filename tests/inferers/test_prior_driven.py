@@ -761,6 +761,21 @@ def test_equation_2_on_demand_and_constants_where_there_is_no_file(activation, t
     assert torch.equal(infer(inputs, net).as_tensor(), plain)
 
 
+@pytest.mark.parametrize("given", ["equation2", "Constants", "", "runs/calibrations", 3, {}])
+def test_a_calibration_that_is_neither_a_word_nor_a_file_raises(given):
+    match = (
+        "`calibration` must be a Calibration, 'equation_2', 'constants', a JSON file or None, got"
+    )
+    with pytest.raises(PriorError, match=f"{match} {given!r}, which is no file"):
+        PriorDrivenInferer(SimpleInferer(), make_priors(), calibration=given)
+
+
+def test_a_calibration_is_read_whatever_its_ending(tmp_path):
+    CALIBRATION.save(tmp_path / "fold_1.txt")
+    infer = PriorDrivenInferer(SimpleInferer(), make_priors(), calibration=tmp_path / "fold_1.txt")
+    assert infer.calibration == CALIBRATION
+
+
 def test_constants_look_at_each_scan_of_a_batch():
     inputs, priors = batch_of(scan(), scan(name="two.nii", seed=1)), make_priors()
     logits = PriorDrivenNet(Threshold(), image_channels=1).network(inputs.as_tensor()).detach()
