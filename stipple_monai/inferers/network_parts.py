@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,29 @@ def network_parts(
         own=own,
         calibration=_numbers(None if known else calibration, labelled, net.activation),
     )
+
+
+def logits_of(output: Any, *, shape: Sequence[int]) -> Tensor:
+    """The logits of whole scans that an inferer made, or :class:`PriorError`.
+
+    Args:
+        output: what it returned.
+        shape: number of scans and their spatial shape, on whose grid the prior is placed.
+    """
+    if not isinstance(output, Tensor):
+        raise PriorError(
+            "The network must return its logits as one tensor B C W H D, got "
+            f"{type(output).__name__}: of several outputs, such as those of deep supervision, "
+            "return the first in a module around the network."
+        )
+    scans, *grid = shape
+    if len(output) != scans or list(output.shape[2:]) != grid:
+        raise PriorError(
+            f"The network's logits must have the inputs' grid, {scans} × {tuple(grid)}, got "
+            f"{len(output)} × {tuple(output.shape[2:])}: upsample them to it in the network, since "
+            "priors are placed on the inputs' grid."
+        )
+    return output
 
 
 def known_calibration(

@@ -25,6 +25,7 @@ from stipple_monai.inferers.located import (
 from stipple_monai.inferers.network_parts import (
     NetworkParts,
     known_calibration,
+    logits_of,
     network_parts,
 )
 from stipple_monai.networks import Calibration
@@ -144,12 +145,13 @@ class PriorDrivenInferer(Inferer):
             position is too uncertain, its prior is neutral, with a warning.
 
         Raises:
-            PriorError: priors, calibration and network do not belong together.
+            PriorError: priors, calibration and network do not belong together, or the network
+            returns no single tensor of logits on the grid of ``inputs``.
             PositionError: ``inputs`` have no affine.
         """
         net = self._parts(network, channels=inputs.shape[1])
         if inputs.shape[1] > net.image_channels and net.calibration is None:
-            return self.inferer(inputs, network, *args, **kwargs).to(device=self.device)
+            return self._run(inputs, network, *args, **kwargs).to(device=self.device)
         if inputs.shape[1] > net.image_channels:
             logits, prior = self.parts(inputs, network, *args, **kwargs)
             adjusted = fuse_placed(
@@ -240,8 +242,12 @@ class PriorDrivenInferer(Inferer):
     def _logits(
         self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        logits = torch.as_tensor(self.inferer(inputs, network, *args, **kwargs))
+        logits = self._run(inputs, network, *args, **kwargs)
         return logits.to(device=self.device).as_subclass(torch.Tensor)
+
+    def _run(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        logits = self.inferer(inputs, network, *args, **kwargs)
+        return logits_of(logits, shape=(len(inputs), *inputs.shape[2:]))
 
 
 def _check(

@@ -707,6 +707,40 @@ def test_errors_of_a_call():
         PriorDrivenInferer(SimpleInferer(), make_priors(), spread_mm=-1)(batch_of(scan()), net)
 
 
+class Halved(Threshold):
+    """Logits of half the resolution."""
+
+    def forward(self, x):
+        return nn.functional.avg_pool3d(super().forward(x), 2)
+
+
+class Heads(Threshold):
+    """Several outputs, as for deep supervision."""
+
+    def forward(self, x):
+        return [super().forward(x)] * 2
+
+
+@pytest.mark.parametrize("inferer", [SimpleInferer(), SlidingWindowInferer((8, 8, 8), 3)])
+@pytest.mark.parametrize(
+    ("network", "match"),
+    [
+        (Halved(), r"grid, 1 × \(20, 18, 12\), got 1 × \(10, 9, 6\): upsample them to it in the"),
+        (Heads(), r"must return its logits as one tensor B C W H D, got (list|tuple): of several"),
+    ],
+)
+def test_logits_are_one_tensor_on_the_grid_of_the_inputs(inferer, network, match):
+    inputs, priors = batch_of(scan()), make_priors()
+    infer = PriorDrivenInferer(inferer, priors)
+    with pytest.raises(PriorError, match=match):
+        infer(inputs, network)
+    with pytest.raises(PriorError, match=match):
+        PriorDrivenInferer(inferer, priors, locator=network)(inputs, Threshold())
+    known = with_prior(inputs, priors, torch.zeros(1, 2, 3))
+    with pytest.raises(PriorError, match=match):
+        infer.parts(known, PriorDrivenNet(network, image_channels=1))
+
+
 CALIBRATION = Calibration([0.1, 0.4], [0.8, 1.2], [1.5, -0.7], [0.3, 0.2], [-0.5, 0.25])
 
 
