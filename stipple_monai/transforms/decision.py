@@ -11,6 +11,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type
 
 from stipple_monai.calibration import CAUTION, decide
+from stipple_monai.errors import DatasetError
 from stipple_monai.networks import Calibration
 
 _TORCH = [TransformBackends.TORCH]
@@ -57,8 +58,17 @@ class DecideLabel(Transform):
         """Decide ``(C, *spatial)``, background first, or ``(1, *spatial)`` of one organ.
 
         Returns uint8 ``(1, *spatial)`` of the same type.
+
+        Raises:
+            DatasetError: ``probability`` has a batch's axis in front of its channels.
         """
         p = torch.as_tensor(probability)
+        if p.ndim > 4:
+            raise DatasetError(
+                "`probability` must be of one scan, C W H D, got the shape "
+                f"{tuple(p.shape)}: decide the scans of a batch one by one, `probability[0]` or "
+                "after `decollate_batch`."
+            )
         if self.rule != "argmax":
             label = decide(p, self.thresholds, caution=self.caution)
         elif len(p) == 1:

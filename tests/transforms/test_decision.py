@@ -6,6 +6,7 @@ import torch
 from monai.data import MetaTensor
 
 from stipple_monai.calibration import CAUTION, decide
+from stipple_monai.errors import DatasetError
 from stipple_monai.networks import Calibration
 from stipple_monai.transforms import DecideLabel, DecideLabeld
 
@@ -37,6 +38,17 @@ def test_the_grid_stays():
     assert (label.dtype, label.shape) == (torch.uint8, (1, 4, 5, 6))
     assert torch.equal(label.affine, affine)
     assert DecideLabel()(P.numpy()).dtype == np.uint8
+
+
+@pytest.mark.parametrize("rule", ["argmax", "dice"])
+@pytest.mark.parametrize("scans", [1, 2])
+def test_a_batch_is_decided_scan_by_scan(rule, scans):
+    batch = torch.stack([P] * scans)
+    match = r"one scan, C W H D, got the shape \(\d, 3, 4, 5, 6\): decide .* one by one, `prob"
+    with pytest.raises(DatasetError, match=match):
+        DecideLabel(rule)(batch)
+    with pytest.raises(DatasetError, match=match):
+        DecideLabeld("pred", rule)({"pred": batch})
 
 
 def test_errors():
