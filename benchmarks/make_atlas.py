@@ -67,6 +67,7 @@ def compressible(prior: SpatialPrior) -> SpatialPrior:
         case_count=prior.case_count,
         center=prior.center,
         offset_mm=prior.offset_mm,
+        offsets_id=prior.offsets_id,
         smoothing_mm=prior.smoothing_mm,
         volumes_ml=prior.volumes_ml,
         log_likelihood=prior.log_likelihood,

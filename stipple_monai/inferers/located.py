@@ -124,7 +124,7 @@ def fuse_logits(
     scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
     found = [_locate(scan, priors, references, **search) for scan in scans]
     if minimum_confidence is None:
-        minimum_confidence = least_confidence(references, max_shift_mm=max_shift_mm)
+        minimum_confidence = least_confidence(references, position, max_shift_mm=max_shift_mm)
     _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
     prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
     adjusted = fuse_placed(logits, prior, strength, floor, calibration, activation)
@@ -220,10 +220,15 @@ def checked_calibration(
 
 
 def least_confidence(
-    references: Sequence[SpatialPrior], *, max_shift_mm: float | None = None
+    references: Sequence[SpatialPrior], position: str = "kl", *, max_shift_mm: float | None = None
 ) -> float:
-    """What is certain enough for organs that are located together, or one by one."""
-    together = positioned_together(references) and max_shift_mm is None
+    """What is certain enough for organs that are located together, or one by one.
+
+    Raises:
+        PositionError: organs that are located together are of several estimations.
+    """
+    alone = position == "prediction_center" or max_shift_mm is not None
+    together = not alone and positioned_together(references)
     return MINIMUM_CONFIDENCE_TOGETHER if together else MINIMUM_CONFIDENCE_ALONE
 
 

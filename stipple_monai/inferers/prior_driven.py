@@ -83,7 +83,8 @@ class PriorDrivenInferer(Inferer):
     Raises:
         PriorError: priors, references and calibration do not belong together, ``calibration`` is
             neither a known word nor a file, or ``labelled`` is no number of scans.
-        PositionError: ``minimum_confidence`` is not in [0, 1], or ``position`` is unknown.
+        PositionError: ``minimum_confidence`` is not in [0, 1], ``position`` is unknown, or organs
+            are to be located together that were not estimated together.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class PriorDrivenInferer(Inferer):
         self.labelled = _label_counts(self.priors, labelled)
         self.image_channels, self.activation = image_channels, activation
         self.minimum_confidence = minimum_confidence = _known_confidence(
-            minimum_confidence, self.references, max_shift_mm=max_shift_mm
+            minimum_confidence, self.references, position, max_shift_mm=max_shift_mm
         )
         self.search: dict[str, Any] = {
             **{"position": position, "mode": mode, "minimum_confidence": minimum_confidence},
@@ -271,10 +272,14 @@ def _label_counts(
 
 
 def _known_confidence(
-    minimum: float | None, references: Sequence[SpatialPrior], *, max_shift_mm: float | None
+    minimum: float | None,
+    references: Sequence[SpatialPrior],
+    position: str,
+    *,
+    max_shift_mm: float | None,
 ) -> float:
-    if minimum is None:
-        minimum = least_confidence(references, max_shift_mm=max_shift_mm)
+    least = least_confidence(references, position, max_shift_mm=max_shift_mm)
+    minimum = least if minimum is None else minimum
     if not 0 <= minimum <= 1:
         raise PositionError(f"`minimum_confidence` must lie in [0, 1], got {minimum}.")
     return minimum

@@ -17,7 +17,12 @@ from monai.data import MetaTensor
 
 from stipple_monai.data import read_sections, unique_names
 from stipple_monai.errors import DatasetError
-from stipple_monai.positioning import Orientation, check_orientation, measure_position
+from stipple_monai.positioning import (
+    Orientation,
+    check_orientation,
+    measure_position,
+    positioned_together,
+)
 from stipple_monai.priors import (
     UNREADABLE,
     SpatialPrior,
@@ -62,6 +67,7 @@ def check_labels(
 
     Raises:
         DatasetError: no label has any of the organs.
+        PositionError: the priors are of several estimations.
     """
     items = [item for found in read_sections(datalist).values() for item in found]
     labels = [str(label) for item in items if (label := item.get("label") or item.get("truth"))]
@@ -126,7 +132,7 @@ def _masked(label: MetaTensor, priors: Sequence[SpatialPrior]) -> MetaTensor:
 def _displaced(label: MetaTensor, priors: Sequence[SpatialPrior]) -> list[str]:
     """Organs that lie elsewhere than the others say; which of two is wrong cannot be told."""
     known: list[Any] = [prior for prior in priors if prior.offset_mm is not None]
-    if len(known) < 3:
+    if len(known) < 3 or not positioned_together(known):
         return []
     centers = torch.stack(
         [measure_position(label, p) - torch.tensor(p.offset_mm, dtype=torch.float64) for p in known]

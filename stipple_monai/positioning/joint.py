@@ -88,8 +88,9 @@ def locate_organs(
     """Find the positions that a coarse prediction of several organs supports best.
 
     Organs are positioned together where all references know their offsets, that is, where they
-    were estimated together (:meth:`SpatialPrior.estimate_several`), one by one otherwise and with
-    ``max_shift_mm``. Together, an organ that is predicted nowhere gets its place from the others.
+    were estimated together (:meth:`SpatialPrior.estimate_several`; some of these organs will do),
+    one by one otherwise and with ``max_shift_mm``. Together, an organ that is predicted nowhere
+    gets its place from the others.
 
     Args:
         probability: ``(K, W, H, D)``, the network's probability of each organ in [0, 1]; or a
@@ -110,7 +111,8 @@ def locate_organs(
 
     Raises:
         PositionError: ``probability`` is no probability map with an invertible affine and one
-            channel for each reference, or an option is out of range.
+            channel for each reference, an option is out of range, or the references know offsets
+            of different estimations.
 
     Example:
         >>> organs = torch.zeros(1, 30, 20, 20)
@@ -140,7 +142,7 @@ def locate_organs(
     blocks = coarse_evidence(maps, cells, epsilon=epsilon)
     coarse = coarse_affine(affine, cells)
     shares = supported_shares(blocks, references, coarse)
-    together = positioned_together(references) and max_shift_mm is None
+    together = max_shift_mm is None and positioned_together(references)
     points = _points(shares, references, coarse, spread_mm) if together else []
     for k, reference in enumerate(references):
         if together:
@@ -155,9 +157,31 @@ def locate_organs(
     return Located(position, confidence)
 
 
-def positioned_together(references: Sequence[SpatialPrior]) -> bool:
+def have_offsets(references: Sequence[SpatialPrior]) -> bool:
     """Whether organs are several and all of them know their offsets."""
     return len(references) > 1 and all(r.offset_mm is not None for r in references)
+
+
+def positioned_together(references: Sequence[SpatialPrior]) -> bool:
+    """Whether organs are several and know their offsets, which are then of one estimation.
+
+    Raises:
+        PositionError: they are of several. An offset is relative to the mean of the organs that
+            were estimated together, and another estimation has another mean.
+    """
+    if not have_offsets(references):
+        return False
+    organs: dict[str | None, list[int]] = {}
+    for reference in references:
+        organs.setdefault(reference.offsets_id, []).append(reference.organ)
+    if len(organs) > 1:
+        raise PositionError(
+            "Priors that are positioned together must be of one estimation, since their offsets "
+            f"are relative to its organs, got those of organs {[*organs.values()]} of "
+            f"{len(organs)}: estimate all in one call of `SpatialPrior.estimate_several`, or set "
+            "`offset_mm` of each to None, which positions them one by one."
+        )
+    return True
 
 
 def coarse_evidence(maps: Tensor, cells: Sequence[int], *, epsilon: float) -> Tensor:

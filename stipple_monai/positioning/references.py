@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from stipple_monai.errors import DatasetError, PositionError
-from stipple_monai.positioning.joint import positioned_together
+from stipple_monai.positioning.joint import have_offsets
 from stipple_monai.positioning.single import measure_position
 from stipple_monai.priors import Label, SpatialPrior, organ_position
 
@@ -51,7 +51,8 @@ def random_references(
             points = [measure_position(label, prior) for prior in priors]
         except PositionError:
             continue
-        together = positioned_together(priors)
+        # measured anew in this scan, of whatever estimation the priors are
+        together = have_offsets(priors)
         middle = torch.stack(points).mean(0)
         offsets = [(point - middle).tolist() if together else None for point in points]
         return [_around(label, *each) for each in zip(priors, points, offsets, strict=True)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -32,6 +34,7 @@ class Estimate(NamedTuple):
     cases: Cases
     log_likelihood: float | None
     offset_mm: list[float] | None
+    offsets_id: str | None
 
 
 def estimate_organs(
@@ -70,6 +73,7 @@ def estimate_organs(
     histograms = [OrganHistogram(k, known_center(center), spacing_mm) for k in organs]
     count_labels(labels, histograms, num_workers=num_workers)
     offsets = mean_offsets([histogram.centers_mm for histogram in histograms])
+    offsets_id = _fingerprint({h.organ: o for h, o in zip(histograms, offsets, strict=True) if o})
     found = []
     for histogram, offset in zip(histograms, offsets, strict=True):
         if width == 0:
@@ -79,8 +83,15 @@ def estimate_organs(
         else:
             cases, likelihood = _density(histogram.on_kernel_grid(num_workers=num_workers), width)
             probability = cases.mean()
-        found.append(Estimate(histogram.organ, probability, cases, likelihood, offset))
+        organ = histogram.organ
+        found.append(Estimate(organ, probability, cases, likelihood, offset, offsets_id))
     return found
+
+
+def _fingerprint(offsets: Mapping[int, Sequence[float]]) -> str | None:
+    """The same for the same offsets of the same organs, whatever their order."""
+    text = json.dumps(sorted(offsets.items())).encode()
+    return hashlib.sha256(text).hexdigest()[:16] if offsets else None
 
 
 def _density(cases: Cases, width: float | Literal["auto"]) -> tuple[Cases, float | None]:

@@ -30,13 +30,17 @@ from stipple_monai.priors.estimation import Smoothing, estimate_organs
 from stipple_monai.priors.organ import (
     Center,
     Label,
-    is_count,
     known_center,
     three_lengths,
     world_point,
 )
 from stipple_monai.priors.prior_file import read_prior, write_prior
-from stipple_monai.priors.values import frequencies, known_offset
+from stipple_monai.priors.values import (
+    frequencies,
+    known_case_count,
+    known_offset,
+    matching_cases,
+)
 from stipple_monai.priors.volume import Volume, open_volume
 from stipple_monai.spatial import grid_affine, sample_on_grid, touched
 
@@ -56,6 +60,8 @@ class SpatialPrior:
         center: what the organ's centre is, see :meth:`estimate`.
         offset_mm: the mean position of this organ relative to the mean of all organs that were
             estimated with it, RAS mm; ``None`` if there were no others.
+        offsets_id: tells which offsets belong together, those of one estimation; ``None`` where
+            that is not known, as in files of older versions.
         smoothing_mm: width of a density's Gaussian; 0 for a histogram.
         volumes_ml: of the organ in the label maps, where known.
         log_likelihood: mean over the label maps of the organ's log-likelihood under the prior of
@@ -85,6 +91,7 @@ class SpatialPrior:
         case_count: int = 1,
         center: Center = "bbox",
         offset_mm: Sequence[float] | None = None,
+        offsets_id: str | None = None,
         smoothing_mm: float = 0.0,
         volumes_ml: Volumes | None = None,
         log_likelihood: float | None = None,
@@ -93,20 +100,14 @@ class SpatialPrior:
         self.probability = frequencies(probability)
         self.spacing_mm = three_lengths(spacing_mm)
         self.organ = int(organ)
-        if not is_count(case_count) or case_count < 0:
-            raise PriorError(f"`case_count` must be a number of maps, got {case_count}.")
-        self.case_count = int(case_count)
+        self.case_count = known_case_count(case_count)
         self.center = known_center(center)
         self.offset_mm = None if offset_mm is None else known_offset(offset_mm)
+        self.offsets_id = None if offsets_id is None else str(offsets_id)
         self.smoothing_mm = float(smoothing_mm)
         self.volumes_ml = volumes_ml
         self.log_likelihood = None if log_likelihood is None else float(log_likelihood)
-        self.cases = cases
-        if cases is not None and cases.whole_shape != tuple(self.probability.shape):
-            raise PriorError(
-                f"`cases` must be those that the prior was made of, got some of the shape "
-                f"{cases.whole_shape} for {tuple(self.probability.shape)}: estimate them together."
-            )
+        self.cases = matching_cases(cases, tuple(self.probability.shape))
 
     @property
     def bins(self) -> int:
@@ -225,6 +226,7 @@ class SpatialPrior:
                 case_count=len(each.cases),
                 center=center,
                 offset_mm=each.offset_mm,
+                offsets_id=each.offsets_id,
                 smoothing_mm=each.cases.smoothing_mm,
                 volumes_ml=each.cases.volumes_ml,
                 log_likelihood=each.log_likelihood,
@@ -299,6 +301,7 @@ class SpatialPrior:
             case_count=self.case_count - len(without),
             center=self.center,
             offset_mm=self.offset_mm,
+            offsets_id=self.offsets_id,
             smoothing_mm=self.smoothing_mm,
         )
 

@@ -45,6 +45,7 @@ class Prior(Protocol):
     case_count: int
     center: Center
     offset_mm: tuple[float, float, float] | None
+    offsets_id: str | None
     smoothing_mm: float
     volumes_ml: Volumes | None
     log_likelihood: float | None
@@ -77,6 +78,7 @@ def write_prior(prior: Prior, path: str | os.PathLike[str]) -> None:
     record = {
         "stipple_prior": FORMAT_VERSION,
         **{key: getattr(prior, key) for key in _AS_WRITTEN},
+        "offsets_id": prior.offsets_id,
         "bins": prior.bins,
         "volumes_ml": prior.volumes_ml and prior.volumes_ml._asdict(),
     }
@@ -97,8 +99,8 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
     Args:
         path: the file.
         make: the class of the prior, called with its values and the keywords ``spacing_mm``,
-            ``organ``, ``case_count``, ``center``, ``offset_mm``, ``smoothing_mm``, ``volumes_ml``,
-            ``log_likelihood`` and ``cases``.
+            ``organ``, ``case_count``, ``center``, ``offset_mm``, ``offsets_id``, ``smoothing_mm``,
+            ``volumes_ml``, ``log_likelihood`` and ``cases``.
 
     Raises:
         PriorError: the file is missing, truncated, not NIfTI or not a prior, or was written by a
@@ -111,6 +113,8 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
             data,
             spacing_mm=[float(s) for s in image.header.get_zooms()[:3]],
             **{key: record[key] for key in _AS_WRITTEN},
+            # of version 0.1 on; files that were written before lack it
+            offsets_id=record.get("offsets_id"),
             volumes_ml=_volumes(record["volumes_ml"]),
             cases=read_cases(path, data),
         )

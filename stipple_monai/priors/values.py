@@ -1,4 +1,4 @@
-"""What a prior is made of, checked: its frequencies and its offset."""
+"""What a prior is made of, checked: its frequencies, its offset and its label maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.priors.organ import world_point
+from stipple_monai.priors.cases import Cases
+from stipple_monai.priors.organ import is_count, world_point
 
 
 def frequencies(probability: torch.Tensor | NDArray[Any]) -> torch.Tensor:
@@ -39,3 +40,20 @@ def known_offset(offset_mm: Sequence[float]) -> tuple[float, float, float]:
             f"`offset_mm` must be three finite numbers (RAS mm) or None, got {offset_mm}."
         ) from None
     return r, a, s
+
+
+def known_case_count(case_count: int) -> int:
+    """Give a number of label maps, or raise :class:`PriorError`."""
+    if not is_count(case_count) or case_count < 0:
+        raise PriorError(f"`case_count` must be a number of maps, got {case_count}.")
+    return int(case_count)
+
+
+def matching_cases(cases: Cases | None, shape: tuple[int, ...]) -> Cases | None:
+    """Give the cases of a prior of this shape, or raise :class:`PriorError`."""
+    if cases is not None and cases.whole_shape != shape:
+        raise PriorError(
+            f"`cases` must be those that the prior was made of, got some of the shape "
+            f"{cases.whole_shape} for {shape}: estimate them together."
+        )
+    return cases

@@ -694,6 +694,17 @@ def test_errors_of_construction():
             PriorDrivenInferer(SimpleInferer(), make_priors(), minimum_confidence=value)
 
 
+def test_priors_of_two_estimations_are_refused_where_they_would_be_located_together():
+    priors = make_priors()
+    for number, prior in enumerate(priors):
+        prior.offset_mm, prior.offsets_id = (5.0, 0.0, 0.0), str(number)
+    for options in ({}, {"minimum_confidence": 0.3}):
+        with pytest.raises(PositionError, match="must be of one estimation, since"):
+            PriorDrivenInferer(SimpleInferer(), priors, **options)
+    for options in ({"max_shift_mm": 50}, {"position": "prediction_center"}):
+        PriorDrivenInferer(SimpleInferer(), priors, **options)
+
+
 def test_errors_of_a_call():
     net = PriorDrivenNet(Threshold(), image_channels=1)
     infer = PriorDrivenInferer(SimpleInferer(), make_priors())

@@ -23,6 +23,8 @@ from stipple_monai.positioning.joint import (
     locate_organs,
     supported_shares,
 )
+from stipple_monai.positioning.orientation import check_orientation
+from stipple_monai.positioning.references import random_references
 from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, locate_organ
 from stipple_monai.priors.prior import SpatialPrior
 from stipple_monai.spatial import Votes
@@ -724,3 +726,50 @@ VALID = np.full((2, 4, 4, 4), 0.7)
 def test_errors(probability, options, message):
     with pytest.raises(PositionError, match=message):
         locate_organs(probability, [cube_prior(1), cube_prior(2)], **options)
+
+
+def three_organs(shift=0):
+    """A label map whose second organ lies elsewhere in another scan."""
+    maps = cubes((24, 18, 14), [((4, 5, 6), 1)], [((15 + shift, 5, 6), 1)], [((9, 12, 7), 1)])
+    return scan((maps * np.array([1, 2, 3]).reshape(3, 1, 1, 1)).sum(0, keepdims=True))
+
+
+def test_offsets_of_one_estimation_alone_position_organs_together():
+    labels = [three_organs(), three_organs(2)]
+    whole, pair, other = (
+        SpatialPrior.estimate_several(labels, organs=organs)
+        for organs in ([1, 2, 3], [1, 3], [2, 3])
+    )
+    maps = scan((labels[0].as_tensor() == torch.arange(1, 4).reshape(3, 1, 1, 1)).float())
+    expected = locate_organs(maps, whole).position_mm
+    subset = MetaTensor(maps.as_tensor()[[2, 0]], affine=maps.affine)
+    found = locate_organs(subset, [whole[2], whole[0]]).position_mm
+    torch.testing.assert_close(found, expected[[2, 0]])
+
+    mixed = [whole[0], other[0], pair[1]]
+    match = r"must be of one estimation, .* got those of organs \[\[1\], \[2\], \[3\]\] of 3: estim"
+    with pytest.raises(PositionError, match=match):
+        locate_organs(maps, mixed)
+    with pytest.raises(PositionError, match=match):
+        check_orientation(maps, mixed)
+    alone = locate_organs(maps, mixed, max_shift_mm=50.0).position_mm
+    torch.testing.assert_close(alone, expected, atol=4.0, rtol=0)
+    # a scan of its own tells all offsets anew
+    references = random_references(labels[:1], mixed, seed=0)
+    torch.testing.assert_close(locate_organs(maps, references).position_mm, expected)
+
+
+def test_estimations_of_the_same_organs_in_other_scans_are_told_apart(tmp_path):
+    first, second = (
+        SpatialPrior.estimate_several([three_organs(), three_organs(k)], organs=[1, 2, 3])
+        for k in (0, 4)
+    )
+    again = SpatialPrior.estimate_several([three_organs()] * 2, organs=[3, 2, 1], bins=4)
+    maps = scan((three_organs().as_tensor() == torch.arange(1, 4).reshape(3, 1, 1, 1)).float())
+    with pytest.raises(PositionError, match=r"organs \[\[1, 2\], \[3\]\] of 2"):
+        locate_organs(maps, [*first[:2], second[2]])
+    # of the same offsets, also once they were saved or a label was left out
+    again[0].save(tmp_path / "prior_3.nii")
+    locate_organs(
+        maps, [first[0], first[1].leave_out([0]), SpatialPrior.load(tmp_path / "prior_3.nii")]
+    )

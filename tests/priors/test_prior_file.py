@@ -11,7 +11,8 @@ import torch
 from monai.data import MetaTensor
 from nibabel.affines import apply_affine
 
-from stipple_monai.errors import PriorError
+from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.positioning import positioned_together
 from stipple_monai.priors.prior import SpatialPrior
 
 
@@ -75,7 +76,8 @@ def with_record(path, change, values=None, affine=None):
     image = nib.load(path)
     record = json.loads(image.header.extensions[0].get_content())
     change(record)
-    values = np.asarray(image.dataobj) if values is None else values
+    # a copy: the file is mapped, and written over
+    values = np.array(image.dataobj) if values is None else values
     other = nib.Nifti1Image(values, image.affine if affine is None else affine)
     other.header.extensions.append(
         nib.nifti1.Nifti1Extension("comment", json.dumps(record).encode())
@@ -117,6 +119,23 @@ def test_image_without_a_record(tmp_path, note):
     nib.save(image, tmp_path / "scan.nii.gz")
     with pytest.raises(PriorError, match=r"scan\.nii\.gz is an image, but not a prior"):
         SpatialPrior.load(tmp_path / "scan.nii.gz")
+
+
+def test_files_of_before_know_no_estimation_and_are_positioned_together(tmp_path):
+    label = torch.zeros(1, 20, 12, 8)
+    label[0, 2:7, 3:8, 2:6], label[0, 12:17, 3:8, 2:6] = 1, 2
+    scan = MetaTensor(label, affine=torch.diag(torch.tensor([4.0, 4, 4, 1])))
+    priors = SpatialPrior.estimate_several([scan], organs=[1, 2])
+    paths = [tmp_path / f"prior_{prior.organ}.nii.gz" for prior in priors]
+    for prior, path in zip(priors, paths, strict=True):
+        prior.save(path)
+        assert SpatialPrior.load(path).offsets_id == prior.offsets_id == priors[0].offsets_id
+        with_record(path, lambda record: record.pop("offsets_id"))
+    old = [SpatialPrior.load(path) for path in paths]
+    assert [prior.offsets_id for prior in old] == [None, None]
+    assert positioned_together(old)
+    with pytest.raises(PositionError, match="must be of one estimation"):
+        positioned_together([old[0], priors[1]])
 
 
 def test_newer_format(tmp_path, random_prior):
