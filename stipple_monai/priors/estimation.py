@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from stipple_monai.priors.cases import Cases
 from stipple_monai.priors.histogram import OrganHistogram, count_labels
 from stipple_monai.priors.likelihood import best_width, coarser, leave_one_out
 from stipple_monai.priors.organ import Center, Label, is_count, known_center
+from stipple_monai.priors.values import known_organs
 
 # wider than any organ: a blur of a metre would take minutes and say nothing
 _MOST_SMOOTHING_MM = 100.0
@@ -70,7 +72,8 @@ def estimate_organs(
         raise PriorError(f"`num_workers` must be at least 0, got {num_workers}.")
     if isinstance(labels, MetaTensor | str | os.PathLike):
         labels = [labels]
-    histograms = [OrganHistogram(k, known_center(center), spacing_mm) for k in organs]
+    center = known_center(center)
+    histograms = [OrganHistogram(k, center, spacing_mm) for k in known_organs(organs)]
     count_labels(labels, histograms, num_workers=num_workers)
     offsets = mean_offsets([histogram.centers_mm for histogram in histograms])
     offsets_id = _fingerprint({h.organ: o for h, o in zip(histograms, offsets, strict=True) if o})
@@ -113,14 +116,18 @@ def _width(smoothing_mm: Smoothing, bins: int | None) -> float | Literal["auto"]
         return "auto" if bins is None else 0.0
     if smoothing_mm is None:
         return 0.0
-    if not 0 <= smoothing_mm <= _MOST_SMOOTHING_MM:
+    try:
+        width = float(smoothing_mm)
+    except (TypeError, ValueError, RuntimeError):
+        width = math.nan
+    if not 0 <= width <= _MOST_SMOOTHING_MM:
         raise PriorError(
             f"`smoothing_mm` must be a length from 0 to {_MOST_SMOOTHING_MM:g} mm, got "
-            f"{smoothing_mm}."
+            f"{smoothing_mm}: it is the same for all organs and directions."
         )
-    if bins is not None and smoothing_mm > 0:
+    if bins is not None and width > 0:
         raise PriorError(
             f"A histogram in bins is not smoothed, got `bins` {bins} and `smoothing_mm` "
             f"{smoothing_mm}: give one of them, the other None."
         )
-    return float(smoothing_mm)
+    return width

@@ -281,9 +281,15 @@ def known_center(center: Center) -> Center:
 
 def three_lengths(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     """Give a spacing as three floats, or raise :class:`PriorError`."""
-    values = [float(s) for s in spacing_mm]
+    try:
+        values = [float(s) for s in spacing_mm]
+    except (TypeError, ValueError):
+        values = []
     if len(values) != 3 or not all(0 < v < float("inf") for v in values):
-        raise PriorError(f"`spacing_mm` must be three positive lengths, got {values}.")
+        raise PriorError(
+            f"`spacing_mm` must be three positive lengths, got {values or spacing_mm!r}: one each "
+            "along R, A and S."
+        )
     return values[0], values[1], values[2]
 
 

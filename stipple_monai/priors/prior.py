@@ -202,8 +202,8 @@ class SpatialPrior:
     ) -> list[SpatialPrior]:
         """Estimate the priors of several organs, reading every map once, see :meth:`estimate`.
 
-        Organs that maps have in common also get their offsets, with which they can be positioned
-        together.
+        ``organs`` are whole numbers of any kind, each once. Those that maps have in common also get
+        their offsets, with which they can be positioned together.
 
         Returns:
             The priors in the order of ``organs``; with ``smoothing_mm="auto"`` each of its own

@@ -1,10 +1,11 @@
-"""What a prior is made of, checked: its frequencies, its offset and its label maps."""
+"""What a prior is made of, checked: its frequencies, offset, organs and label maps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -40,6 +41,21 @@ def known_offset(offset_mm: Sequence[float]) -> tuple[float, float, float]:
             f"`offset_mm` must be three finite numbers (RAS mm) or None, got {offset_mm}."
         ) from None
     return r, a, s
+
+
+def known_organs(organs: Iterable[Any]) -> list[int]:
+    """Give label values as integers, each once, or raise :class:`PriorError`."""
+    found: list[Any]
+    try:
+        found = [k.item() if isinstance(k, torch.Tensor | np.generic) else k for k in organs]
+    except (TypeError, ValueError, RuntimeError):
+        found = []
+    if not found or not all(map(is_count, found)) or len({*found}) < len(found):
+        raise PriorError(
+            "`organs` must be one label value or more, whole numbers and each once, got "
+            f"{organs!r}: make numbers of text with `int`, and a list of a single one."
+        )
+    return found
 
 
 def known_case_count(case_count: int) -> int:

@@ -25,7 +25,34 @@ def test_bins_are_whole_numbers(bins):
         SpatialPrior.estimate(label(), bins=bins)
 
 
-@pytest.mark.parametrize("smoothing", [-1, 1000, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "organs",
+    [["1"], "1", 1, [], [1, 1], [1.5], [True], torch.tensor([1.0]), torch.ones(2, 2), None],
+)
+def test_organs_are_label_values(organs):
+    match = "`organs` must be one label value or more, whole numbers and each once, got"
+    with pytest.raises(PriorError, match=match):
+        SpatialPrior.estimate_several(label(), organs=organs)
+
+
+@pytest.mark.parametrize(
+    "organs",
+    [torch.tensor([1]), np.array([1], np.uint8), [torch.tensor(1)], (np.int64(1),), {1: "organ"}],
+)
+def test_organs_are_of_any_integral_type(organs):
+    (prior,) = SpatialPrior.estimate_several(label(), organs=organs)
+    assert type(prior.organ) is int
+    assert torch.equal(prior.probability, SpatialPrior.estimate(label()).probability)
+
+
+@pytest.mark.parametrize("spacing", [2.5, "near", [1, 2], [1, 2, 0], [1, None, 2]])
+def test_a_spacing_is_three_lengths(spacing):
+    match = "`spacing_mm` must be three positive lengths, got .*: one each along R, A and S"
+    with pytest.raises(PriorError, match=match):
+        SpatialPrior.estimate(label(), spacing_mm=spacing)
+
+
+@pytest.mark.parametrize("smoothing", [-1, 1000, float("inf"), float("nan"), [4, 5], {}])
 def test_smoothing_is_of_an_organ_s_size(smoothing):
     with pytest.raises(PriorError, match="`smoothing_mm` must be a length from 0 to 100 mm"):
         SpatialPrior.estimate(label(), bins=None, smoothing_mm=smoothing)
