@@ -102,7 +102,9 @@ def open_label(label: Label) -> LabelMap:
     array: Any
     if isinstance(label, MetaTensor):
         name = str(label.meta.get("filename_or_obj", UNNAMED))
-        array = label.detach().cpu().numpy()
+        values = label.detach().cpu()
+        # a type that numpy has not; its whole numbers up to 256 are exact
+        array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
         affine = label.affine.cpu().numpy().astype(np.float64)
         array = array[0] if array.ndim == 4 and len(array) == 1 else array
     elif isinstance(label, str | os.PathLike):

@@ -45,6 +45,11 @@ def test_organs_are_of_any_integral_type(organs):
     assert torch.equal(prior.probability, SpatialPrior.estimate(label()).probability)
 
 
+def test_a_label_map_may_be_of_bfloat16():
+    found = SpatialPrior.estimate(label().bfloat16())
+    assert torch.equal(found.probability, SpatialPrior.estimate(label()).probability)
+
+
 @pytest.mark.parametrize("spacing", [2.5, "near", [1, 2], [1, 2, 0], [1, None, 2]])
 def test_a_spacing_is_three_lengths(spacing):
     match = "`spacing_mm` must be three positive lengths, got .*: one each along R, A and S"
