@@ -15,7 +15,7 @@ from stipple_monai.priors.organ import is_count, world_point
 
 
 def frequencies(probability: torch.Tensor | NDArray[Any]) -> torch.Tensor:
-    """Give frequencies as ``(W_p, H_p, B)`` float32 on the CPU, or raise :class:`PriorError`."""
+    """Copy frequencies as ``(W_p, H_p, B)`` float32 to the CPU, or raise :class:`PriorError`."""
     if torch.as_tensor(probability).is_complex():
         raise PriorError("`probability` must be of real numbers, got complex ones.")
     probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu").detach()
@@ -29,7 +29,7 @@ def frequencies(probability: torch.Tensor | NDArray[Any]) -> torch.Tensor:
     low, high = (float(v) for v in probability.aminmax())
     if low < 0 or high > 1:
         raise PriorError(f"`probability` must lie in [0, 1], got [{low:g}, {high:g}].")
-    return probability
+    return probability.clone()
 
 
 def known_offset(offset_mm: Sequence[float]) -> tuple[float, float, float]:

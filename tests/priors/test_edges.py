@@ -63,6 +63,13 @@ def test_smoothing_is_of_an_organ_s_size(smoothing):
         SpatialPrior.estimate(label(), bins=None, smoothing_mm=smoothing)
 
 
+@pytest.mark.parametrize("values", [torch.ones(2, 2, 2), np.ones((2, 2, 2), np.float32)])
+def test_a_prior_is_a_copy_of_what_it_was_made_of(values):
+    prior = SpatialPrior(values, spacing_mm=(1, 1, 1))
+    values[:] = 0
+    assert prior.probability.min() == 1
+
+
 @pytest.mark.parametrize("count", [-5, 1.5, True])
 def test_a_count_of_maps_is_one(count):
     with pytest.raises(PriorError, match="`case_count` must be a number of maps"):
