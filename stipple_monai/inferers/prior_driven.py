@@ -266,6 +266,11 @@ def _label_counts(
     priors: Sequence[SpatialPrior], labelled: int | Sequence[int] | None
 ) -> Sequence[int]:
     """Label maps of each organ that the network was trained with: as told, or as priors know."""
+    if not isinstance(labelled, Sequence) and labelled == 0:
+        raise PriorError(
+            "`labelled` must be the scans that the network was trained with, at least 1, or how "
+            f"many of them had each organ, got {labelled}: None counts those of the priors."
+        )
     counts = [prior.case_count for prior in priors] if labelled is None else labelled
     known: Sequence[int] = Calibration.unfitted(len(priors), labelled=counts).record["labelled"]
     return known

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -136,8 +136,9 @@ class Calibration:
             >>> [round(a, 3) for a in Calibration.unfitted(2, labelled=[3, 8]).scale]
             [0.2, 0.3]
         """
-        given = [labelled] * organs if isinstance(labelled, int | np.integer) else [*labelled]
-        counts = [int(n) for n in given if isinstance(n, int | np.integer) and n >= 0]
+        given = [*labelled] if isinstance(labelled, Iterable) else [labelled] * organs
+        whole = [n for n in given if isinstance(n, int | np.integer) and not isinstance(n, bool)]
+        counts = [int(n) for n in whole if n >= 0]
         if len(counts) != len(given) or len(counts) != organs:
             raise PriorError(
                 f"`labelled` must be a number of label maps, or one for each of {organs} organs, "

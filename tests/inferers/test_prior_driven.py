@@ -1,6 +1,7 @@
 """Predict, locate, place, fuse: with MONAI's inferers, in one pass of the backbone."""
 
 import copy
+import re
 import warnings
 
 import numpy as np
@@ -703,6 +704,12 @@ def test_priors_of_two_estimations_are_refused_where_they_would_be_located_toget
             PriorDrivenInferer(SimpleInferer(), priors, **options)
     for options in ({"max_shift_mm": 50}, {"position": "prediction_center"}):
         PriorDrivenInferer(SimpleInferer(), priors, **options)
+
+
+@pytest.mark.parametrize("labelled", [2.5, True, 0, False, [1], -1])
+def test_labelled_is_a_number_of_scans(labelled):
+    with pytest.raises(PriorError, match=rf"`labelled` must be .*, got {re.escape(str(labelled))}"):
+        PriorDrivenInferer(SimpleInferer(), make_priors(), labelled=labelled)
 
 
 def test_errors_of_a_call():
