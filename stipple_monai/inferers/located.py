@@ -100,7 +100,8 @@ def fuse_logits(
         position is too uncertain, has a silent prior, with a warning.
 
     Raises:
-        PriorError: priors, references or calibration do not belong to the logits.
+        PriorError: priors, references or calibration do not belong to the logits, or these
+            hold NaN or infinity.
         PositionError: an option of the search is out of its range.
 
     Example:
@@ -113,8 +114,8 @@ def fuse_logits(
         >>> fused.position_mm.tolist(), fused.logits.argmax(1).sum().item()
         ([[[5.0, 6.0, 4.0]]], 125)
     """
-    logits = logits.as_subclass(Tensor)
-    coarse = logits if coarse is None else coarse.as_subclass(Tensor)
+    logits = _finite(logits, "logits")
+    coarse = logits if coarse is None else _finite(coarse, "coarse")
     references = priors if references is None else references
     calibration = checked_calibration(calibration, activation=activation)
     probability = _without_prior(coarse, calibration, locate_with, activation, len(priors))
@@ -161,6 +162,18 @@ def fuse_placed(
         calibration = calibration.for_scan(logits[0])
     numbers = None if calibration is None else calibration.to(logits.device)
     return fuse(logits, prior, strength, floor, numbers)
+
+
+def _finite(logits: Tensor, name: str) -> Tensor:
+    """The network's output as a plain tensor, or :class:`PriorError`."""
+    plain = logits.as_subclass(Tensor)
+    if not all(bool(torch.isfinite(value)) for value in plain.detach().aminmax()):
+        raise PriorError(
+            f"`{name}` must be finite, got NaN or infinity, which the network returned: look for "
+            "them in the scan and the weights (a training that diverged), and run the network in "
+            "float32 where half precision overflows."
+        )
+    return plain
 
 
 def _place(scans: Sequence[MetaTensor], found: Sequence[Located], align: PriorAlign) -> Tensor:

@@ -712,6 +712,18 @@ def test_labelled_is_a_number_of_scans(labelled):
         PriorDrivenInferer(SimpleInferer(), make_priors(), labelled=labelled)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_network_that_returns_nan_or_infinity_is_named(value):
+    broken, inputs = Threshold(), batch_of(scan())
+    with torch.no_grad():
+        broken.conv.bias[1] = value
+    match = "must be finite, got NaN or infinity, which the network returned: look for"
+    with pytest.raises(PriorError, match=f"`logits` {match}"):
+        PriorDrivenInferer(SimpleInferer(), make_priors())(inputs, broken)
+    with pytest.raises(PriorError, match=f"`coarse` {match}"):
+        PriorDrivenInferer(SimpleInferer(), make_priors(), locator=broken)(inputs, Threshold())
+
+
 def test_errors_of_a_call():
     net = PriorDrivenNet(Threshold(), image_channels=1)
     infer = PriorDrivenInferer(SimpleInferer(), make_priors())
