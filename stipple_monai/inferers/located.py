@@ -24,6 +24,7 @@ from stipple_monai.positioning import (
     Located,
     check_probability,
     check_search,
+    check_spread,
     locate_organs,
     positioned_together,
 )
@@ -120,6 +121,7 @@ def fuse_logits(
     calibration = checked_calibration(calibration, activation=activation)
     probability = _without_prior(coarse, calibration, locate_with, activation, len(priors))
     search: dict[str, Any] = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
+    check_options(position, locate_with, spread_mm, **search)
     search["spread_mm"] = None if position == "prediction_center" else spread_mm
     affines = torch.as_tensor(affine).reshape(-1, 4, 4).expand(len(logits), 4, 4)
     scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
@@ -164,6 +166,23 @@ def fuse_placed(
     return fuse(logits, prior, strength, floor, numbers)
 
 
+def check_options(position: str, locate_with: str, spread_mm: float, **search: Any) -> None:
+    """Raise :class:`PositionError` where an option of positioning is unknown or out of its range.
+
+    Args:
+        position: as of :func:`fuse_logits`.
+        locate_with: likewise.
+        spread_mm: likewise.
+        **search: see :func:`~stipple_monai.positioning.check_search`.
+    """
+    if position not in ("kl", "prediction_center"):
+        raise PositionError(f"`position` must be 'kl' or 'prediction_center', got {position!r}.")
+    if locate_with not in ("raw", "calibrated"):
+        raise PositionError(f"`locate_with` must be 'raw' or 'calibrated', got {locate_with!r}.")
+    check_spread(spread_mm)
+    check_search(**search)
+
+
 def _finite(logits: Tensor, name: str) -> Tensor:
     """The network's output as a plain tensor, or :class:`PriorError`."""
     plain = logits.as_subclass(Tensor)
@@ -192,8 +211,6 @@ def _without_prior(
     found = coarse.shape[1] - (activation == "softmax")
     if found != organs:
         raise PriorError(f"`priors` must be one per organ of the network, {found}, got {organs}.")
-    if locate_with not in ("raw", "calibrated"):
-        raise PositionError(f"`locate_with` must be 'raw' or 'calibrated', got {locate_with!r}.")
     seen = coarse.float()
     if locate_with == "calibrated":
         # Strength 0 makes any prior silent.
@@ -270,9 +287,8 @@ def _prediction_centers(
     *,
     minimum: float,
     epsilon: float,
-    max_shift_mm: float | None,
+    **_: Any,
 ) -> Located:
-    check_search(minimum=minimum, epsilon=epsilon, max_shift_mm=max_shift_mm)
     check_probability(probability, organs=len(priors))
     predicted = (probability >= minimum) & (probability > epsilon)
     position = torch.full((len(priors), 3), torch.nan, dtype=torch.float64)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.inferers.located import (
     Fused,
+    check_options,
     fuse_logits,
     fuse_placed,
     least_confidence,
@@ -82,9 +83,10 @@ class PriorDrivenInferer(Inferer):
 
     Raises:
         PriorError: priors, references and calibration do not belong together, ``calibration`` is
-            neither a known word nor a file, or ``labelled`` is no number of scans.
-        PositionError: ``minimum_confidence`` is not in [0, 1], ``position`` is unknown, or organs
-            are to be located together that were not estimated together.
+            neither a known word nor a file, ``labelled`` is no number of scans, or ``mode`` or
+            ``activation`` is unknown.
+        PositionError: an option of positioning is unknown or out of its range, or organs are to be
+            located together that were not estimated together.
     """
 
     def __init__(
@@ -110,9 +112,11 @@ class PriorDrivenInferer(Inferer):
     ) -> None:
         super().__init__()
         self.inferer, self.device, self.locator = inferer, device, locator
-        self.priors = PriorAlign(priors).priors
+        self.priors = PriorAlign(priors, mode=mode, activation=activation).priors
         self.references = self.priors if references is None else tuple(references)
-        _check(self.priors, self.references, position)
+        _check_references(self.priors, self.references)
+        search = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
+        check_options(position, locate_with, spread_mm, **search)
         self.calibration = known_calibration(calibration, organs=len(self.priors))
         self.labelled = _label_counts(self.priors, labelled)
         self.image_channels, self.activation = image_channels, activation
@@ -121,8 +125,7 @@ class PriorDrivenInferer(Inferer):
         )
         self.search: dict[str, Any] = {
             **{"position": position, "mode": mode, "minimum_confidence": minimum_confidence},
-            **{"locate_with": locate_with, "spread_mm": spread_mm, "max_shift_mm": max_shift_mm},
-            **{"minimum": minimum, "epsilon": epsilon},
+            **{"locate_with": locate_with, "spread_mm": spread_mm, **search},
         }
 
     def __call__(
@@ -251,15 +254,11 @@ class PriorDrivenInferer(Inferer):
         return logits_of(logits, shape=(len(inputs), *inputs.shape[2:]))
 
 
-def _check(
-    priors: Sequence[SpatialPrior], references: Sequence[SpatialPrior], position: str
-) -> None:
+def _check_references(priors: Sequence[SpatialPrior], references: Sequence[SpatialPrior]) -> None:
     if len(references) != len(priors):
         raise PriorError(
             f"`references` must be one per prior, {len(priors)}, got {len(references)}."
         )
-    if position not in ("kl", "prediction_center"):
-        raise PositionError(f"`position` must be 'kl' or 'prediction_center', got {position!r}.")
 
 
 def _label_counts(

@@ -8,6 +8,7 @@ Imports from `priors`, `spatial` and the ground.
 from stipple_monai.positioning.joint import (
     DEFAULT_SPREAD_MM,
     Located,
+    check_spread,
     locate_organs,
     positioned_together,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "check_orientation",
     "check_probability",
     "check_search",
+    "check_spread",
     "evidence_for",
     "locate_organ",
     "locate_organs",

@@ -126,8 +126,7 @@ def locate_organs(
     """
     search: dict[str, Any] = {"minimum": minimum, "epsilon": epsilon, "max_shift_mm": max_shift_mm}
     check_search(**search)
-    if not 0 < spread_mm < math.inf:
-        raise PositionError(f"`spread_mm` must be a positive length, got {spread_mm}.")
+    check_spread(spread_mm)
     probability = open_probability(probability, organs=len(references))
     affine = probability.affine.to(dtype=torch.float64, device="cpu")
     maps = probability.as_tensor().detach()
@@ -155,6 +154,12 @@ def locate_organs(
             continue
         confidence[k] = _confidence(shares[k], coarse, position[k])
     return Located(position, confidence)
+
+
+def check_spread(spread_mm: float) -> None:
+    """Raise :class:`PositionError` where it is no length."""
+    if not 0 < spread_mm < math.inf:
+        raise PositionError(f"`spread_mm` must be a positive length, got {spread_mm}.")
 
 
 def have_offsets(references: Sequence[SpatialPrior]) -> bool:

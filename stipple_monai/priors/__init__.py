@@ -28,11 +28,9 @@ from stipple_monai.priors.organ import (
     spacing_along_ras,
     world_point,
 )
-from stipple_monai.priors.prior import (
-    Mode,
-    SpatialPrior,
-)
+from stipple_monai.priors.prior import SpatialPrior
 from stipple_monai.priors.recognition import own_cases
+from stipple_monai.priors.values import Mode, known_mode
 from stipple_monai.priors.volume import Volume, open_volume
 
 __all__ = [
@@ -50,6 +48,7 @@ __all__ = [
     "cases_path",
     "estimate_priors",
     "is_invertible",
+    "known_mode",
     "load_priors",
     "open_label",
     "open_volume",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,16 +36,15 @@ from stipple_monai.priors.organ import (
 )
 from stipple_monai.priors.prior_file import read_prior, write_prior
 from stipple_monai.priors.values import (
+    Mode,
     frequencies,
     known_case_count,
+    known_mode,
     known_offset,
     matching_cases,
 )
 from stipple_monai.priors.volume import Volume, open_volume
 from stipple_monai.spatial import grid_affine, sample_on_grid, touched
-
-Mode: TypeAlias = Literal["auto", "nearest", "linear"]
-"""How a prior is sampled along z: ``"auto"`` is linear for a density, nearest for a histogram."""
 
 
 class SpatialPrior:
@@ -262,9 +261,7 @@ class SpatialPrior:
             PriorError: ``like`` has no usable grid, ``mode`` is unknown, or the prior of the other
                 maps is not known.
         """
-        if mode not in ("auto", "nearest", "linear"):
-            raise PriorError(f"`mode` must be 'auto', 'nearest' or 'linear', got {mode!r}.")
-        like = open_volume(like)
+        mode, like = known_mode(mode), open_volume(like)
         affine = grid_affine(like)
         center, values = world_point(position_mm), self.probability
         if len(without):

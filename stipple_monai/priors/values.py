@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.priors.cases import Cases
 from stipple_monai.priors.organ import is_count, world_point
+
+Mode: TypeAlias = Literal["auto", "nearest", "linear"]
+"""How a prior is sampled along z: ``"auto"`` is linear for a density, nearest for a histogram."""
 
 
 def frequencies(probability: torch.Tensor | NDArray[Any]) -> torch.Tensor:
@@ -56,6 +59,13 @@ def known_organs(organs: Iterable[Any]) -> list[int]:
             f"{organs!r}: make numbers of text with `int`, and a list of a single one."
         )
     return found
+
+
+def known_mode(mode: Mode) -> Mode:
+    """Give ``mode`` back, or raise :class:`PriorError`."""
+    if mode not in ("auto", "nearest", "linear"):
+        raise PriorError(f"`mode` must be 'auto', 'nearest' or 'linear', got {mode!r}.")
+    return mode
 
 
 def known_case_count(case_count: int) -> int:

@@ -15,7 +15,7 @@ from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple, en
 
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.positioning import measure_position
-from stipple_monai.priors import Mode, SpatialPrior, own_cases
+from stipple_monai.priors import Mode, SpatialPrior, known_mode, own_cases
 from stipple_monai.pseudo_labels import select_certain, select_top_k
 
 _TORCH = [TransformBackends.TORCH]
@@ -121,7 +121,7 @@ class PriorAlign(Transform):
         self.priors = _several(priors)
         if activation not in ("softmax", "sigmoid"):
             raise PriorError(f"`activation` must be 'softmax' or 'sigmoid', got {activation!r}.")
-        self.mode: Mode = mode
+        self.mode: Mode = known_mode(mode)
         self.activation = activation
 
     def __call__(

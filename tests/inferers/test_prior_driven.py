@@ -648,15 +648,13 @@ def test_a_sigmoid_network_is_located_naively_too():
 
 
 def test_errors_of_naive_positioning():
-    net = PriorDrivenNet(Threshold(), image_channels=1)
     with pytest.raises(PositionError, match="`position` must be 'kl' or 'prediction_center', got"):
         PriorDrivenInferer(SimpleInferer(), make_priors(), position="center")
     for option, message in (({"epsilon": 0.7}, "`epsilon`"), ({"minimum": 2}, "`minimum`")):
-        infer = PriorDrivenInferer(
-            SimpleInferer(), make_priors(), position="prediction_center", **option
-        )
         with pytest.raises(PositionError, match=message):
-            infer(batch_of(scan()), net)
+            PriorDrivenInferer(
+                SimpleInferer(), make_priors(), position="prediction_center", **option
+            )
 
 
 @pytest.mark.cuda
@@ -731,10 +729,23 @@ def test_errors_of_a_call():
         infer(batch_of(scan()).as_tensor(), net)
     with pytest.raises(PriorError, match="one per organ of the network, 2, got 1"):
         PriorDrivenInferer(SimpleInferer(), make_priors([1]))(batch_of(scan()), net)
-    with pytest.raises(PositionError, match=r"`epsilon` must lie in"):
-        PriorDrivenInferer(SimpleInferer(), make_priors(), epsilon=0.7)(batch_of(scan()), net)
-    with pytest.raises(PositionError, match=r"`spread_mm` must be a positive length, got -1"):
-        PriorDrivenInferer(SimpleInferer(), make_priors(), spread_mm=-1)(batch_of(scan()), net)
+
+
+@pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        ({"mode": "cubic"}, "`mode` must be 'auto', 'nearest' or 'linear', got 'cubic'"),
+        ({"activation": "relu"}, "`activation` must be 'softmax' or 'sigmoid', got 'relu'"),
+        ({"locate_with": "no"}, "`locate_with` must be 'raw' or 'calibrated', got 'no'"),
+        ({"epsilon": 0}, r"`epsilon` must lie in \(0, 0.5\), got 0"),
+        ({"minimum": 2}, "`minimum` must be a probability"),
+        ({"max_shift_mm": 0}, "`max_shift_mm` must be positive or None, got 0"),
+        ({"spread_mm": -1}, "`spread_mm` must be a positive length, got -1"),
+    ],
+)
+def test_options_are_checked_before_a_network_runs(option, match):
+    with pytest.raises((PriorError, PositionError), match=match):
+        PriorDrivenInferer(SimpleInferer(), make_priors(), **option)
 
 
 class Halved(Threshold):
@@ -946,5 +957,6 @@ def test_errors_of_calibration():
     net = PriorDrivenNet(Threshold(background=False), image_channels=1, activation="sigmoid")
     with pytest.raises(PriorError, match="`calibration` must be for sigmoid, got one for softmax"):
         PriorDrivenInferer(SimpleInferer(), priors, calibration=CALIBRATION)(inputs, net)
-    with pytest.raises(PositionError, match="`locate_with` must be 'raw' or 'calibrated', got 'no"):
-        PriorDrivenInferer(SimpleInferer(), priors, locate_with="no")(inputs, Threshold())
+    for option in ("position", "locate_with"):
+        with pytest.raises(PositionError, match=f"`{option}` must be '.*', got 'no'"):
+            fuse_logits(torch.zeros(1, 3, *SHAPE), torch.eye(4), priors, **{option: "no"})

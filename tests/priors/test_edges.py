@@ -1,5 +1,7 @@
 """Arguments at the edge of what a prior takes: an error of this package each, or right."""
 
+from functools import partial
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from stipple_monai import PriorError, SpatialPrior, organ_position
 from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.networks.fusion import sigmoid_logits, softmax_logits
 from stipple_monai.priors import open_volume
-from stipple_monai.transforms import PriorAugment
+from stipple_monai.transforms import PriorAlign, PriorAlignd, PriorAugment
 
 
 def label():
@@ -136,3 +138,11 @@ def test_labels_of_complex_numbers_and_volumes_that_are_not_in_mm_are_refused(tm
     nib.save(image, tmp_path / "a.nii")
     with pytest.raises(DatasetError, match=r"must be in mm, got micron in .*a\.nii"):
         open_volume(tmp_path / "a.nii")
+
+
+def test_how_a_prior_is_placed_is_known_when_the_transform_is_made():
+    priors = [SpatialPrior(torch.ones(2, 2, 2), spacing_mm=(1, 1, 1))]
+    match = "`mode` must be 'auto', 'nearest' or 'linear', got 'cubic'"
+    for transform in (partial(PriorAlign, priors), partial(PriorAlignd, "image", priors)):
+        with pytest.raises(PriorError, match=match):
+            transform(mode="cubic")
