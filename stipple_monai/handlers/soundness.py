@@ -17,7 +17,7 @@ class FiniteTraining:
     """Stop at the first loss that is not finite, or at weights that are not after an epoch.
 
     A network that has diverged stays so: all that follows is NaN, and a checkpoint of it would be
-    taken for a model.
+    taken for a model. An epoch without a step ends at once, without an error and without a model.
 
     Args:
         network: whose weights are looked at.
@@ -27,7 +27,16 @@ class FiniteTraining:
         self.network = network
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer, before the handlers that save."""
+        """Register with a trainer, before the handlers that save.
+
+        Raises:
+            TrainingError: its epochs have no step.
+        """
+        if engine.state.epoch_length == 0:
+            raise TrainingError(
+                "An epoch must have at least one step, got fewer slices than `batch_size`: lower "
+                "batch_size, or raise slices_per_scan or slices_per_epoch."
+            )
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check_loss)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._check_weights)
 

@@ -114,3 +114,13 @@ def test_weights_that_are_not_finite_are_refused(scans, tmp_path):
     first = first_error(lambda: stage("inference", scans, models, minimum_confidence=0))
     assert isinstance(first, DatasetError)
     assert re.search(r"model\.pt must hold finite weights, got NaN", str(first))
+
+
+def test_an_epoch_without_a_step_is_refused(scans, tmp_path):
+    models = tmp_path / "models"
+    stage("prior", scans, models)
+    with pytest.raises(RuntimeError) as caught:
+        stage("train", scans, models, batch_size=1000)
+    assert isinstance(caught.value.__cause__, TrainingError)
+    assert re.match(".* one step, got fewer slices than `batch_size`", str(caught.value.__cause__))
+    assert not list(models.glob("*.pt"))
