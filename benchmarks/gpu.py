@@ -10,8 +10,9 @@ whatever order:
     benchmarks: the GPU's rows of the scripts beside this one, at practice size, each script with
         its own time limit.
     paper: the bundle's training at the paper's settings, and how long 25 epochs would take.
-    cells: the study `btcv_large.yaml` on real scans, fold by fold, until the time is over. It
-        needs them: ``--data``, a folder with a ``dataset.json``, or what `packed_scans.py` makes.
+    cells: the study `btcv_large.yaml`, or ``--study``, on real scans, fold by fold, until the time
+        is over. It needs them: ``--data``, a folder with a ``dataset.json``, or what
+        `packed_scans.py` makes.
 
 Nothing that fails or takes too long stops the rest. All output is in five files that are written
 anew whenever there is a new line of them, so that a cut-off loses no table:
@@ -353,6 +354,7 @@ class Run:
         data: of the cells; a trial has a simulated set, else they are left out without it.
         parallel: cells at a time.
         short: see the module.
+        study: of the cells.
     """
 
     report: Report
@@ -362,6 +364,7 @@ class Run:
     data: Path | None
     parallel: int
     short: bool = False
+    study: Path = STUDY
 
     def left(self, limit: float) -> float:
         """Seconds that something with a limit has; a trial may run on a busy machine."""
@@ -468,7 +471,7 @@ class Run:
 
     def cells(self) -> None:
         """Part 5."""
-        study, data = STUDY, ["--datalist", str(self.data / "dataset.json")] if self.data else []
+        study, data = self.study, ["--datalist", str(self.data / "dataset.json")] if self.data else []
         if self.tiny:
             study, data = self.scratch / "tiny.yaml", []
             study.parent.mkdir(parents=True, exist_ok=True)
@@ -529,6 +532,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu")
     parser.add_argument("--parts", default=",".join(PARTS), help="names or numbers, by commas")
     parser.add_argument("--data", type=Path, help="scans of the cells: a folder")
+    parser.add_argument("--study", type=Path, default=STUDY, help="of the cells: a YAML file")
     parser.add_argument("--parallel", type=int, default=4, help="cells at a time")
     parser.add_argument("--short", action="store_true", help="fewer rounds, nothing compiled")
     parser.add_argument("--tiny", action="store_true", help="try the scripts on a CPU")
@@ -561,6 +565,7 @@ def main() -> int:
         arguments.data.resolve() if arguments.data else None,
         arguments.parallel,
         arguments.short,
+        arguments.study.resolve(),
     )
     try:
         run.go(parts if set(parts) & set(BENCHMARKS) else [p for p in PARTS if p in parts])
