@@ -50,18 +50,19 @@ MARKED = re.compile(
 SHORT = {
     "baseline": "network alone",
     "prior_alone": "prior alone",
-    "equation_2": "equation 2",
+    "afterwards_single": "prior added after training",
     "stipple_single": "STIPPLE",
     "stipple": "STIPPLE with pseudo-labels",
 }
 """Methods of the table and the figure that README shows."""
 LONGER = {
     "baseline_long": "network alone, twice the steps",
+    "afterwards_long": "prior added after training, twice the steps",
     "stipple_long": "STIPPLE, twice the steps",
     "baseline_longer": "network alone, 2,000 + 1,000 steps",
     "baseline_longer_round": "network alone, 2,000 + 1,000 steps with pseudo-labels",
-    "stipple_longer": "STIPPLE, 2,000 + 1,000 steps",
-    "stipple_longer_round": "STIPPLE, 2,000 + 1,000 steps with pseudo-labels",
+    "afterwards_longer": "prior added after training, 2,000 + 1,000 steps",
+    "afterwards_longer_round": "prior added after training, 2,000 + 1,000 steps with pseudo-labels",
 }
 """Trained longer than in README's table, with the unlabelled scans or without them."""
 RIVALS = {
@@ -75,11 +76,11 @@ RIVALS = {
 }
 """Further ones in the figure, where a study has them."""
 DRAWN = (
-    *("baseline", "baseline_long", "prior_alone", "equation_2", *RIVALS),
-    *("stipple_single", "stipple_long", "stipple"),
+    *("baseline", "baseline_long", "prior_alone", *RIVALS),
+    *("afterwards_single", "afterwards_long", "stipple_single", "stipple_long", "stipple"),
 )
 """Rows of the figure, from top to bottom."""
-SAME_NETWORK = ("baseline", "prior_alone", "equation_2", "stipple_single")
+SAME_NETWORK = ("baseline", "prior_alone", "afterwards_single")
 
 
 class Place(NamedTuple):

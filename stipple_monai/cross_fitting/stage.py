@@ -167,6 +167,7 @@ class _Stage:
         parser = merged_configs(configs, ["train", *self.always, *self.training], knobs)
         self.organs: list[int] = parser.get_parsed_content("organs")
         self.slices_per_scan: int = parser.get_parsed_content("slices_per_scan")
+        self.prior_in_training = parser.get_parsed_content("prior_dropout") < 1
 
     def train_folds(self, scans: Mapping[str, list[dict[str, Any]]], number: int) -> list[str]:
         """The network of every fold; the folds' names."""
@@ -207,7 +208,9 @@ class _Stage:
     ) -> Calibration:
         """The calibration of the folds; constants where there are none."""
         if not names:
-            return Calibration.unfitted(len(self.organs), labelled=1)
+            return Calibration.unfitted(
+                len(self.organs), labelled=1, prior_in_training=self.prior_in_training
+            )
         drawn = [self.draw(name, position) for name in names]
         if position == "located" and not any(part.known[part.label > 0].any() for part in drawn):
             # Networks of a few scans may locate nothing where the final one will.

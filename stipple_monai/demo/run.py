@@ -40,15 +40,16 @@ LABELLED, UNLABELLED, TEST = 3, 4, 6
 SIZE = 96  # voxels along a slice, for two CPU cores
 
 _METHODS = {
-    "network_alone": "network alone",
-    "prior_alone": "prior alone, located",
-    "equation_2": "network and prior as they are (equation 2)",
+    "network_alone": "network without prior, alone",
+    "prior_alone": "prior alone, located in its output",
+    "equation_2": "network trained with the prior, equation 2",
     "stipple": "STIPPLE",
     "relabelled": "STIPPLE, one round of pseudo-labels",
     "true_position": "STIPPLE, prior at the true position",
 }
 _OVERLAYS = _METHODS.keys() - {"stipple", "relabelled"}
-_CONFIGS = ("prior", "train", "inference", "pseudo_label", "evaluate", "phantom")
+_BARE = "prior_afterwards"  # the overlay with which a network is trained without prior
+_CONFIGS = ("prior", "train", "inference", "pseudo_label", "evaluate", "phantom", _BARE)
 # what is made, and by whose names nothing of somebody else's may be called
 _TARGETS = ("phantom", "models", "eval", "results.md", "prior.png", *KINDS)
 # as many steps with pseudo-labels as without
@@ -103,9 +104,12 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
         say(title)
         run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
 
-    told = {"configs": configs, "overlays": ["phantom"], "knobs": {**_SCHEDULE, **options}}
-    second = _train(stage, out, seed, {"datalist": datalist, **told})
-    _test(stage, out, second)
+    told: dict[str, Any] = {"configs": configs, "overlays": ["phantom"]}
+    told["knobs"] = {**_SCHEDULE, **options}
+    told["datalist"] = datalist
+    second = _train(stage, out, seed, told)
+    bare = _train_bare(stage, out, seed, told)
+    _test(stage, out, {"relabelled": second, "network_alone": bare, "prior_alone": bare})
     say("draw the pictures")
     _draw(out, datalist)
     table = _write_results(out)
@@ -133,13 +137,25 @@ def _train(stage: Callable[..., None], out: Path, seed: int, told: Mapping[str, 
     return second
 
 
+def _train_bare(stage: Callable[..., None], out: Path, seed: int, told: Mapping[str, Any]) -> Path:
+    """A network without prior, for comparison; returns its folder."""
+    bare = out / "models" / "without_prior"
+    if not prior_path(bare, 1).exists():
+        _copy_priors(out / "models", bare)
+    _describe(bare, {**told, "overlays": [*told["overlays"], _BARE]})
+    knobs = {"seed": seed, "resume": True, "models_dir": bare}
+    stage("train a network without prior", bare / "model.pt", ["train", _BARE], **knobs)
+    return bare
+
+
 def _describe(models: Path, told: Mapping[str, Any]) -> None:
     """Tell a folder of weights what it is, so that `segment` takes it."""
     if not (models / MODEL).is_file():
         describe(models, **told)
 
 
-def _test(stage: Callable[..., None], out: Path, second: Path) -> None:
+def _test(stage: Callable[..., None], out: Path, models: Mapping[str, Path]) -> None:
+    """Test every method, with the folder of weights in ``models`` where it is not the first."""
     for name, title in _METHODS.items():
         folder = out / "eval" / name
         stage(
@@ -147,7 +163,7 @@ def _test(stage: Callable[..., None], out: Path, second: Path) -> None:
             folder / "val_mean_dice_raw.csv",
             ["inference", "evaluate", *([name] if name in _OVERLAYS else [])],
             output_dir=str(folder),
-            **({"models_dir": second} if name == "relabelled" else {}),
+            **({"models_dir": models[name]} if name in models else {}),
         )
 
 

@@ -39,6 +39,7 @@ def network_parts(
     *,
     calibration: Calibration | str | None,
     labelled: Sequence[int],
+    prior_in_training: bool,
     image_channels: int,
     activation: Literal["softmax", "sigmoid"],
 ) -> NetworkParts:
@@ -48,6 +49,7 @@ def network_parts(
         network: a `PriorDrivenNet`, also wrapped or exported, or any other.
         calibration: see :func:`known_calibration`.
         labelled: how many label maps of each organ it was trained with.
+        prior_in_training: whether it was trained with the prior.
         image_channels: of a network that is no `PriorDrivenNet`.
         activation: likewise.
     """
@@ -57,7 +59,12 @@ def network_parts(
             backbone=network,
             image_channels=image_channels,
             activation=activation,
-            calibration=_numbers(calibration or EQUATION_2, labelled, activation),
+            calibration=_numbers(
+                calibration or EQUATION_2,
+                labelled,
+                activation,
+                prior_in_training=prior_in_training,
+            ),
         )
     net = cast(PriorDrivenNet, inner)
     own = getattr(net, "calibration", None)
@@ -69,7 +76,12 @@ def network_parts(
         strength=net.strength,
         floor=net.floor,
         own=own,
-        calibration=_numbers(None if known else calibration, labelled, net.activation),
+        calibration=_numbers(
+            None if known else calibration,
+            labelled,
+            net.activation,
+            prior_in_training=prior_in_training,
+        ),
     )
 
 
@@ -128,9 +140,16 @@ def _numbers(
     calibration: Calibration | str | None,
     labelled: Sequence[int],
     activation: Literal["softmax", "sigmoid"],
+    *,
+    prior_in_training: bool,
 ) -> Calibration | None:
     if calibration == CONSTANTS:
-        return Calibration.unfitted(len(labelled), labelled=labelled, activation=activation)
+        return Calibration.unfitted(
+            len(labelled),
+            labelled=labelled,
+            prior_in_training=prior_in_training,
+            activation=activation,
+        )
     if isinstance(calibration, str):
         return Calibration.identity(len(labelled), activation=activation)
     checked_calibration(calibration, activation=activation)

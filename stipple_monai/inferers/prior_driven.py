@@ -68,12 +68,12 @@ class PriorDrivenInferer(Inferer):
         spread_mm, max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.locate_organs`.
         calibration: how much network and prior count, or the file of it. ``None`` takes the
             network's own, or equation 2 where it has none; ``"equation_2"`` that alone, and
-            ``"constants"`` the network's own or `Calibration.unfitted`, for a network that was
-            trained without prior. A file ``….json`` that is not there counts as ``"constants"``,
-            and the log says so.
+            ``"constants"`` the network's own or `Calibration.unfitted`. A file ``….json`` that is
+            not there counts as ``"constants"``, and the log says so.
         labelled: how many labelled scans the network was trained with, or how many of them had each
             organ, for ``"constants"``. None: as many as each prior was estimated from; say it where
             priors are of other scans, such as those of :func:`~stipple_monai.atlas`.
+        prior_in_training: whether the network was trained with the prior, likewise.
         locate_with: whether organs are located in the network's own prediction, ``"raw"``, or in
             the calibrated one without prior.
         image_channels: of a network that is no `PriorDrivenNet`; None: all channels.
@@ -105,6 +105,7 @@ class PriorDrivenInferer(Inferer):
         epsilon: float = DEFAULT_EPSILON,
         calibration: Calibration | str | os.PathLike[str] | None = None,
         labelled: int | Sequence[int] | None = None,
+        prior_in_training: bool = False,
         locate_with: Literal["raw", "calibrated"] = "raw",
         image_channels: int | None = None,
         activation: Literal["softmax", "sigmoid"] = "softmax",
@@ -119,6 +120,7 @@ class PriorDrivenInferer(Inferer):
         check_options(position, locate_with, spread_mm, **search)
         self.calibration = known_calibration(calibration, organs=len(self.priors))
         self.labelled = _label_counts(self.priors, labelled)
+        self.prior_in_training = prior_in_training
         self.image_channels, self.activation = image_channels, activation
         self.minimum_confidence = minimum_confidence = _known_confidence(
             minimum_confidence, self.references, position, max_shift_mm=max_shift_mm
@@ -233,6 +235,7 @@ class PriorDrivenInferer(Inferer):
             network,
             calibration=self.calibration,
             labelled=self.labelled,
+            prior_in_training=self.prior_in_training,
             image_channels=self.image_channels or channels,
             activation=self.activation,
         )

@@ -39,10 +39,10 @@ __all__ = ["Calibration"]
 COLUMNS = ("scale", "strength", "offset", "scale_alone", "offset_alone")
 """Of the tensor that the fusion takes."""
 
-UNFITTED_SCALE, UNFITTED_STRENGTH, UNFITTED_OFFSET = 0.1, 0.5, 0.5
-"""Where nothing is fitted, see :meth:`Calibration.unfitted`. The scale is multiplied by the root of
-the labelled scans and one: a network of up to three counts 0.2, of eight 0.3. See
-`docs/decisions.md`."""
+AFTERWARDS, IN_TRAINING = (0.1, 0.5, 0.5), (0.15, 0.75, 0.5)
+"""Scale, strength and offset where nothing is fitted, see :meth:`Calibration.unfitted`, of networks
+that never saw a prior, and of those that were trained with it. The scale is multiplied by the root
+of the labelled scans and one. See `docs/decisions.md`."""
 
 LEAST_MARGIN = 2.0
 """Those constants are for networks that are too sure of themselves. Of a softer one they keep this
@@ -115,18 +115,22 @@ class Calibration:
         organs: int,
         *,
         labelled: int | Sequence[int] = FEW,
+        prior_in_training: bool = False,
         activation: Literal["softmax", "sigmoid"] = "softmax",
     ) -> Calibration:
-        """Constants for a network that was trained without prior, where none are fitted.
+        """Constants, where none are fitted.
 
         ``a_k = 0.1 √(max(N_k, 3) + 1)``, 1 at most, ``b_k = c_k = 0.5``: the more labels a network
         was trained with, the more it knows beyond the prior, and the less it is too sure of itself.
-        Where the prior is silent the network counts as it is.
+        A network that was trained with the prior has learnt what the prior does not know, and both
+        count for more: ``a_k = 0.15 √(max(N_k, 3) + 1)``, ``b_k = 0.75``. Where the prior is silent
+        the network counts as it is.
 
         Args:
             organs: K.
             labelled: ``N``, label maps that the network was trained with, or how many of them had
                 each organ.
+            prior_in_training: whether the network was trained with the prior, as in the paper.
             activation: what the network's logits are meant for.
 
         Raises:
@@ -135,6 +139,8 @@ class Calibration:
         Example:
             >>> [round(a, 3) for a in Calibration.unfitted(2, labelled=[3, 8]).scale]
             [0.2, 0.3]
+            >>> Calibration.unfitted(1, labelled=3, prior_in_training=True).scale
+            (0.3,)
         """
         given = [*labelled] if isinstance(labelled, Iterable) else [labelled] * organs
         whole = [n for n in given if isinstance(n, int | np.integer) and not isinstance(n, bool)]
@@ -144,11 +150,17 @@ class Calibration:
                 f"`labelled` must be a number of label maps, or one for each of {organs} organs, "
                 f"got {labelled}."
             )
-        scale = [min(1.0, UNFITTED_SCALE * math.sqrt(max(count, FEW) + 1)) for count in counts]
-        strength, offset = [UNFITTED_STRENGTH] * organs, [UNFITTED_OFFSET] * organs
-        one, zero = [1.0] * organs, [0.0] * organs
-        record = {"fitted": False, "labelled": counts}
-        return cls(scale, strength, offset, one, zero, activation=activation, record=record)
+        factor, strength, offset = IN_TRAINING if prior_in_training else AFTERWARDS
+        scale = [min(1.0, factor * math.sqrt(max(count, FEW) + 1)) for count in counts]
+        return cls(
+            scale,
+            strength=[strength] * organs,
+            offset=[offset] * organs,
+            scale_alone=[1.0] * organs,
+            offset_alone=[0.0] * organs,
+            activation=activation,
+            record={"fitted": False, "labelled": counts, "prior_in_training": prior_in_training},
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:

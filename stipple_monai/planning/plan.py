@@ -238,9 +238,6 @@ def _choose_network(
     organs = picked["organs"].value
     for name, choice in rules.choose_prior(found, spacing_mm, organs).items():
         picked.take(name, choice)
-    seen = picked["prior_dropout"].value
-    for name, choice in rules.choose_leave_one_out(found, seen).items():
-        picked.take(name, choice)
 
 
 def _recipe(configs: Path) -> dict[str, Choice]:
@@ -313,7 +310,7 @@ def _ordered(picked: _Choices) -> dict[str, Choice]:
         *("percentiles", "window_hu", "mean_hu", "std_hu"),
         *("spacing_mm", "slice_size", "patch_size", "channels", "batch_size", "sw_batch_size"),
         *("max_epochs", "slices_per_scan", "val_interval", "learning_rate"),
-        *("prior_spacing_mm", "bins", "smoothing_mm", "center", "prior_dropout", "leave_one_out"),
+        *("prior_spacing_mm", "bins", "smoothing_mm", "center", "prior_dropout"),
     ]
     last = ("num_workers", "cache_rate")
     others = [name for name in picked if name not in (*first, *last)]

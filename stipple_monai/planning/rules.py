@@ -175,20 +175,9 @@ def choose_prior(
         "smoothing_mm": Choice("auto", width),
         "center": Choice("groupwise", "where the labels overlap best: a prediction has other tips"),
         "prior_dropout": Choice(
-            1.0, "the network learns without prior, which is fused into its output"
+            0.0, "the network sees the prior, and learns what the prior does not know"
         ),
     }
-
-
-def choose_leave_one_out(found: Fingerprint, prior_dropout: float) -> dict[str, Choice]:
-    """Whether a scan sees the prior of the others alone; nothing where it sees none.
-
-    Without the knob, a bundle that is handed on can be trained without the labels of its prior.
-    """
-    if prior_dropout >= 1:
-        return {}
-    why = f"a prior of {found.labelled} labels knows the scan's own, and would be leant on"
-    return {"leave_one_out": Choice(True, why)}
 
 
 def refuse_ignored(found: Fingerprint, organs: Sequence[int]) -> None:

@@ -239,7 +239,10 @@ class _Rounds:
         self.out, self.configs, self.knobs, self.source = out, configs, knobs, source
         files = [[config_path(configs, name) for name in names] for names in overlays]
         self.always, self.training, self.labelling = files
-        self.told: dict[str, Any] = {"configs": configs, "overlays": self.always, "knobs": knobs}
+        self.told: dict[str, Any] = {
+            **{"configs": configs, "overlays": self.always, "knobs": knobs},
+            "train_overlays": self.training,
+        }
         check_knobs(configs, [*CONFIGS, *chain.from_iterable(files)], knobs)
         self.say = Stopwatch().say
         parser = merged_configs(configs, ["train", *self.always], knobs)

@@ -32,12 +32,12 @@ from stipple_monai.study.run import (
 )
 from stipple_monai.study.steps import steps_table
 from stipple_monai.study.tables import (
-    TITLES,
     Results,
     comparison_table,
     measures_table,
     position_table,
 )
+from stipple_monai.study.titles import TITLES
 
 __all__ = [
     "TITLES",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from stipple_monai.report import Table
-from stipple_monai.study.tables import DASH, TITLES, Results, interval, numbers, p_value
+from stipple_monai.study.tables import DASH, Results, interval, numbers, p_value
+from stipple_monai.study.titles import TITLES
 
 
 def draws_table(results: Results, reference: str = "baseline") -> Table | None:

@@ -10,7 +10,6 @@ from stipple_monai.report import Table
 from stipple_monai.results import Comparison, holm
 from stipple_monai.study.tables import (
     DASH,
-    TITLES,
     Results,
     interval,
     numbers,
@@ -18,6 +17,7 @@ from stipple_monai.study.tables import (
     percentile_90,
     spread_text,
 )
+from stipple_monai.study.titles import TITLES
 
 CERTAIN = 0.05
 """A corrected p below it is marked."""
@@ -84,8 +84,8 @@ def never_loses(
     Args:
         results: of the study.
         method: the fused result.
-        network: the same network alone.
-        prior: the same prior alone.
+        network: a network without prior.
+        prior: the prior alone, where that network located it.
     """
     rows = []
     for proportion in results.proportions:

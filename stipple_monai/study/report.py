@@ -24,7 +24,6 @@ from stipple_monai.study.organs import organ_table
 from stipple_monai.study.steps import steps_table
 from stipple_monai.study.tables import (
     DASH,
-    TITLES,
     Results,
     Row,
     comparison_table,
@@ -34,6 +33,7 @@ from stipple_monai.study.tables import (
     position_table,
     rounds_table,
 )
+from stipple_monai.study.titles import TITLES
 from stipple_monai.visualize import KINDS
 
 STUDY = "study.json"
@@ -46,6 +46,7 @@ DOI = "https://doi.org/10.1007/s11548-021-02494-y"
 ABLATION = (
     "baseline",
     "prior_alone",
+    "afterwards_single",
     "equation_2",
     "stipple_single",
     "relabelling",
@@ -71,6 +72,8 @@ RIVALS = (
     "atlas_prior",
     "patch_3d",
     "patch_3d_prior",
+    "patch_3d_afterwards",
+    "afterwards",
     "stipple",
 )
 

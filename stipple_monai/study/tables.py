@@ -15,59 +15,12 @@ import numpy as np
 from stipple_monai.report import Table
 from stipple_monai.results import Comparison, Spread, between_folds, compare_paired, holm
 from stipple_monai.study import paper
+from stipple_monai.study.titles import TITLES
 
 Row = Mapping[str, str]
 Case = tuple[int, int, str]
 """Fold, seed and scan."""
 
-TITLES = {
-    "baseline": "Baseline",
-    "prior_alone": "Prior alone",
-    "equation_2": "Equation 2, same network",
-    "stipple_single": "STIPPLE without relabelling",
-    "relabelling": "Baseline with relabelling (Bai et al. 2017)",
-    "stipple": "STIPPLE",
-    "stipple_scratch": "STIPPLE with pseudo-labels, round from scratch",
-    "stipple_ensemble": "STIPPLE with pseudo-labels, averaged with the network before",
-    "seen_equation_2": "Prior seen in training, equation 2",
-    "seen_single": "Prior seen in training, STIPPLE's fusion",
-    "seen": "Prior seen in training, with pseudo-labels",
-    "prior_alone_atlas": "Prior of the atlas alone",
-    "stipple_atlas": "The same network, priors of the atlas",
-    "baseline_long": "Baseline, twice the steps",
-    "stipple_long": "STIPPLE without relabelling, twice the steps",
-    "paper_baseline": "Baseline, recipe of the paper",
-    "paper_single": "STIPPLE of the paper without relabelling",
-    "paper": "STIPPLE of the paper",
-    "steps_recipe": "… with intensities and stronger geometry varied",
-    "steps_density": "… and a density as prior",
-    "steps_others": "… of the other labels",
-    "stipple_argmax": "Calibrated fusion, most probable class",
-    "adversarial": "Adversarial (Hung, Nie et al. 2018)",
-    "mean_teacher": "Consistency (Yu et al. 2019)",
-    "mean_teacher_prior": "Consistency, with prior",
-    "cps": "Cross pseudo supervision (Chen et al. 2021)",
-    "cps_prior": "Cross pseudo supervision, with prior",
-    "bcp": "Bidirectional copy-paste (Bai et al. 2023)",
-    "bcp_prior": "Bidirectional copy-paste, with prior",
-    "unimatch": "UniMatch (Yang et al. 2023)",
-    "unimatch_prior": "UniMatch, with prior",
-    "attention_unet": "Attention U-Net",
-    "coord_conv": "CoordConv",
-    "atlas_prior": "Deep atlas prior (Zheng et al. 2019)",
-    "patch_3d": "3D U-Net, patches",
-    "patch_3d_prior": "3D U-Net, patches, with prior",
-    "stipple_naive_position": "Naive: centre of the prediction",
-    "stipple_random_reference": "KL, one random reference (the paper)",
-    "stipple_true_position": "True position",
-    "stipple_bins_1": "STIPPLE of the paper, 1 bin",
-    "stipple_bins_2": "STIPPLE of the paper, 2 bins",
-    "stipple_bins_5": "STIPPLE of the paper, 5 bins",
-    "stipple_bins_7": "STIPPLE of the paper, 7 bins",
-    "stipple_bins_10": "STIPPLE of the paper, 10 bins",
-    "stipple_bins_all": "STIPPLE of the paper, every slice of its own",
-}
-"""What tables call the methods, in their order."""
 POSITIONS = (
     "stipple_naive_position",
     "stipple_random_reference",

@@ -19,6 +19,7 @@ def describe(
     *,
     configs: Path,
     overlays: Sequence[str | Path] = (),
+    train_overlays: Sequence[str | Path] = (),
     knobs: Mapping[str, Any] | None = None,
     found: Fingerprint | None = None,
     like: str | Path | None = None,
@@ -30,13 +31,16 @@ def describe(
         datalist: of the training; its ``labels`` name the organs.
         configs: the bundle's folder of configs.
         overlays: configs that inference needs.
+        train_overlays: further ones of the training.
         knobs: of the configs.
         found: figures of the data; taken if None, and left out where scans are of a kind that
             only MONAI's readers know.
         like: a folder that was told of the same scans.
     """
-    organs = read_settings(configs, overlays, knobs)["organs"]
-    names = label_names(datalist)
+    settings = read_settings(configs, [*overlays, *train_overlays], knobs)
+    # a default of the training that the fusion must know, whatever the default is then
+    knobs = {**(knobs or {}), "prior_dropout": settings["prior_dropout"]}
+    organs, names = settings["organs"], label_names(datalist)
     if like is not None:
         facts = read_model(like).training
     else:

@@ -118,7 +118,8 @@ def train(
             found = plan_once(datalist, files[0], bundle=bundle, options=knobs, paper=paper)
         if not (out / MODEL).is_file():
             used: list[str | Path] = [*(["baseline"] if baseline else []), *files]
-            _begin(out, datalist, found, configs=configs, overlays=used, knobs=knobs)
+            told = {"configs": configs, "overlays": used, "train_overlays": train_overlays}
+            _begin(out, datalist, found, **told, knobs=knobs)
         if not _is_trained(out, validated=bool(sections.get("validation"))):
             places = {"bundle_root": out, "datalist": Path(datalist).resolve(), "seed": seed}
             _run(read_model(out), configs, train_overlays, places, prior=not baseline)
@@ -191,7 +192,8 @@ def _targets(out: Path) -> list[str]:
 def _begin(out: Path, datalist: str | Path, found: Fingerprint | None, **told: Any) -> None:
     """Write what the model will know, and warn where settings contradict the data."""
     found = found or take_fingerprint(datalist)
-    settings = read_settings(told["configs"], told["overlays"], told["knobs"])
+    names = [*told["overlays"], *told["train_overlays"]]
+    settings = read_settings(told["configs"], names, told["knobs"])
     for note in contradictions(found, settings):
         print(f"warning: {note}", flush=True)
     describe(out, datalist, found=found, **told)

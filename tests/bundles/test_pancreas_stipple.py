@@ -69,7 +69,7 @@ OVERLAYS = {
     "patch_3d": ("train", "inference"),
     "phantom": BASES,
     "prior_alone": ("inference", "evaluate"),
-    "prior_in_training": ("train", "inference"),
+    "prior_afterwards": ("train", "inference"),
     "pseudo_label": ("inference",),
     "random_reference": ("inference",),
     "true_position": ("inference", "evaluate"),

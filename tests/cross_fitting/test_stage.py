@@ -164,7 +164,7 @@ def test_one_labelled_scan_gets_constants(datalist, tmp_path):
     path = tmp_path / "one.json"
     write_datalist(path, {"training": read_datalist(datalist, "training")[:1]})
     found = calibrate(path, tmp_path / "eval", tmp_path / "models", options=KNOBS)
-    assert Calibration.load(found) == Calibration.unfitted(1, labelled=1)
+    assert Calibration.load(found) == Calibration.unfitted(1, labelled=1, prior_in_training=True)
     # weights could not look at a scan's margin
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert "calibration" not in weights

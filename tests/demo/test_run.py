@@ -23,9 +23,10 @@ STAGES = [
     "train the network",
     "pseudo-label the unlabelled scans",
     "train on labels and pseudo-labels",
-    "test: network alone",
-    "test: prior alone, located",
-    "test: network and prior as they are (equation 2)",
+    "train a network without prior",
+    "test: network without prior, alone",
+    "test: prior alone, located in its output",
+    "test: network trained with the prior, equation 2",
     "test: STIPPLE",
     "test: STIPPLE, one round of pseudo-labels",
     "test: STIPPLE, prior at the true position",
@@ -147,7 +148,7 @@ def test_only_what_was_removed_is_made_again(finished):
     model.unlink()
     (out / "eval" / "stipple" / "val_mean_dice_raw.csv").unlink()
     printed = run(out)
-    assert stages(printed, skipped=False) == [STAGES[1], STAGES[7]]
+    assert stages(printed, skipped=False) == [STAGES[1], STAGES[8]]
     again = torch.load(model, weights_only=True)
     assert all(torch.equal(again[key], weights[key]) for key in weights)
     assert scores(out) == before

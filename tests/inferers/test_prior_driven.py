@@ -887,6 +887,10 @@ def test_constants_count_the_labels_of_each_prior():
     told = fused("constants", labelled=24)
     assert torch.equal(told, fused(Calibration.unfitted(2, labelled=24)))
     assert not torch.equal(told, by_hand)
+    sees = fused("constants", prior_in_training=True)
+    assert not torch.equal(sees, by_hand)
+    known = Calibration.unfitted(2, labelled=[3, 8], prior_in_training=True)
+    assert torch.equal(sees, fused(known))
 
 
 def test_a_soft_network_does_not_fill_the_scan():

@@ -90,6 +90,9 @@ def test_constants_trust_a_network_of_more_labels_more():
     assert each.scale == pytest.approx((0.2, 0.3))
     assert each.strength == each.offset == (0.5, 0.5)
     assert Calibration.unfitted(1, labelled=np.int64(8)).record["labelled"] == [8]
+    sees = Calibration.unfitted(2, labelled=[2, 8], prior_in_training=True)
+    assert sees.tensor().tolist()[0] == pytest.approx([0.3, 0.75, 0.5, 1, 0])
+    assert sees.scale[1] == pytest.approx(0.45)
     for wrong in (-1, [3], [3, -1], [3, 8.0], "38", 2.5, True, [True, 3]):
         with pytest.raises(PriorError, match="`labelled` must be a number of label maps, or one"):
             Calibration.unfitted(2, labelled=wrong)

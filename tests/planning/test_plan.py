@@ -62,11 +62,8 @@ def test_what_is_given_wins_and_others_follow(phantom):
     assert values["background_values"] == list(plan.fingerprint.organs)[1:]
     assert values["slice_size"] == [64, 64]
     assert values["sw_batch_size"] == 4
-    assert plan.choices["prior_dropout"].value == 1.0
-    assert "leave_one_out" not in plan.choices
+    assert plan.choices["prior_dropout"].value == 0.0
     assert "choose with `segment --organs`" in plan.choices["organs"].why
-    seen = make_plan(phantom, options={"prior_dropout": 0}, device="cpu", progress=False)
-    assert seen.choices["leave_one_out"].value is True
     assert plan.choices["batch_size"].why.startswith("given; else 12, a step takes")
     with pytest.raises(ValueError, match="Knobs must be in the configs, got slice_sise"):
         make_plan(phantom, options={"slice_sise": 1}, progress=False)

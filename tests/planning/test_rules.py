@@ -135,11 +135,3 @@ def test_the_prior_is_a_density_as_wide_as_the_labels_say(cases, why):
     assert why in chosen["smoothing_mm"].why
     # scans as they are: the grid of the median
     assert rules.choose_prior(found, [-1, -1, -1], [1])["prior_spacing_mm"].value == [1.5, 1.5, 3]
-
-
-def test_own_labels_are_left_out_where_a_network_sees_the_prior():
-    found = example_fingerprint()
-    assert rules.choose_leave_one_out(found, 1.0) == {}
-    choice = rules.choose_leave_one_out(found, 0.5)["leave_one_out"]
-    assert choice.value is True
-    assert "a prior of 4 labels" in choice.why

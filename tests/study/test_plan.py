@@ -48,12 +48,13 @@ def test_the_studies_of_the_bundle_can_be_read(path):
 
 def test_methods_share_a_network_where_only_evaluation_or_rounds_differ():
     names = ["stipple", "stipple_true_position", "stipple_single", "relabelling", "baseline"]
-    jobs = planned(methods=[*names, "paper_baseline"], folds=2, run_folds=[0])
+    jobs = planned(methods=[*names, "prior_alone", "paper_baseline"], folds=2, run_folds=[0])
     assert [[m.name for m in job.methods] for job in jobs] == [
-        ["stipple_true_position", "stipple_single", "baseline", "stipple"],
+        ["stipple_true_position", "stipple_single", "stipple"],
+        ["baseline", "prior_alone"],
         ["paper_baseline", "relabelling"],
     ]
-    assert len({job.network for job in jobs}) == 2
+    assert len({job.network for job in jobs}) == 3
     bins = planned(methods=["stipple_single", "stipple_bins_1", "stipple_bins_all"], folds=2)
     assert len({job.network for job in bins}) == 3
 
@@ -203,7 +204,7 @@ def test_files_that_are_no_studies(tmp_path):
 
 
 def test_methods_that_are_not_defined(tmp_path):
-    with pytest.raises(DatasetError, match=r"`methods` must be among baseline, .*, got unet"):
+    with pytest.raises(DatasetError, match=r"`methods` must be among stipple_single, .*, got unet"):
         planned(methods=["unet"])
     with pytest.raises(DatasetError, match=r"Method unet must not have the entries \['layers'\]"):
         planned(methods=["unet"], definitions={"unet": {"layers": 4}})

@@ -4,7 +4,7 @@ import pytest
 from helpers.study_rows import row
 from scipy.stats import ttest_rel
 
-from stipple_monai.study.steps import STEPS, steps_table
+from stipple_monai.study.steps import ASIDE, STEPS, steps_table
 from stipple_monai.study.tables import DASH, Results
 
 DICE = {
@@ -41,3 +41,12 @@ def test_patients_that_one_of_two_steps_lacks_are_left_out_of_the_difference():
     _, recipe, after = steps_table(Results(rows_of(dice))).rows
     assert recipe[2] == after[2] == "2"
     assert after[4] == "+15.0"  # (0.1 + 0.2) / 2
+
+
+def test_what_was_not_taken_is_set_against_what_was():
+    dice = DICE | {"steps_others": [0.4, 0.4, 0.5, 0.5], "afterwards_single": [0.9] * 4}
+    rows = steps_table(Results(rows_of(dice))).rows
+    assert [cells[0] for cells in rows[3:]] == [f"or: {ASIDE['steps_others'][1]}"]
+    assert rows[3][4] == "-5.0"
+    # what it would be instead of was not run
+    assert len(rows) == 4

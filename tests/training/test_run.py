@@ -21,7 +21,7 @@ from helpers.threshold_model import same_grid
 
 from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
-from stipple_monai.bundle import BUNDLE, read_model
+from stipple_monai.bundle import BUNDLE, merged_configs, read_model
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.files import read_csv, write_csv
 from stipple_monai.handlers import EpochLines
@@ -30,6 +30,7 @@ from stipple_monai.segmentation import segment
 from stipple_monai.segmentation.folder import begin_results
 from stipple_monai.training import (
     adopt,
+    describe,
     evaluate,
     hardly_trained,
     mean_scores,
@@ -340,6 +341,21 @@ def test_publishing_reads_the_folder(trained, tmp_path):
     assert "- 63" in config
     command = ["publish", str(tmp_path / "b"), "--models", str(out), "--set", "channels=[4]"]
     assert main(command) == 1
+
+
+@pytest.mark.parametrize(
+    ("overlays", "train_overlays", "share"),
+    [((), (), 0.0), (["prior_afterwards"], (), 1.0), ((), ["baseline"], 1.0)],
+)
+def test_a_folder_knows_whether_its_network_saw_the_prior(
+    datalist, tmp_path, overlays, train_overlays, share
+):
+    configs, known = BUNDLE / "configs", {"organs": [VALUE]}
+    trained = {"overlays": overlays, "train_overlays": train_overlays, "knobs": known}
+    model = describe(tmp_path, datalist, configs=configs, **trained)
+    assert model.knobs == {**known, "prior_dropout": share}
+    parser = merged_configs(configs, ["inference"], {"models_dir": str(tmp_path)})
+    assert parser.get_parsed_content("inferer#prior_in_training") is (share < 1)
 
 
 @pytest.mark.slow
