@@ -39,6 +39,7 @@ from stipple_monai.study import (
     position_table,
     steps_table,
 )
+from stipple_monai.study.tables import interval, p_value
 
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS / "results"
@@ -221,6 +222,34 @@ def main_table(names: str, place: Place) -> str:
     return markdown(Table("", ["data", "labelled scans", "test scans", *SHORT.values()], body))
 
 
+def instead(names: str, place: Place) -> str:
+    """``METHOD OTHER; STUDY=TITLE; …``: one method instead of another, on the cells of both."""
+    methods, _, studies = names.partition(";")
+    other, method = methods.split()
+    body = []
+    for asked in shown(studies):
+        rows = [row for row in rows_of(asked.study) if row["method"] in (other, method)]
+        for share in dict.fromkeys(row["proportion"] for row in rows):
+            of = {
+                m: [r for r in rows if (r["method"], r["proportion"]) == (m, share)]
+                for m in (other, method)
+            }
+            both = set.intersection(*({cell_of(row) for row in found} for found in of.values()))
+            kept = [row for found in of.values() for row in found if cell_of(row) in both]
+            if not kept:
+                continue
+            results = Results(kept)
+            found = results.compare(method, other, float(share), asked.organ)
+            means = (np.mean([*results.by_scan(m, float(share), asked.organ).values()]) for m in of)
+            numbers = f"{found.difference:+.1f}", interval(found), p_value(found.t_test)
+            counts = labelled(kept), str(len(both)), str(found.pairs)
+            shown_means = (f"{mean:.1f}" for mean in means)
+            body.append([asked.title, *counts, *shown_means, *numbers, p_value(found.wilcoxon)])
+    called = (SHORT.get(m, TITLES.get(m, m)) for m in (other, method))
+    header = ["data", "labelled scans", "folds and draws", "test scans", *called, "points"]
+    return markdown(Table("", [*header, "95 % interval", "t-test p", "Wilcoxon p"], body))
+
+
 def figure(names: str, place: Place) -> str:
     """The picture of `main_table`, of rivals and of longer training: a dot a patient."""
     panels, wanted = {}, shown(names)
@@ -312,6 +341,7 @@ def made_with(names: str, place: Place) -> str:
 KINDS: dict[str, Callable[[str, Place], str]] = {
     "main": main_table,
     "figure": figure,
+    "instead": instead,
     "made": made_with,
     "dice": study_table(organ_table),
     "against": study_table(comparison_table),
