@@ -12,7 +12,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
-PAGES = (ROOT / "README.md", DOCS / "results.md")
+PAGES = (ROOT / "README.md", DOCS / "results.md", DOCS / "decisions.md")
 
 
 @pytest.fixture(scope="module")
