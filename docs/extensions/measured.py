@@ -156,13 +156,18 @@ def without(table: Table | None, *columns: str) -> Table | None:
     return table._replace(header=[table.header[i] for i in kept], rows=rows)
 
 
-def study_table(make: Callable[[Results], Table | None]) -> Callable[[str, Place], str]:
-    """A kind that is a table of one study, whose column of proportions says nothing."""
+def study_table(make: Callable[..., Table | None]) -> Callable[[str, Place], str]:
+    """A kind that is a table of one study, whose column of proportions says nothing.
+
+    Behind the study's name may stand a method that the table is about.
+    """
 
     def written(names: str, place: Place) -> str:
-        results = Results(without_half_cells(rows_of(names.strip())))
+        name, *method = names.split()
+        results = Results(without_half_cells(rows_of(name)))
         single = ["labels"] if len(results.proportions) == 1 else []
-        return markdown(without(renamed(make(results)), "paper’s p", *single))
+        table = make(results, *method)
+        return markdown(without(renamed(table), "paper’s p", *single))
 
     return written
 
