@@ -67,7 +67,7 @@ LOG_BYTES = 400_000
 BENCHMARKS: dict[str, tuple[float, list[str]]] = {
     "inference.py": (30, ["--device", "cuda", "--rounds", "4"]),
     "positioning_speed.py": (25, ["--device", "cuda", "--no-host"]),
-    "throughput.py": (75, ["--preload", "--count", "5"]),
+    "throughput.py": (110, ["--preload", "--count", "5"]),
     "loading.py": (40, ["--workers", "1", "4", "8", "16", "--seconds", "2"]),
     "fusion.py": (60, ["--device", "cuda", "--rounds", "6"]),
     "placing.py": (20, ["--device", "cuda"]),
