@@ -41,12 +41,12 @@ from stipple_monai import SliceUNet, SpatialPrior, locate_organs
 from stipple_monai.positioning import DEFAULT_EPSILON, DEFAULT_SPREAD_MM
 from stipple_monai.positioning.joint import (
     JOINT_CELL_MM,
-    best_together,
     coarse_affine,
     coarse_evidence,
     supported_shares,
 )
 from stipple_monai.positioning.single import cells_of
+from stipple_monai.positioning.star import best_together
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))

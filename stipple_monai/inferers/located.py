@@ -69,6 +69,7 @@ def fuse_logits(
     max_shift_mm: float | None = None,
     minimum: float = 0.5,
     epsilon: float = DEFAULT_EPSILON,
+    scan_vote: bool = True,
     strength: float = 1.0,
     floor: float = DEFAULT_FLOOR,
     names: Sequence[str] | None = None,
@@ -88,10 +89,11 @@ def fuse_logits(
         position: how organs are located, see :class:`PriorDrivenInferer`.
         mode: of placing, see :meth:`SpatialPrior.place`.
         minimum_confidence: see :class:`PriorDrivenInferer`.
-        spread_mm: see :func:`locate_organs`; so are the next three.
+        spread_mm: see :func:`locate_organs`; so are the next four.
         max_shift_mm: how far from the prediction.
         minimum: of a prediction.
         epsilon: least probability.
+        scan_vote: False for crops.
         strength: see :func:`~stipple_monai.softmax_logits`.
         floor: likewise.
         names: of the scans, for warnings.
@@ -125,13 +127,13 @@ def fuse_logits(
     search["spread_mm"] = None if position == "prediction_center" else spread_mm
     affines = torch.as_tensor(affine).reshape(-1, 4, 4).expand(len(logits), 4, 4)
     scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
-    found = [_locate(scan, priors, references, **search) for scan in scans]
+    found = [_locate(s, priors, references, scan_vote=scan_vote, **search) for s in scans]
     if minimum_confidence is None:
         minimum_confidence = least_confidence(references, position, max_shift_mm=max_shift_mm)
     _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
     prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
     adjusted = fuse_placed(logits, prior, strength, floor, calibration, activation)
-    positions, confidences = (torch.stack(column) for column in zip(*found, strict=True))
+    positions, confidences = map(torch.stack, zip(*(each[:2] for each in found), strict=True))
     return Fused(adjusted, prior, positions, confidences)
 
 
@@ -265,8 +267,17 @@ def least_confidence(
 def _silence(
     found: Sequence[Located], priors: Sequence[SpatialPrior], least: float, names: Sequence[str]
 ) -> None:
-    """Take uncertain positions away, in place, with a warning for each organ that has none."""
+    """Take uncertain positions away, in place, with a warning for each organ that has none.
+
+    And warn of a scan whose extent chose another place than the prediction.
+    """
     for located, name in zip(found, names, strict=True):
+        if located.scan_chose:
+            warnings.warn(
+                f"The organs of {name} fit the prediction better elsewhere, far from where the "
+                "labelled scans have them: look at the result (`scan_vote` False: elsewhere).",
+                stacklevel=5,
+            )
         for k, confidence in enumerate(located.confidence.tolist()):
             if located.position_mm[k].isnan().any():
                 reason = "is predicted nowhere"

@@ -66,6 +66,7 @@ class PriorDrivenInferer(Inferer):
             one, which says that another place is as good, and 0.2 where they are located
             together: what is ambiguous for one organ the others decide.
         spread_mm, max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.locate_organs`.
+        scan_vote: likewise; False for crops.
         calibration: how much network and prior count, or the file of it. ``None`` takes the
             network's own, or equation 2 where it has none; ``"equation_2"`` that alone, and
             ``"constants"`` the network's own or `Calibration.unfitted`. A file ``….json`` that is
@@ -103,6 +104,7 @@ class PriorDrivenInferer(Inferer):
         max_shift_mm: float | None = None,
         minimum: float = 0.5,
         epsilon: float = DEFAULT_EPSILON,
+        scan_vote: bool = True,
         calibration: Calibration | str | os.PathLike[str] | None = None,
         labelled: int | Sequence[int] | None = None,
         prior_in_training: bool = False,
@@ -119,15 +121,19 @@ class PriorDrivenInferer(Inferer):
         search = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
         check_options(position, locate_with, spread_mm, **search)
         self.calibration = known_calibration(calibration, organs=len(self.priors))
-        self.labelled = _label_counts(self.priors, labelled)
-        self.prior_in_training = prior_in_training
+        self.labelled, self.prior_in_training = _counts(self.priors, labelled), prior_in_training
         self.image_channels, self.activation = image_channels, activation
         self.minimum_confidence = minimum_confidence = _known_confidence(
             minimum_confidence, self.references, position, max_shift_mm=max_shift_mm
         )
         self.search: dict[str, Any] = {
             **{"position": position, "mode": mode, "minimum_confidence": minimum_confidence},
-            **{"locate_with": locate_with, "spread_mm": spread_mm, **search},
+            **{
+                "locate_with": locate_with,
+                "spread_mm": spread_mm,
+                "scan_vote": scan_vote,
+                **search,
+            },
         }
 
     def __call__(
@@ -264,9 +270,7 @@ def _check_references(priors: Sequence[SpatialPrior], references: Sequence[Spati
         )
 
 
-def _label_counts(
-    priors: Sequence[SpatialPrior], labelled: int | Sequence[int] | None
-) -> Sequence[int]:
+def _counts(priors: Sequence[SpatialPrior], labelled: int | Sequence[int] | None) -> Sequence[int]:
     """Label maps of each organ that the network was trained with: as told, or as priors know."""
     if not isinstance(labelled, Sequence) and labelled == 0:
         raise PriorError(

@@ -13,9 +13,10 @@ possible value, in [0, 1]), divided by its maximum, or by 0.3 if that is greater
 is found over and over does not count for more than another one, and a faint trace for less. A
 term is never negative: an organ that would have to deviate by more than ``σ √2`` is outvoted, and
 its own evidence is no longer heard. (The organs are a star of "Pictorial structures", Felzenszwalb
-and Huttenlocher, IJCV 2005.) The maximum is exact, see :mod:`stipple_monai.spatial.votes`,
-over cells of some millimetres; each organ is then moved to the best cell beside its place, and
-between the middles of cells to the top of a parabola through the scores.
+and Huttenlocher, IJCV 2005.) The scan itself votes, too, where that moves the centre far, see
+:mod:`stipple_monai.positioning.scan_vote`. The maximum is exact, see
+:mod:`stipple_monai.spatial.votes`, over cells of some millimetres; each organ is then moved to
+the best cell beside its place, and between cells to the top of a parabola through the scores.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from stipple_monai.errors import PositionError
+from stipple_monai.positioning.scan_vote import expected_center
 from stipple_monai.positioning.single import (
     DEFAULT_EPSILON,
     around_center,
@@ -39,12 +41,11 @@ from stipple_monai.positioning.single import (
     open_probability,
     to_world,
 )
+from stipple_monai.positioning.star import chosen_together
 from stipple_monai.priors import SpatialPrior, Volume
 from stipple_monai.spatial import (
     Box,
-    CommonCenter,
     Votes,
-    common_center,
     correlate,
     in_blocks,
     peak_near,
@@ -70,10 +71,12 @@ class Located(NamedTuple):
         position_mm: ``(K, 3)`` float64 on the CPU, RAS mm; NaN for an organ without position.
         confidence: ``(K,)`` float64 in [0, 1], see :func:`locate_organs`; 0 for an organ without
             position.
+        scan_chose: whether the scan's extent chose another place than the prediction alone.
     """
 
     position_mm: Tensor
     confidence: Tensor
+    scan_chose: bool = False
 
 
 def locate_organs(
@@ -84,6 +87,7 @@ def locate_organs(
     max_shift_mm: float | None = None,
     minimum: float = 0.5,
     epsilon: float = DEFAULT_EPSILON,
+    scan_vote: bool = True,
 ) -> Located:
     """Find the positions that a coarse prediction of several organs supports best.
 
@@ -101,6 +105,10 @@ def locate_organs(
         max_shift_mm: see :func:`~stipple_monai.positioning.locate_organ`; so are the next two.
         minimum: a prediction that reaches this nowhere is no prediction.
         epsilon: least probability.
+        scan_vote: whether, of places that are far apart, the height at which scans of the priors'
+            label maps have the organs may choose one, see
+            :mod:`stipple_monai.positioning.scan_vote`; only where organs are positioned together.
+            False for scans that begin elsewhere, such as crops.
 
     Returns:
         Positions and confidences. A confidence is ``S / (S + S')``: ``S`` is the share of the
@@ -138,14 +146,14 @@ def locate_organs(
         return Located(position, confidence)
 
     cells = cells_of(affine, JOINT_CELL_MM)
-    blocks = coarse_evidence(maps, cells, epsilon=epsilon)
     coarse = coarse_affine(affine, cells)
-    shares = supported_shares(blocks, references, coarse)
+    shares = supported_shares(coarse_evidence(maps, cells, epsilon=epsilon), references, coarse)
     together = max_shift_mm is None and positioned_together(references)
-    points = _points(shares, references, coarse, spread_mm) if together else []
+    expected = expected_center(references, affine, maps.shape[1:]) if scan_vote else None
+    star = _points(shares, references, coarse, spread_mm, expected) if together else None
     for k, reference in enumerate(references):
-        if together:
-            position[k] = points[k]
+        if star is not None:
+            position[k] = star[0][k]
         elif found[k]:
             point = locate_organ(MetaTensor(maps[k : k + 1], affine=affine), reference, **search)
             assert point is not None
@@ -153,7 +161,7 @@ def locate_organs(
         else:
             continue
         confidence[k] = _confidence(shares[k], coarse, position[k])
-    return Located(position, confidence)
+    return Located(position, confidence, star is not None and star[1])
 
 
 def check_spread(spread_mm: float) -> None:
@@ -237,41 +245,17 @@ def supported_shares(
     return shares
 
 
-def best_together(
-    votes: Sequence[Votes], references: Sequence[SpatialPrior], coarse: Tensor, spread_mm: float
-) -> CommonCenter:
-    """The common centre of all organs, with the cells of their places.
-
-    Args:
-        votes: ``V_k``, or ``S_k``.
-        references: one per organ, with their offsets.
-        coarse: affine of the cells, ``(4, 4)``.
-        spread_mm: ``σ``.
-
-    Returns:
-        In cells. The place of an organ that is not heard is its mean place around the centre.
-    """
-    offsets_mm = torch.tensor([r.offset_mm for r in references], dtype=torch.float64)
-    offsets = (offsets_mm @ torch.linalg.inv(coarse[:3, :3]).T).round().int().tolist()
-    weight = (coarse[:3, :3].norm(dim=0).square() / (2 * spread_mm**2)).tolist()
-    around_centers = [
-        Votes(values, tuple(s - o for s, o in zip(start, offset, strict=True)))
-        for (values, start), offset in zip(votes, offsets, strict=True)
-    ]
-    found = common_center(around_centers, weight)
-    places = [
-        tuple(p + o for p, o in zip(place, offset, strict=True))
-        for place, offset in zip(found.places, offsets, strict=True)
-    ]
-    return found._replace(places=places)
-
-
 def _points(
-    shares: Sequence[Votes], references: Sequence[SpatialPrior], coarse: Tensor, spread_mm: float
-) -> list[Tensor]:
-    """The world point of each organ's place, of organs that are positioned together."""
+    shares: Sequence[Votes],
+    references: Sequence[SpatialPrior],
+    coarse: Tensor,
+    spread_mm: float,
+    expected: Tensor | None,
+) -> tuple[list[Tensor], bool]:
+    """The world point of each organ's place, and whether the scan chose; see `locate_organs`."""
     votes = [Votes(s / max(_FULL_VOTE, float(s.amax())), start) for s, start in shares]
-    cells = best_together(votes, references, coarse, spread_mm).places
+    together, chose = chosen_together(votes, references, coarse, spread_mm, expected)
+    cells = together.places
     offsets = [torch.tensor(r.offset_mm, dtype=torch.float64) for r in references]
     points: list[Tensor] = []
     centers: list[Tensor] = []
@@ -289,7 +273,7 @@ def _points(
     if centers:
         for k in unseen:
             points[k] = torch.stack(centers).mean(0) + offsets[k]
-    return points
+    return points, chose
 
 
 def _value_at(values: Tensor, index: Tensor) -> float:

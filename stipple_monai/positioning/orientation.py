@@ -19,13 +19,13 @@ from monai.data import MetaTensor
 from stipple_monai.errors import PositionError
 from stipple_monai.positioning.joint import (
     DEFAULT_SPREAD_MM,
-    best_together,
     coarse_affine,
     coarse_evidence,
     positioned_together,
     supported_shares,
 )
 from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, check_probability
+from stipple_monai.positioning.star import best_together
 from stipple_monai.priors import SpatialPrior, Volume, open_volume
 
 DEFAULT_MARGIN = 0.1

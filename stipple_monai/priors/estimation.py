@@ -37,6 +37,7 @@ class Estimate(NamedTuple):
     log_likelihood: float | None
     offset_mm: list[float] | None
     offsets_id: str | None
+    from_top_mm: list[float]
 
 
 def estimate_organs(
@@ -86,8 +87,8 @@ def estimate_organs(
         else:
             cases, likelihood = _density(histogram.on_kernel_grid(num_workers=num_workers), width)
             probability = cases.mean()
-        organ = histogram.organ
-        found.append(Estimate(organ, probability, cases, likelihood, offset, offsets_id))
+        known = (likelihood, offset, offsets_id, histogram.from_top_mm)
+        found.append(Estimate(histogram.organ, probability, cases, *known))
     return found
 
 

@@ -30,7 +30,7 @@ from stipple_monai.priors.organ import (
     organ_masks,
     spacing_along_ras,
 )
-from stipple_monai.spatial import interpolate
+from stipple_monai.spatial import interpolate, top_middle
 
 MOST_TOLD = 5
 """Maps or values that a warning names."""
@@ -61,8 +61,9 @@ def count_labels(
         label_map = open_label(label)
         crops = organ_masks(label_map, organs)
         pairs = zip(histograms, crops, strict=True)
+        top = top_middle(label_map.affine, label_map.array.shape[:3])
         found = [
-            crop and _keep(*crop, histogram.center, label_map.name) for histogram, crop in pairs
+            crop and _keep(*crop, histogram.center, label_map, top) for histogram, crop in pairs
         ]
         told = _MapName(label_map.name, _values(label_map) if None in found else "")
         return told, found
@@ -119,6 +120,7 @@ class _PackedOrgan(NamedTuple):
         affine: of its box.
         center_mm: its centre.
         reach_mm: how far it reaches from there.
+        top_mm: the middle of the map's top.
         coarse: what its group-wise centre is found with.
         name: of the map's file, without folders; empty where it has none.
     """
@@ -128,6 +130,7 @@ class _PackedOrgan(NamedTuple):
     affine: NDArray[np.float64]
     center_mm: NDArray[np.float64]
     reach_mm: NDArray[np.float64]
+    top_mm: NDArray[np.float64]
     coarse: CoarseMask | None
     name: str
 
@@ -138,14 +141,18 @@ class _PackedOrgan(NamedTuple):
 
 
 def _keep(
-    mask: NDArray[np.bool_], affine: NDArray[np.float64], center: Center, name: str
+    mask: NDArray[np.bool_],
+    affine: NDArray[np.float64],
+    center: Center,
+    label_map: LabelMap,
+    top_mm: NDArray[np.float64],
 ) -> _PackedOrgan:
     bits = zlib.compress(np.packbits(mask.T).tobytes(), level=1)
     groupwise = center == "groupwise"
     point, reach = center_and_reach(mask, affine, "bbox" if groupwise else center)
     coarse = CoarseMask(mask, affine) if groupwise else None
-    name = "" if name == UNNAMED else Path(name).name
-    return _PackedOrgan(bits, mask.shape, affine, point, reach, coarse, name)
+    name = "" if label_map.name == UNNAMED else Path(label_map.name).name
+    return _PackedOrgan(bits, mask.shape, affine, point, reach, top_mm, coarse, name)
 
 
 class OrganHistogram:
@@ -168,6 +175,13 @@ class OrganHistogram:
     def centers_mm(self) -> dict[int, NDArray[np.float64]]:
         """The organ's centre in each map that contains it, by the map's number."""
         return {case: organ.center_mm for case, organ in self._kept.items()}
+
+    @property
+    def from_top_mm(self) -> list[float]:
+        """From the middle of a map's top to the organ's centre, RAS mm, mean over the maps."""
+        organs, _ = self._found()
+        found: NDArray[np.float64] = np.mean([o.center_mm - o.top_mm for o in organs], axis=0)
+        return found.tolist()
 
     def add(self, case: int, organ: _PackedOrgan) -> None:
         """Count the organ of map number ``case``."""

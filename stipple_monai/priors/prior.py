@@ -59,8 +59,9 @@ class SpatialPrior:
         center: what the organ's centre is, see :meth:`estimate`.
         offset_mm: the mean position of this organ relative to the mean of all organs that were
             estimated with it, RAS mm; ``None`` if there were no others.
-        offsets_id: tells which offsets belong together, those of one estimation; ``None`` where
-            that is not known, as in files of older versions.
+        offsets_id: which offsets belong together; ``None`` if not known, as in old files.
+        from_top_mm: from the middle of the scan's top to the organ's centre, RAS mm, on average,
+            see `stipple_monai.spatial.top_middle`; ``None`` where that is not known.
         smoothing_mm: width of a density's Gaussian; 0 for a histogram.
         volumes_ml: of the organ in the label maps, where known.
         log_likelihood: mean over the label maps of the organ's log-likelihood under the prior of
@@ -91,6 +92,7 @@ class SpatialPrior:
         center: Center = "bbox",
         offset_mm: Sequence[float] | None = None,
         offsets_id: str | None = None,
+        from_top_mm: Sequence[float] | None = None,
         smoothing_mm: float = 0.0,
         volumes_ml: Volumes | None = None,
         log_likelihood: float | None = None,
@@ -101,8 +103,9 @@ class SpatialPrior:
         self.organ = int(organ)
         self.case_count = known_case_count(case_count)
         self.center = known_center(center)
-        self.offset_mm = None if offset_mm is None else known_offset(offset_mm)
+        self.offset_mm = known_offset("offset_mm", offset_mm)
         self.offsets_id = None if offsets_id is None else str(offsets_id)
+        self.from_top_mm = known_offset("from_top_mm", from_top_mm)
         self.smoothing_mm = float(smoothing_mm)
         self.volumes_ml = volumes_ml
         self.log_likelihood = None if log_likelihood is None else float(log_likelihood)
@@ -226,6 +229,7 @@ class SpatialPrior:
                 center=center,
                 offset_mm=each.offset_mm,
                 offsets_id=each.offsets_id,
+                from_top_mm=each.from_top_mm,
                 smoothing_mm=each.cases.smoothing_mm,
                 volumes_ml=each.cases.volumes_ml,
                 log_likelihood=each.log_likelihood,
@@ -299,6 +303,7 @@ class SpatialPrior:
             center=self.center,
             offset_mm=self.offset_mm,
             offsets_id=self.offsets_id,
+            from_top_mm=self.from_top_mm,
             smoothing_mm=self.smoothing_mm,
         )
 

@@ -46,6 +46,7 @@ class Prior(Protocol):
     center: Center
     offset_mm: tuple[float, float, float] | None
     offsets_id: str | None
+    from_top_mm: tuple[float, float, float] | None
     smoothing_mm: float
     volumes_ml: Volumes | None
     log_likelihood: float | None
@@ -79,6 +80,7 @@ def write_prior(prior: Prior, path: str | os.PathLike[str]) -> None:
         "stipple_prior": FORMAT_VERSION,
         **{key: getattr(prior, key) for key in _AS_WRITTEN},
         "offsets_id": prior.offsets_id,
+        "from_top_mm": prior.from_top_mm,
         "bins": prior.bins,
         "volumes_ml": prior.volumes_ml and prior.volumes_ml._asdict(),
     }
@@ -99,8 +101,8 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
     Args:
         path: the file.
         make: the class of the prior, called with its values and the keywords ``spacing_mm``,
-            ``organ``, ``case_count``, ``center``, ``offset_mm``, ``offsets_id``, ``smoothing_mm``,
-            ``volumes_ml``, ``log_likelihood`` and ``cases``.
+            ``organ``, ``case_count``, ``center``, ``offset_mm``, ``offsets_id``, ``from_top_mm``,
+            ``smoothing_mm``, ``volumes_ml``, ``log_likelihood`` and ``cases``.
 
     Raises:
         PriorError: the file is missing, truncated, not NIfTI or not a prior, or was written by a
@@ -115,6 +117,7 @@ def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> A
             **{key: record[key] for key in _AS_WRITTEN},
             # of version 0.1 on; files that were written before lack it
             offsets_id=record.get("offsets_id"),
+            from_top_mm=record.get("from_top_mm"),
             volumes_ml=_volumes(record["volumes_ml"]),
             cases=read_cases(path, data),
         )

@@ -35,13 +35,15 @@ def frequencies(probability: torch.Tensor | NDArray[Any]) -> torch.Tensor:
     return probability.clone()
 
 
-def known_offset(offset_mm: Sequence[float]) -> tuple[float, float, float]:
-    """Give an offset as three floats, or raise :class:`PriorError`."""
+def known_offset(name: str, given: Sequence[float] | None) -> tuple[float, float, float] | None:
+    """Give an offset of that name as three floats, or raise :class:`PriorError`."""
+    if given is None:
+        return None
     try:
-        r, a, s = world_point(offset_mm).tolist()
+        r, a, s = world_point(given).tolist()
     except PositionError:
         raise PriorError(
-            f"`offset_mm` must be three finite numbers (RAS mm) or None, got {offset_mm}."
+            f"`{name}` must be three finite numbers (RAS mm) or None, got {given}."
         ) from None
     return r, a, s
 

@@ -20,6 +20,7 @@ from stipple_monai.spatial.interpolation import (
 from stipple_monai.spatial.sampling import (
     grid_affine,
     sample_on_grid,
+    top_middle,
     touched,
 )
 from stipple_monai.spatial.votes import (
@@ -42,5 +43,6 @@ __all__ = [
     "sample_on_grid",
     "scores_in",
     "seen_box",
+    "top_middle",
     "touched",
 ]

@@ -17,7 +17,6 @@ from stipple_monai.positioning.joint import (
     APART_MM,
     DEFAULT_SPREAD_MM,
     JOINT_CELL_MM,
-    best_together,
     coarse_affine,
     coarse_evidence,
     locate_organs,
@@ -26,6 +25,7 @@ from stipple_monai.positioning.joint import (
 from stipple_monai.positioning.orientation import check_orientation
 from stipple_monai.positioning.references import random_references
 from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, locate_organ
+from stipple_monai.positioning.star import best_together
 from stipple_monai.priors.prior import SpatialPrior
 from stipple_monai.spatial import Votes
 

@@ -1,0 +1,136 @@
+"""What a scan's own extent tells of where its organs are."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from stipple_monai.inferers import PriorDrivenInferer, fuse_logits
+from stipple_monai.positioning import locate_organs
+from stipple_monai.positioning.scan_vote import expected_center, reconsidered
+from stipple_monai.priors import SpatialPrior
+from stipple_monai.spatial import Votes, common_center, top_middle
+
+AFFINE = torch.tensor([[-4.0, 0, 0, 30], [0, 4, 0, -7], [0, 0, 5, 100], [0, 0, 0, 1]])
+AFFINE = AFFINE.double()
+SHAPE = (24, 20, 60)
+
+
+def cubes(*places):
+    """A label map with a cube of five voxels of each organ."""
+    label = torch.zeros(1, *SHAPE)
+    for organ, (w, h, d) in enumerate(places, start=1):
+        label[0, w - 2 : w + 3, h - 2 : h + 3, d - 2 : d + 3] = organ
+    return MetaTensor(label, affine=AFFINE)
+
+
+LABEL = cubes((6, 10, 50), (16, 10, 50))
+LOW = cubes((6, 10, 10), (16, 10, 10))
+UP_MM, DOWN_MM = 100 + 5 * 50, 100 + 5 * 10
+
+
+@pytest.fixture(scope="module")
+def priors():
+    return SpatialPrior.estimate_several([LABEL], organs=[1, 2], smoothing_mm=None)
+
+
+def predicted(*labels, probability):
+    """Organs of several label maps, each map with its probability."""
+    maps = torch.full((2, *SHAPE), 1e-4)
+    for label, p in zip(labels, probability, strict=True):
+        for k in range(2):
+            maps[k][label.as_tensor()[0] == k + 1] = p
+    return MetaTensor(maps, affine=AFFINE)
+
+
+def test_the_top_is_the_same_whatever_the_axes():
+    point = top_middle(AFFINE.numpy(), SHAPE)
+    assert point.tolist() == [30 - 4 * 11.5, -7 + 4 * 9.5, 100 + 5 * 59]
+    flipped = AFFINE.clone()
+    flipped[:3, 2], flipped[2, 3] = -AFFINE[:3, 2], 100 + 5 * 59
+    assert top_middle(flipped.numpy(), SHAPE).tolist() == point.tolist()
+
+
+def test_a_prior_knows_its_mean_place_below_the_top(tmp_path):
+    labels = [LABEL, cubes((6, 10, 40), (16, 10, 40)), cubes((6, 10, 21))]
+    with pytest.warns(UserWarning, match="does not contain organ 2"):
+        both = SpatialPrior.estimate_several(labels, organs=[1, 2], smoothing_mm=None)
+    assert [prior.from_top_mm[2] for prior in both] == pytest.approx([-5 * 22, -5 * 14])
+    assert both[0].from_top_mm[0] == pytest.approx(-4 * (6 - 11.5))
+    both[0].save(tmp_path / "prior.nii.gz")
+    loaded = SpatialPrior.load(tmp_path / "prior.nii.gz")
+    assert loaded.from_top_mm == pytest.approx(both[0].from_top_mm)
+    assert both[0].leave_out([0]).from_top_mm == both[0].from_top_mm
+
+
+def test_of_two_places_the_scan_chooses_the_one_at_its_usual_height(priors):
+    maps = predicted(LABEL, LOW, probability=(0.9, 0.99))
+    alone = locate_organs(maps, priors, scan_vote=False)
+    assert alone.position_mm[:, 2].tolist() == pytest.approx([DOWN_MM] * 2, abs=1)
+    assert not alone.scan_chose
+    found = locate_organs(maps, priors)
+    assert found.position_mm[:, 2].tolist() == pytest.approx([UP_MM] * 2, abs=1)
+    assert found.scan_chose
+
+
+def test_the_scan_is_outvoted_by_two_organs(priors):
+    found = locate_organs(predicted(LOW, probability=(0.99,)), priors)
+    assert found.position_mm[:, 2].tolist() == pytest.approx([DOWN_MM] * 2, abs=1)
+    assert not found.scan_chose
+
+
+def test_the_scan_does_not_move_what_was_found_near_its_place(priors):
+    maps = predicted(cubes((8, 11, 46), (18, 11, 46)), probability=(0.99,))
+    found, alone = locate_organs(maps, priors), locate_organs(maps, priors, scan_vote=False)
+    assert torch.equal(found.position_mm, alone.position_mm)
+
+
+def test_priors_that_do_not_know_their_place_have_no_such_vote(priors):
+    affine = AFFINE.double()
+    assert expected_center(priors, affine, SHAPE) is not None
+    for prior in priors:
+        known = {"spacing_mm": prior.spacing_mm, "offset_mm": prior.offset_mm}
+        bare = SpatialPrior(prior.probability, organ=prior.organ, **known)
+        assert expected_center([priors[0], bare], affine, SHAPE) is None
+    assert expected_center([], affine, SHAPE) is None
+    middle = np.mean([[6, 10, 50], [16, 10, 50]], axis=0)
+    expected = AFFINE[:3, :3].numpy() @ middle + AFFINE[:3, 3].numpy()
+    assert expected_center(priors, affine, SHAPE).tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize(("cell", "chosen"), [(9, 0), (11, 11)])
+def test_the_scan_chooses_only_between_places_that_are_far_apart(cell, chosen):
+    seen = torch.zeros(1, 1, 20)
+    seen[..., 0], seen[..., cell] = 0.9, 0.8
+    votes, weight = [Votes(seen, (0, 0, 0))], (0.01, 0.01, 0.01)
+    alone = common_center(votes, weight)
+    assert alone.center == (0, 0, 0)
+    assert common_center([*votes, Votes(torch.ones(1, 1, 1), (0, 0, cell))], weight).center[2] > 0
+    assert reconsidered(alone, votes, weight, (0, 0, cell)).center == (0, 0, chosen)
+
+
+def test_fusing_warns_of_a_scan_whose_place_was_chosen(priors):
+    maps = predicted(LABEL, LOW, probability=(0.9, 0.99))
+    odds = torch.logit(maps.as_tensor(), eps=1e-6)
+    logits = torch.cat([torch.zeros(1, *SHAPE), odds])[None]
+    with pytest.warns(UserWarning, match=r"The organs of scan_7 fit the prediction better elsewh"):
+        fused = fuse_logits(logits, AFFINE, priors, names=["scan_7"])
+    assert fused.position_mm[0, :, 2].tolist() == pytest.approx([UP_MM] * 2, abs=1)
+    alone = fuse_logits(logits, AFFINE, priors, scan_vote=False)
+    assert alone.position_mm[0, :, 2].tolist() == pytest.approx([DOWN_MM] * 2, abs=1)
+
+
+def test_the_inferer_passes_it_on(priors):
+    maps = predicted(LABEL, LOW, probability=(0.9, 0.99))
+    odds = torch.logit(maps.as_tensor(), eps=1e-6)
+    logits = torch.cat([torch.zeros(1, *SHAPE), odds])[None]
+    scan = MetaTensor(torch.zeros(1, 1, *SHAPE), affine=AFFINE)
+
+    def heights(**options):
+        infer = PriorDrivenInferer(lambda inputs, network: logits, priors, **options)
+        fused = infer(scan, torch.nn.Identity())
+        return fused.meta["organ_position_mm"][0, :, 2].tolist()
+
+    with pytest.warns(UserWarning, match="look at the result"):
+        assert heights() == pytest.approx([UP_MM] * 2, abs=1)
+    assert heights(scan_vote=False) == pytest.approx([DOWN_MM] * 2, abs=1)
