@@ -116,8 +116,7 @@ class PriorDrivenInferer(Inferer):
         super().__init__()
         self.inferer, self.device, self.locator = inferer, device, locator
         self.priors = PriorAlign(priors, mode=mode, activation=activation).priors
-        self.references = self.priors if references is None else tuple(references)
-        _check_references(self.priors, self.references)
+        self.references = _known_references(self.priors, references)
         search = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
         check_options(position, locate_with, spread_mm, **search)
         self.calibration = known_calibration(calibration, organs=len(self.priors))
@@ -128,12 +127,8 @@ class PriorDrivenInferer(Inferer):
         )
         self.search: dict[str, Any] = {
             **{"position": position, "mode": mode, "minimum_confidence": minimum_confidence},
-            **{
-                "locate_with": locate_with,
-                "spread_mm": spread_mm,
-                "scan_vote": scan_vote,
-                **search,
-            },
+            **{"locate_with": locate_with, "spread_mm": spread_mm, "scan_vote": scan_vote},
+            **search,
         }
 
     def __call__(
@@ -263,11 +258,17 @@ class PriorDrivenInferer(Inferer):
         return logits_of(logits, shape=(len(inputs), *inputs.shape[2:]))
 
 
-def _check_references(priors: Sequence[SpatialPrior], references: Sequence[SpatialPrior]) -> None:
+def _known_references(
+    priors: Sequence[SpatialPrior], references: Sequence[SpatialPrior] | None
+) -> Sequence[SpatialPrior]:
+    """What was given, or the priors."""
+    if references is None:
+        return priors
     if len(references) != len(priors):
         raise PriorError(
             f"`references` must be one per prior, {len(priors)}, got {len(references)}."
         )
+    return tuple(references)
 
 
 def _counts(priors: Sequence[SpatialPrior], labelled: int | Sequence[int] | None) -> Sequence[int]:
