@@ -44,9 +44,10 @@ AFTERWARDS, IN_TRAINING = (0.1, 0.5, 0.5), (0.15, 0.75, 0.5)
 that never saw a prior, and of those that were trained with it. The scale is multiplied by the root
 of the labelled scans and one. See `docs/decisions.md`."""
 
-LEAST_MARGIN = 2.0
+LEAST_MARGIN, LEAST_MARGIN_IN_TRAINING = 2.0, 1.0
 """Those constants are for networks that are too sure of themselves. Of a softer one they keep this
-much of the margin by which it typically tells background from organs, see `docs/decisions.md`."""
+much of the margin by which it typically tells background from organs, see `docs/decisions.md`. One
+that was trained with the prior has half the margin, since it leaves the rest to the prior."""
 
 FEW = 3
 """Labelled scans up to which that scale is the same."""
@@ -196,8 +197,9 @@ class Calibration:
 
         The *margin* of a scan is the median of ``−max_k d_k`` over the voxels that the network
         calls background (every fourth along each axis). Constants have a scale of at least
-        ``LEAST_MARGIN / margin``, 1 at most. Trained networks of few scans have margins of 9 to
-        20, which hardly change it. One that hardly tells background from organs would, scaled
+        ``LEAST_MARGIN / margin``, 1 at most, with the prior in training
+        ``LEAST_MARGIN_IN_TRAINING``. Trained networks of few scans have margins of 9 to 20, with
+        the prior in training of 5 to 7, which hardly change it. One that hardly tells background from organs would, scaled
         down, leave a little of the organ in every voxel, and label maps several times too large.
 
         Args:
@@ -214,7 +216,9 @@ class Calibration:
         margins = -evidence.amax(0)
         margins = margins[margins > 0]
         if len(margins):
-            least = (LEAST_MARGIN / margins.median()).clamp(max=1)
+            in_training = self.record.get("prior_in_training")
+            most = LEAST_MARGIN_IN_TRAINING if in_training else LEAST_MARGIN
+            least = (most / margins.median()).clamp(max=1)
             numbers[:, 0] = torch.maximum(numbers[:, 0], least)
         return numbers
 

@@ -60,6 +60,12 @@ def test_constants_leave_a_typical_background_its_margin(activation, margin, sca
     torch.testing.assert_close(constants.for_scan(logits.half()), expected)
 
 
+@pytest.mark.parametrize(("margin", "scale"), [(40, 0.3), (4, 0.3), (2, 0.5), (0.5, 1)])
+def test_a_network_that_saw_the_prior_has_half_the_margin(margin, scale):
+    constants = Calibration.unfitted(2, prior_in_training=True)
+    assert constants.for_scan(maps(margin))[:, 0].tolist() == pytest.approx([scale] * 2)
+
+
 def test_a_part_that_is_surely_background_does_not_hide_the_typical_one():
     logits = maps(4)
     logits[1:, :, 12:] -= 100
