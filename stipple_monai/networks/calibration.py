@@ -199,8 +199,9 @@ class Calibration:
         calls background (every fourth along each axis). Constants have a scale of at least
         ``LEAST_MARGIN / margin``, 1 at most, with the prior in training
         ``LEAST_MARGIN_IN_TRAINING``. Trained networks of few scans have margins of 9 to 20, with
-        the prior in training of 5 to 7, which hardly change it. One that hardly tells background from organs would, scaled
-        down, leave a little of the organ in every voxel, and label maps several times too large.
+        the prior in training of 5 to 7, which hardly change it. One that hardly tells background
+        from organs would, scaled down, leave a little of the organ in every voxel, and label maps
+        several times too large.
 
         Args:
             logits: ``(K + 1, *spatial)``, background first, for a sigmoid ``(K, *spatial)``.
