@@ -33,12 +33,13 @@ from monai.transforms import (
     Spacingd,
     SpatialPadd,
 )
+from monai.utils import set_determinism
 from scans import options_of
 
 from stipple_monai import (
+    DecideLabel,
     OrganPositiond,
     PriorAlignd,
-    PriorAugmentd,
     PriorDrivenInferer,
     PriorDrivenNet,
     SpatialPrior,
@@ -46,7 +47,7 @@ from stipple_monai import (
 
 
 class Segmenter(lightning.LightningModule):
-    """Any Lightning module for segmentation: nothing in it is about the prior."""
+    """Any Lightning module for segmentation: only the label map is decided in another way."""
 
     def __init__(self, network: torch.nn.Module, inferer: Inferer) -> None:
         """Keep what it trains and how whole scans are segmented."""
@@ -54,6 +55,7 @@ class Segmenter(lightning.LightningModule):
         self.network, self.inferer = network, inferer
         self.loss = DiceCELoss(softmax=True, to_onehot_y=True)
         self.dice = DiceMetric(include_background=False)
+        self.decide = DecideLabel("dice")  # STIPPLE
         self.losses: list[float] = []
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
@@ -66,8 +68,9 @@ class Segmenter(lightning.LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Dice of a whole scan."""
         logits = self.inferer(batch["image"], self.network)
-        discrete, one_hot = AsDiscrete(argmax=True, to_onehot=2), AsDiscrete(to_onehot=2)
-        self.dice([discrete(x) for x in decollate_batch(logits)], [one_hot(batch["label"][0])])
+        one_hot = AsDiscrete(to_onehot=2)
+        predicted = [one_hot(self.decide(x.softmax(0))) for x in decollate_batch(logits)]
+        self.dice(predicted, [one_hot(batch["label"][0])])
 
     def on_test_epoch_end(self) -> None:
         """Log the mean over scans."""
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     """Train, test, and give the losses and the test scans' mean Dice."""
     options = options_of(__doc__, arguments, out="runs/examples/lightning")
     (organ,) = options.organs
-    lightning.seed_everything(0)
+    set_determinism(seed=0)  # of MONAI's transforms, too
     labels = [item["label"] for item in options.train]
     prior = SpatialPrior.estimate(labels, organ=organ, center="groupwise")  # STIPPLE
     prior.save(options.out / "prior.nii.gz")  # STIPPLE
@@ -102,7 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
         mask,
         SpatialPadd(both, spatial_size=options.patch, mode="edge"),
         RandCropByPosNegLabeld(both, "label", options.patch, num_samples=4),
-        PriorAugmentd(translation_mm=10, dropout=0.25),  # STIPPLE
         PriorAlignd("image", [prior]),  # STIPPLE
         ConcatItemsd(["image", "prior"], name="image"),  # STIPPLE
         DeleteItemsd("prior"),  # STIPPLE
@@ -113,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     network = UNet(3, in_channels=1, out_channels=2, channels=(16, 32, 64), strides=(2, 2))
     network = PriorDrivenNet(network, image_channels=1)  # STIPPLE
     inferer = SlidingWindowInferer(options.patch, sw_batch_size=4, overlap=0.5)
-    inferer = PriorDrivenInferer(inferer, [prior])  # STIPPLE
+    inferer = PriorDrivenInferer(  # STIPPLE
+        inferer, [prior], calibration="constants", prior_in_training=True
+    )
 
     segmenter = Segmenter(network, inferer)
     trainer = lightning.Trainer(

@@ -40,10 +40,10 @@ from monai.utils import set_determinism
 from scans import DEVICE, options_of
 
 from stipple_monai import (
+    DecideLabel,
     OrganPositiond,
     PartialDiceCELoss,
     PriorAlignd,
-    PriorAugmentd,
     PriorDrivenInferer,
     PriorDrivenNet,
     SliceUNet,
@@ -97,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
             mode=["bilinear", "nearest"],
             padding_mode=["border", "zeros"],
         ),
-        PriorAugmentd(translation_mm=10, dropout=0.25),
         PriorAlignd("image", priors),
         ConcatItemsd(["image", "prior"], name="image"),
         SelectItemsd(both),
@@ -125,15 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
         print(f"epoch {epoch + 1}: loss {losses[-1]:.3f}")
 
     slices = SliceInferer(spatial_dim=2, roi_size=in_plane, sw_batch_size=16, overlap=0.25)
-    inferer = PriorDrivenInferer(slices, priors)
+    inferer = PriorDrivenInferer(slices, priors, calibration="constants", prior_in_training=True)
     metric, one_hot = DiceMetric(include_background=False), AsDiscrete(to_onehot=classes)
-    discrete = AsDiscrete(argmax=True, to_onehot=classes)
+    decide = DecideLabel("dice")
     network.eval()
     with torch.no_grad():
         for batch in test:
             logits = inferer(batch["image"].to(DEVICE), network)
             truth = [one_hot(label) for label in batch["label"].to(DEVICE)]
-            metric([discrete(x) for x in decollate_batch(logits)], truth)
+            metric([one_hot(decide(x.softmax(0))) for x in decollate_batch(logits)], truth)
     dice = metric.aggregate("mean_batch").tolist()
     for organ, score in zip(organs, dice, strict=True):
         print(f"mean Dice of organ {organ}: {score:.3f}")

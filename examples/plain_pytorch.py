@@ -34,9 +34,9 @@ from monai.utils import set_determinism
 from scans import DEVICE, options_of
 
 from stipple_monai import (
+    DecideLabel,
     OrganPositiond,
     PriorAlignd,
-    PriorAugmentd,
     PriorDrivenInferer,
     PriorDrivenNet,
     SpatialPrior,
@@ -67,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
         LabelToMaskd("label", select_labels=[organ]),
         SpatialPadd(both, spatial_size=options.patch, mode="edge"),
         RandCropByPosNegLabeld(both, "label", options.patch, num_samples=4),
-        PriorAugmentd(translation_mm=10, dropout=0.25),  # STIPPLE: positions will not be perfect
         PriorAlignd("image", [prior]),  # STIPPLE: the affine says where the patch lies
         ConcatItemsd(["image", "prior"], name="image"),  # STIPPLE: the image comes first
         DeleteItemsd("prior"),  # STIPPLE
@@ -97,14 +96,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
         print(f"epoch {epoch + 1}: loss {losses[-1]:.3f}")
 
     inferer = SlidingWindowInferer(options.patch, sw_batch_size=4, overlap=0.5)
-    inferer = PriorDrivenInferer(inferer, [prior])  # STIPPLE: nobody tells it where the organ is
-    metric, discrete = DiceMetric(include_background=False), AsDiscrete(argmax=True, to_onehot=2)
+    inferer = PriorDrivenInferer(  # STIPPLE: nobody tells it where the organ is
+        inferer, [prior], calibration="constants", prior_in_training=True
+    )
+    decide = DecideLabel("dice")  # STIPPLE: the label map of the highest expected Dice
+    metric, one_hot = DiceMetric(include_background=False), AsDiscrete(to_onehot=2)
     network.eval()
     with torch.no_grad():
         for batch in test:
             logits = inferer(batch["image"].to(DEVICE), network)
-            predicted = [discrete(x) for x in decollate_batch(logits)]
-            metric(predicted, [AsDiscrete(to_onehot=2)(y) for y in batch["label"].to(DEVICE)])
+            predicted = [one_hot(decide(x.softmax(0))) for x in decollate_batch(logits)]
+            metric(predicted, [one_hot(y) for y in batch["label"].to(DEVICE)])
     dice = metric.aggregate("none").flatten().tolist()
     torch.save(network.state_dict(), options.out / "model.pt")
     print("Dice of the test scans:", ", ".join(f"{d:.3f}" for d in dice))

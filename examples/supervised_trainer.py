@@ -28,6 +28,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
 from monai.networks.nets import DynUNet
 from monai.transforms import (
+    Activationsd,
     AsDiscreted,
     Compose,
     ConcatItemsd,
@@ -44,9 +45,9 @@ from monai.utils import set_determinism
 from scans import DEVICE, options_of
 
 from stipple_monai import (
+    DecideLabeld,
     OrganPositiond,
     PriorAlignd,
-    PriorAugmentd,
     PriorDrivenInferer,
     PriorDrivenNet,
     estimate_priors,
@@ -78,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
         mask,
         SpatialPadd(both, spatial_size=options.patch, mode="edge"),
         RandCropByPosNegLabeld(both, "label", options.patch, num_samples=4),
-        PriorAugmentd(translation_mm=10, dropout=0.25),  # STIPPLE
         PriorAlignd("image", priors),  # STIPPLE
         ConcatItemsd(["image", "prior"], name="image"),  # STIPPLE
         DeleteItemsd("prior"),  # STIPPLE
@@ -94,9 +94,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     )
     network = PriorDrivenNet(network, image_channels=1).to(DEVICE)  # STIPPLE
     inferer = SlidingWindowInferer(options.patch, sw_batch_size=4, overlap=0.5)
-    inferer = PriorDrivenInferer(inferer, priors)  # STIPPLE
+    inferer = PriorDrivenInferer(  # STIPPLE
+        inferer, priors, calibration="constants", prior_in_training=True
+    )
 
-    discrete = AsDiscreted(["pred", "label"], argmax=[True, False], to_onehot=2)
+    discrete = Compose(
+        [
+            Activationsd("pred", softmax=True),
+            DecideLabeld("pred", "dice"),  # STIPPLE: the highest expected Dice
+            AsDiscreted(["pred", "label"], to_onehot=2),
+        ]
+    )
     scored = from_engine(["pred", "label"])
     best = options.out / "model.pt"
     evaluator = SupervisedEvaluator(

@@ -151,8 +151,9 @@ def test_notebook(tmp_path, monkeypatch):
     outputs = [output for cell in code for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
     printed = "".join(output.get("text", "") for output in outputs)
-    alone, fused = map(float, re.search(r"alone: ([\d.]+), fused: ([\d.]+)", printed).groups())
-    assert 0.3 < alone < fused
+    bare, fused = map(float, re.search(r"prior: ([\d.]+), fused: ([\d.]+)", printed).groups())
+    assert bare < 0.5 < fused  # the network sees its prior in training and is poor without
+    assert float(re.search(r"^Dice: ([\d.]+)", printed, re.MULTILINE)[1]) > 0.5
     located = float(re.search(r"located: ([\d.]+) mm", printed)[1])
     assert located < float(re.search(r"centre of the prediction: ([\d.]+) mm", printed)[1])
 
@@ -336,6 +337,9 @@ def test_overlays_say_the_same_in_short_lines():
     training, inference = read(TRAINING), read(INFERENCE)
     for name in ("organs", "prior_dir", "priors", "network"):
         assert training[name] == inference[name]
+    fused = [{**overlay["stipple_inferer"], "inferer": None} for overlay in (training, inference)]
+    assert fused[0] == fused[1]
+    assert fused[0]["prior_in_training"]
     for path in (TRAINING, INFERENCE):
         assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 100
         assert all(len(x) < 80 for x in leaves(read(path)) if str(x).startswith("$"))

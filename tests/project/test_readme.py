@@ -48,7 +48,7 @@ def test_example_runs(phantom: dict, tmp_path: Path) -> None:
 def test_recipe_of_training_with_the_prior_runs(phantom: dict, tmp_path: Path) -> None:
     scan, (label,) = phantom["scan_file"], phantom["label_files"]
     with torch.no_grad():
-        exec(code_of(ROOT / "docs" / "recipes.md", "PriorAugmentd(dropout=0.25)"), phantom)
+        exec(code_of(ROOT / "docs" / "recipes.md", "prior_in_training=True"), phantom)
         assert (tmp_path / "prior_1.nii.gz").is_file()
         crops = phantom["training"]({"image": scan, "label": label})
         assert len(crops) == 2
@@ -58,6 +58,7 @@ def test_recipe_of_training_with_the_prior_runs(phantom: dict, tmp_path: Path) -
         adjusted = phantom["network"](crops[0]["image"].as_tensor()[None])
     assert adjusted.shape == (1, 2, 64, 64, 16)
     assert phantom["logits"].shape == (1, 2, 72, 72, 20)
+    assert phantom["label"].shape == (1, 72, 72, 20)
 
 
 def test_links_lead_somewhere() -> None:
