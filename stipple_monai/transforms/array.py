@@ -189,8 +189,8 @@ class PriorAugment(RandomizableTransform):
         translation_mm: greatest shift along R, A and S (or one number for all); each organ is
             shifted by itself, uniformly.
         dropout: probability of forgetting all positions of a sample, which makes its prior
-            neutral. A network that has seen this still works where no position is found, and
-            does not unlearn to see (a quarter is a good value).
+            neutral. A network that has seen this still works where no position is found. It cost
+            Dice with 2D networks, see docs/decisions.md.
         prob: probability of the shift.
     """
 
