@@ -78,7 +78,7 @@ RIVALS = {
 """Further ones in the figure, where a study has them."""
 DRAWN = (
     *("baseline", "baseline_long", "prior_alone", *RIVALS),
-    *("afterwards_single", "afterwards_long", "stipple_single", "stipple_long", "stipple"),
+    *("afterwards_single", "stipple_single", "stipple_long", "stipple"),
 )
 """Rows of the figure, from top to bottom."""
 SAME_NETWORK = ("baseline", "prior_alone", "afterwards_single")
