@@ -134,7 +134,7 @@ def test_train_and_inference_share_their_defaults():
         image = {"mode": ours[name].get("mode", [None])[0]} if "mode" in step else {}
         assert {**ours[name], "keys": "image", **image} == step
     only = ("locator", "labelled", "locate_with")
-    only += ("spread_mm", "max_shift_mm", "minimum_confidence")
+    only += ("spread_mm", "scan_vote", "max_shift_mm", "minimum_confidence")
     more = {name: f"@{name}" for name in only}
     assert {**train["inferer"], **more} == inference["inferer"]
     assert inference["locator"] is inference["max_shift_mm"] is None
