@@ -106,9 +106,9 @@ def locate_organs(
         minimum: a prediction that reaches this nowhere is no prediction.
         epsilon: least probability.
         scan_vote: whether, of places that are far apart, the height at which scans of the priors'
-            label maps have the organs may choose one, see
-            :mod:`stipple_monai.positioning.scan_vote`; only where organs are positioned together.
-            False for scans that begin elsewhere, such as crops.
+            label maps have the organs may choose one, see `stipple_monai.positioning.scan_vote`;
+            only where organs are positioned together. False for scans that begin elsewhere, such
+            as crops.
 
     Returns:
         Positions and confidences. A confidence is ``S / (S + S')``: ``S`` is the share of the
