@@ -471,10 +471,8 @@ class Run:
 
     def cells(self) -> None:
         """Part 5."""
-        study, data = (
-            self.study,
-            ["--datalist", str(self.data / "dataset.json")] if self.data else [],
-        )
+        study = self.study
+        data = ["--datalist", str(self.data / "dataset.json")] if self.data else []
         if self.tiny:
             study, data = self.scratch / "tiny.yaml", []
             study.parent.mkdir(parents=True, exist_ok=True)

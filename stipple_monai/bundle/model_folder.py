@@ -223,7 +223,8 @@ def trained_knobs(models: str | Path) -> dict[str, Any]:
     """
     if not (Path(models) / MODEL).is_file():
         return {}
-    values = read_model(models).values()
+    # a folder that does not say so is of a time when networks were trained without prior
+    values = {"prior_dropout": 1.0, **read_model(models).values()}
     return {name: value for name, value in values.items() if _is_plain(value)}
 
 

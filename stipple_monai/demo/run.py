@@ -104,9 +104,8 @@ def _run_stages(out: Path, configs: Path, seed: int, options: dict[str, Any]) ->
         say(title)
         run_bundle(configs, [*names, "phantom"], **{**knobs, **extra})
 
-    told: dict[str, Any] = {"configs": configs, "overlays": ["phantom"]}
+    told: dict[str, Any] = {"configs": configs, "overlays": ["phantom"], "datalist": datalist}
     told["knobs"] = {**_SCHEDULE, **options}
-    told["datalist"] = datalist
     second = _train(stage, out, seed, told)
     bare = _train_bare(stage, out, seed, told)
     _test(stage, out, {"relabelled": second, "network_alone": bare, "prior_alone": bare})

@@ -274,8 +274,9 @@ def _silence(
     for located, name in zip(found, names, strict=True):
         if located.scan_chose:
             warnings.warn(
-                f"The organs of {name} fit the prediction better elsewhere, far from where the "
-                "labelled scans have them: look at the result (`scan_vote` False: elsewhere).",
+                f"The organs of {name} were placed at the height at which the labelled scans have "
+                "them, although the prediction fits better far from there: look at the result. "
+                "With `scan_vote` False they are placed there.",
                 stacklevel=5,
             )
         for k, confidence in enumerate(located.confidence.tolist()):

@@ -43,8 +43,8 @@ def steps_table(results: Results) -> Table:
                 rows.append([f"or: {words}", *_against(results, method, taken, proportion)])
     note = (
         "Dice in %, mean ± standard deviation between folds; then the difference to the row above, "
-        "of *or* to the step that is named first in it, of the same n patients, with its 95 % "
-        "interval by bootstrap. p: paired t-test, two-sided, not corrected."
+        "in rows with *or* to the step that was taken instead, of the same n patients, with its "
+        "95 % interval by bootstrap. p: paired t-test, two-sided, not corrected."
     )
     header = "What is new,labels,n,Dice,points,95 % interval,p"
     return Table("From the paper to the default, step by step", header.split(","), rows, note)

@@ -232,7 +232,8 @@ def adopt(
         datalist: of the training, whose labels and scans are looked at.
         bundle: folder of the bundle.
         overlays: those of the training that inference needs, too.
-        options: knobs of the training.
+        options: knobs of the training; of a network that was trained without prior also
+            ``{"prior_dropout": 1}``, where no overlay says so.
         labels: names of the label values; those of ``datalist`` if None.
 
     Returns:
@@ -249,14 +250,15 @@ def adopt(
         raise DatasetError(
             f"`models` must have no {MODEL} yet, got {models}: it knows its settings already."
         )
-    organs = read_settings(configs, overlays, options)["organs"]
+    settings = read_settings(configs, overlays, options)
+    organs = settings["organs"]
     names = {**(label_names(datalist) if datalist is not None else {}), **(labels or {})}
     write_model(
         models,
         configs,
         organs={value: names.get(value, f"organ {value}") for value in organs},
         overlays=overlays,
-        knobs=options,
+        knobs={**(options or {}), "prior_dropout": settings["prior_dropout"]},
         training=take_fingerprint(datalist).facts() if datalist is not None else {},
     )
     return models / MODEL

@@ -113,7 +113,9 @@ def test_fusing_warns_of_a_scan_whose_place_was_chosen(priors):
     maps = predicted(LABEL, LOW, probability=(0.9, 0.99))
     odds = torch.logit(maps.as_tensor(), eps=1e-6)
     logits = torch.cat([torch.zeros(1, *SHAPE), odds])[None]
-    with pytest.warns(UserWarning, match=r"The organs of scan_7 fit the prediction better elsewh"):
+    with pytest.warns(
+        UserWarning, match=r"organs of scan_7 were placed at the height .* better far"
+    ):
         fused = fuse_logits(logits, AFFINE, priors, names=["scan_7"])
     assert fused.position_mm[0, :, 2].tolist() == pytest.approx([UP_MM] * 2, abs=1)
     alone = fuse_logits(logits, AFFINE, priors, scan_vote=False)

@@ -21,7 +21,7 @@ from helpers.threshold_model import same_grid
 
 from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
-from stipple_monai.bundle import BUNDLE, merged_configs, read_model
+from stipple_monai.bundle import BUNDLE, merged_configs, read_model, write_model
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.files import read_csv, write_csv
 from stipple_monai.handlers import EpochLines
@@ -356,6 +356,16 @@ def test_a_folder_knows_whether_its_network_saw_the_prior(
     assert model.knobs == {**known, "prior_dropout": share}
     parser = merged_configs(configs, ["inference"], {"models_dir": str(tmp_path)})
     assert parser.get_parsed_content("inferer#prior_in_training") is (share < 1)
+
+
+def test_a_folder_that_does_not_say_so_has_a_network_that_never_saw_the_prior(tmp_path):
+    configs = BUNDLE / "configs"
+    write_model(tmp_path, configs, organs={VALUE: "spleen"}, knobs={"organs": [VALUE]})
+    parser = merged_configs(configs, ["inference"], {"models_dir": str(tmp_path)})
+    assert parser.get_parsed_content("prior_dropout") == 1.0
+    # weights by themselves, as MONAI's command leaves them, are of the default
+    parser = merged_configs(configs, ["inference"], {"models_dir": str(tmp_path / "none")})
+    assert parser.get_parsed_content("prior_dropout") == 0.0
 
 
 @pytest.mark.slow
