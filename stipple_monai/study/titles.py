@@ -22,7 +22,7 @@ TITLES = {
     "afterwards_atlas": "Prior added after training, of the atlas",
     "baseline_long": "Baseline, twice the steps",
     "afterwards_long": "Prior added after training, twice the steps",
-    "stipple_long": "STIPPLE without relabelling, twice the steps",
+    "stipple_long": "STIPPLE, twice the steps",
     "paper_baseline": "Baseline, recipe of the paper",
     "paper_single": "STIPPLE of the paper without relabelling",
     "paper": "STIPPLE of the paper",

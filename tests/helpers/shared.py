@@ -8,6 +8,8 @@ import torch
 from filelock import FileLock
 from helpers.bundle_runs import INFERENCE, TRAINING, Runs
 from monai.bundle import ComponentLocator
+from monai.transforms import Randomizable
+from monai.utils import set_determinism
 
 from stipple_monai.bundle.publish import publish_bundle
 from stipple_monai.data import read_datalist, split_datalist, write_datalist
@@ -18,6 +20,15 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # Each parser of configs looks through all of MONAI's modules for names, and hundreds are made here.
 in_modules = functools.cache(functools.partial(ComponentLocator._find_classes_or_functions, None))
 ComponentLocator._find_classes_or_functions = lambda self, names: in_modules(tuple(names))
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """Let what a test draws without an own seed be the same in every run."""
+    Randomizable.R.seed(0)
+    set_determinism(seed=0)
+    yield
+    set_determinism(seed=None)
 
 
 @pytest.fixture(scope="session")

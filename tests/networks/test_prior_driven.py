@@ -76,11 +76,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def example(shape: tuple[int, ...], batch: int = 2, organs: int = ORGANS) -> tuple[Tensor, Tensor]:
     """An image and a prior whose organs and background sum to 1."""
     prior = torch.rand(batch, organs + 1, *shape)

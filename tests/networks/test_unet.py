@@ -24,11 +24,6 @@ TABLE_5 = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def test_parameter_count_is_that_of_table_5():
     expected = sum(
         kernel * kernel * c_in * c_out + c_out + (2 * c_out if norm else 0)
