@@ -6,9 +6,11 @@ The label maps that priors were estimated from tell where. A network of few labe
 throughout a pelvis that it was never shown; every organ then finds a faint trace of itself there,
 and nothing else says which place is absurd.
 
-The scan counts as one more organ, with a vote of 1 for the expected centre. What it says is rough:
-organs lie some centimetres higher or lower from patient to patient. So it only chooses between
-places that are far apart, and moves nothing within one.
+The scan counts as one more organ, with a vote of 1 at the expected centre that falls with the
+squared distance from there. What it says is rough: of 20 patients with scans of the abdomen the
+centre lies with a standard deviation of 7 and 21 mm across the body and 40 mm along it, of which
+the widths below are about three, as an organ's ``σ`` is of what organs stray. So the scan only
+chooses between places that are far apart, and moves nothing within one.
 
 Words: a scan's *top* is that of :func:`stipple_monai.spatial.top_middle`; the *common centre* of
 organs is the one of :mod:`stipple_monai.positioning.joint`.
@@ -16,6 +18,7 @@ organs is the one of :mod:`stipple_monai.positioning.joint`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +27,9 @@ from torch import Tensor
 
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.spatial import CommonCenter, Votes, common_center, top_middle
+
+SCAN_SPREAD_MM = (60.0, 60.0, 120.0)
+"""Along the axes of the body, RAS: the vote is nothing at √2 times as far."""
 
 
 def expected_center(
@@ -49,8 +55,42 @@ def expected_center(
     return torch.from_numpy(top_middle(affine.numpy(), shape) + np.mean(centers, axis=0))
 
 
+def scan_votes(expected: Tensor, coarse: Tensor, spread_mm: float) -> Votes:
+    """What the scan votes, in cells.
+
+    A centre hears ``max_x V(x) − |x − c|² / (2 σ²)``, see `stipple_monai.spatial.votes`. Where
+    ``V`` falls with the square of a width, that falls with the sum of the squares, which is
+    ``SCAN_SPREAD_MM``.
+
+    Args:
+        expected: world point of the centre, ``(3,)`` float64.
+        coarse: affine of the cells, ``(4, 4)`` float64.
+        spread_mm: ``σ`` of the organs; what is wider than the scan's leaves one cell of votes.
+
+    Example:
+        >>> cells = torch.diag(torch.tensor([4.0, 4, 4, 1]).double())
+        >>> votes = scan_votes(torch.zeros(3).double(), cells, 40)
+        >>> votes.values.shape, votes.start, votes.values.amax().item()
+        (torch.Size([31, 31, 81]), (-15, -15, -40), 1.0)
+    """
+    squares = torch.tensor(SCAN_SPREAD_MM, dtype=torch.float64) ** 2 - spread_mm**2
+    # Half a millimetre, where nothing is left: no vote but that of the nearest cell.
+    width = squares.clamp(min=0.25).sqrt()
+    to_cell = torch.linalg.inv(coarse[:3, :3])
+    middle = to_cell @ (expected - coarse[:3, 3])
+    # Of an ellipsoid, the longest reach along each axis of the cells.
+    reach = (to_cell * width * math.sqrt(2)).norm(dim=1)
+    nearest = middle.round().long()
+    low = torch.minimum((middle - reach).ceil().long(), nearest)
+    high = torch.maximum((middle + reach).floor().long(), nearest)
+    ranges = [torch.arange(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+    cell = torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1).double()
+    away = ((cell - nearest) @ coarse[:3, :3].T / width).square().sum(-1)
+    return Votes((1 - away / 2).clamp(min=0), tuple(low.tolist()))
+
+
 def reconsidered(
-    found: CommonCenter, votes: Sequence[Votes], weight: Sequence[float], expected: Sequence[int]
+    found: CommonCenter, votes: Sequence[Votes], weight: Sequence[float], scan: Votes
 ) -> CommonCenter:
     """The best common centre with the scan's vote, where that is another place.
 
@@ -60,7 +100,7 @@ def reconsidered(
         found: of the organs alone.
         votes: of the organs around the centre, see :func:`~stipple_monai.spatial.common_center`.
         weight: of a squared cell along each axis, ``cell² / (2 σ²)``.
-        expected: the cell of the centre for which the scan votes.
+        scan: its votes for the centre, of any dtype and device.
 
     Returns:
         What was found, or the centre with the scan's vote, whose place is then the last one.
@@ -70,10 +110,10 @@ def reconsidered(
         >>> low[..., 0], high[..., [4, 25]] = 0.9, torch.tensor([0.8, 0.5])
         >>> votes, weight = [Votes(low + high, (0, 0, 0))], (0.01, 0.01, 0.01)
         >>> alone = common_center(votes, weight)
-        >>> [reconsidered(alone, votes, weight, (0, 0, s)).center[2] for s in (4, 25)]
+        >>> scans = [Votes(torch.ones(1, 1, 1), (0, 0, s)) for s in (4, 25)]
+        >>> [reconsidered(alone, votes, weight, scan).center[2] for scan in scans]
         [0, 25]
     """
-    scan = Votes(votes[0].values.new_ones(1, 1, 1), tuple(expected))
-    other = common_center([*votes, scan], weight)
+    other = common_center([*votes, Votes(scan.values.to(votes[0].values), scan.start)], weight)
     apart = zip(weight, found.center, other.center, strict=True)
     return other if sum(w * (a - b) ** 2 for w, a, b in apart) > 1 else found

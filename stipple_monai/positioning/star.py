@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stipple_monai.positioning.scan_vote import reconsidered
+from stipple_monai.positioning.scan_vote import reconsidered, scan_votes
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.spatial import CommonCenter, Votes, common_center
 
@@ -59,8 +59,8 @@ def chosen_together(
     ]
     found = alone = common_center(around_centers, weight)
     if expected is not None:
-        cell = torch.linalg.solve(coarse[:3, :3], expected - coarse[:3, 3]).round().int()
-        found = reconsidered(alone, around_centers, weight, cell.tolist())
+        scan = scan_votes(expected, coarse, spread_mm)
+        found = reconsidered(alone, around_centers, weight, scan)
     places = [
         tuple(p + o for p, o in zip(place, offset, strict=True))
         for place, offset in zip(found.places[: len(votes)], offsets, strict=True)

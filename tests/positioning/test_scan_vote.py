@@ -7,7 +7,12 @@ from monai.data import MetaTensor
 
 from stipple_monai.inferers import PriorDrivenInferer, fuse_logits
 from stipple_monai.positioning import locate_organs
-from stipple_monai.positioning.scan_vote import expected_center, reconsidered
+from stipple_monai.positioning.scan_vote import (
+    SCAN_SPREAD_MM,
+    expected_center,
+    reconsidered,
+    scan_votes,
+)
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.spatial import Votes, common_center, top_middle
 
@@ -106,7 +111,48 @@ def test_the_scan_chooses_only_between_places_that_are_far_apart(cell, chosen):
     alone = common_center(votes, weight)
     assert alone.center == (0, 0, 0)
     assert common_center([*votes, Votes(torch.ones(1, 1, 1), (0, 0, cell))], weight).center[2] > 0
-    assert reconsidered(alone, votes, weight, (0, 0, cell)).center == (0, 0, chosen)
+    scan = Votes(torch.ones(1, 1, 1), (0, 0, cell))
+    assert reconsidered(alone, votes, weight, scan).center == (0, 0, chosen)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_centre_hears_the_scan_less_the_farther_it_is(axis, turned):
+    """At a distance d, with the spread s of that axis of the body: 1 − d² / (2 s²)."""
+    cells = torch.diag(torch.tensor([4.0, -5, 6, 1]).double())
+    if turned:
+        cells[:3, :3] = cells[:3, [2, 0, 1]]
+    expected = torch.tensor([3.0, -8.0, 50.0]).double()
+    weight = (cells[:3, :3].norm(dim=0).square() / (2 * 40**2)).tolist()
+    scan = scan_votes(expected, cells, 40)
+    nearest = torch.linalg.solve(cells[:3, :3], expected - cells[:3, 3]).round()
+    step = torch.linalg.inv(cells[:3, :3])[:, axis]
+    for share in (0.5, 1.0, 1.3):
+        there = (nearest + step * share * SCAN_SPREAD_MM[axis]).round()
+        away = (cells[:3, :3] @ (there - nearest)).norm() / SCAN_SPREAD_MM[axis]
+        # a centre far from all votes but this one hears the one that costs least
+        index = torch.stack(
+            torch.meshgrid(*(torch.arange(n) for n in scan.values.shape), indexing="ij"), -1
+        ) + torch.tensor(scan.start)
+        cost = ((index - there) ** 2 * torch.tensor(weight)).sum(-1)
+        assert float((scan.values - cost).amax()) == pytest.approx(float(1 - away**2 / 2), abs=0.01)
+
+
+def test_votes_of_organs_that_stray_more_than_the_scan_stay_one_cell():
+    scan = scan_votes(torch.zeros(3).double(), torch.eye(4).double() * 4, 200)
+    assert scan.values.tolist() == [[[1.0]]]
+    assert scan.start == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("cell", "chosen"), [(12, 0), (50, 50)])
+def test_a_scan_that_begins_seven_centimetres_higher_keeps_what_was_found(cell, chosen):
+    """As CT scans of one hospital do; what lies 30 cm from where others have it is absurd."""
+    seen, coarse = torch.zeros(1, 1, 60), torch.diag(torch.tensor([6.0, 6, 6, 1]).double())
+    seen[..., 0], seen[..., cell] = 3.5, 2.8
+    votes, weight = [Votes(seen, (0, 0, 0))], [6**2 / (2 * 40**2)] * 3
+    scan = scan_votes(torch.tensor([0.0, 0, 6 * cell]).double(), coarse, 40)
+    found = reconsidered(common_center(votes, weight), votes, weight, scan)
+    assert found.center == (0, 0, chosen)
 
 
 def test_fusing_warns_of_a_scan_whose_place_was_chosen(priors):
