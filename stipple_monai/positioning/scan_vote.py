@@ -7,10 +7,10 @@ throughout a pelvis that it was never shown; every organ then finds a faint trac
 and nothing else says which place is absurd.
 
 The scan counts as one more organ, with a vote of 1 at the expected centre that falls with the
-squared distance from there. What it says is rough: of 20 patients with scans of the abdomen the
-centre lies with a standard deviation of 7 and 21 mm across the body and 40 mm along it, of which
-the widths below are about three, as an organ's ``σ`` is of what organs stray. So the scan only
-chooses between places that are far apart, and moves nothing within one.
+squared distance from there. What it says is rough: in 20 CT scans of the abdomen the centre has a
+standard deviation of 7 and 21 mm across the body and 40 mm along it. The widths below are three of
+the larger ones. So the scan only chooses between places that are far apart, and moves nothing
+within one.
 
 Words: a scan's *top* is that of :func:`stipple_monai.spatial.top_middle`; the *common centre* of
 organs is the one of :mod:`stipple_monai.positioning.joint`.

@@ -97,6 +97,22 @@ def test_readme_names_every_config_and_only_those():
     assert set(re.findall(r"([a-z_0-9]+)\.yaml", readme)) == {*BASES, *OVERLAYS, *OTHERS}
 
 
+def savers(value):
+    """Every `SaveImaged` in a config."""
+    if isinstance(value, dict):
+        yield from [value] if value.get("_target_") == "SaveImaged" else []
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from savers(part)
+
+
+def test_whatever_the_bundle_saves_is_whole_or_absent():
+    found = [s for path in CONFIGS.glob("*.yaml") for s in savers(yaml.safe_load(path.read_text()))]
+    assert len(found) == 3
+    assert {saver.get("writer") for saver in found} == {"stipple_monai.results.GridWriter"}
+
+
 def strings(value):
     if isinstance(value, dict):
         value = list(value.values())
