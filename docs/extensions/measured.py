@@ -48,39 +48,14 @@ MARKED = re.compile(
     r"(?P<end><!-- measured end -->)",
     re.DOTALL,
 )
-SHORT = {
-    "baseline": "network alone",
-    "prior_alone": "prior alone",
-    "afterwards_single": "prior added after training",
-    "stipple_single": "STIPPLE",
-    "stipple": "STIPPLE with pseudo-labels",
-}
-"""Methods of the table and the figure that README shows."""
-LONGER = {
-    "baseline_long": "network alone, twice the steps",
-    "afterwards_long": "prior added after training, twice the steps",
-    "stipple_long": "STIPPLE, twice the steps",
-    "baseline_longer": "network alone, 2,000 + 1,000 steps",
-    "baseline_longer_round": "network alone, 2,000 + 1,000 steps with pseudo-labels",
-    "afterwards_longer": "prior added after training, 2,000 + 1,000 steps",
-    "afterwards_longer_round": "prior added after training, 2,000 + 1,000 steps with pseudo-labels",
-}
-"""Trained longer than in README's table, with the unlabelled scans or without them."""
-RIVALS = {
-    "mean_teacher": "mean teacher",
-    "cps": "cross pseudo supervision",
-    "cps_prior": "cross pseudo + STIPPLE's prior",
-    "bcp": "bidirectional copy-paste",
-    "bcp_prior": "copy-paste + STIPPLE's prior",
-    "unimatch": "UniMatch",
-    "unimatch_prior": "UniMatch + STIPPLE's prior",
-}
-"""Further ones in the figure, where a study has them."""
+SHOWN = ("baseline", "prior_alone", "afterwards_single", "stipple_single", "stipple")
+"""Methods of the table that README shows."""
 DRAWN = (
-    *("baseline", "baseline_long", "prior_alone", *RIVALS),
+    *("baseline", "baseline_long", "prior_alone", "mean_teacher", "cps", "cps_prior"),
+    *("bcp", "bcp_prior", "unimatch", "unimatch_prior"),
     *("afterwards_single", "stipple_single", "stipple_long", "stipple"),
 )
-"""Rows of the figure, from top to bottom."""
+"""Rows of the figure, from top to bottom, where a study has them."""
 SAME_NETWORK = ("baseline", "prior_alone", "afterwards_single")
 
 
@@ -135,18 +110,6 @@ def markdown(table: Table | None) -> str:
     return text + (f"\n{table.note}\n" if table.note else "")
 
 
-def renamed(table: Table | None) -> Table | None:
-    """A table whose methods have the names of `SHORT`."""
-    if table is None:
-        return None
-    called = {**SHORT, **LONGER}
-    names = {TITLES.get(method, method): short for method, short in called.items()}
-    rows = [[names.get(first, first), *others] for first, *others in table.rows]
-    header = [name.replace("Method − baseline", "Minus network alone") for name in table.header]
-    note = table.note.replace("difference to baseline", "difference to the network alone")
-    return table._replace(header=header, rows=rows, note=note)
-
-
 def without(table: Table | None, *columns: str) -> Table | None:
     """A table without some of its columns."""
     if table is None:
@@ -167,7 +130,7 @@ def study_table(make: Callable[..., Table | None]) -> Callable[[str, Place], str
         results = Results(without_half_cells(rows_of(name)))
         single = ["labels"] if len(results.proportions) == 1 else []
         table = make(results, *method)
-        return markdown(without(renamed(table), "paper’s p", *single))
+        return markdown(without(table, "paper’s p", *single))
 
     return written
 
@@ -215,16 +178,17 @@ def side_by_side(
 
 
 def main_table(names: str, place: Place) -> str:
-    """Data sets × the methods of `SHORT`: Dice, the mean over organs and scans, as in `figure`."""
+    """Data sets × the methods of `SHOWN`: Dice, the mean over organs and scans, as in `figure`."""
     body = []
     for asked in shown(names):
-        rows, dice = side_by_side(asked, list(SHORT))
+        rows, dice = side_by_side(asked, SHOWN)
         means = {m: float(np.mean(list(scans.values()))) for m, scans in dice.items()}
         best = max(means.values())
         texts = {m: f"**{x:.1f}**" if x == best else f"{x:.1f}" for m, x in means.items()}
         scans = str(len(dice["baseline"]))
-        body.append([asked.title, labelled(rows), scans, *(texts.get(m, "–") for m in SHORT)])
-    return markdown(Table("", ["data", "labelled scans", "test scans", *SHORT.values()], body))
+        body.append([asked.title, labelled(rows), scans, *(texts.get(m, "–") for m in SHOWN)])
+    header = ["data", "labelled scans", "test scans", *(TITLES[m] for m in SHOWN)]
+    return markdown(Table("", header, body))
 
 
 def instead(names: str, place: Place) -> str:
@@ -250,7 +214,7 @@ def instead(names: str, place: Place) -> str:
             counts = labelled(kept), str(len(both)), str(found.pairs)
             shown_means = (f"{mean:.1f}" for mean in means)
             body.append([asked.title, *counts, *shown_means, *numbers, p_value(found.wilcoxon)])
-    called = (SHORT.get(m, TITLES.get(m, m)) for m in (other, method))
+    called = (TITLES.get(m, m) for m in (other, method))
     header = ["data", "labelled scans", "folds and draws", "test scans", *called, "points"]
     return markdown(Table("", [*header, "95 % interval", "t-test p", "Wilcoxon p"], body))
 
@@ -258,11 +222,9 @@ def instead(names: str, place: Place) -> str:
 def figure(names: str, place: Place) -> str:
     """The picture of `main_table`, of rivals and of longer training: a dot a patient."""
     panels, wanted = {}, shown(names)
-    names_of = {**SHORT, **LONGER, **RIVALS}
-    called = {method: names_of[method] for method in DRAWN}
     for asked in wanted:
-        rows, dice = side_by_side(asked, list(called))
-        found = {called[m]: list(scans.values()) for m, scans in dice.items()}
+        rows, dice = side_by_side(asked, DRAWN)
+        found = {TITLES[m]: list(scans.values()) for m, scans in dice.items()}
         panels[f"{asked.title}, {labelled(rows)} labelled scans"] = found
     studies = "_".join(asked.study.replace("+", "_") for asked in wanted)
     path = place.figures / f"dice_{studies}.png"
@@ -277,12 +239,11 @@ def curve(names: str, place: Place) -> str:
     values = curves_by_method(
         Results(rows_of(name)), read_csv(RESULTS / f"{name}_curves.csv"), "loss"
     )
-    called = {TITLES[method]: short for method, short in SHORT.items()}
-    learning_curves({called.get(k, k): v for k, v in values.items()}, path, measure="training loss")
+    learning_curves(values, path, measure="training loss")
     said = []
     for title, epochs in values.items():
         first, last = (f"{np.mean(epochs[epoch]):.2f}" for epoch in (min(epochs), max(epochs)))
-        said.append(f"{called.get(title, title)} {first} to {last} in {max(epochs)} epochs")
+        said.append(f"{title} {first} to {last} in {max(epochs)} epochs")
     return picture(f"Training loss by epoch. {'; '.join(said)}.", path, place)
 
 
@@ -291,12 +252,12 @@ def labels_figure(names: str, place: Place) -> str:
     name = names.strip()
     path = place.figures / f"labels_{name.replace('+', '_')}.png"
     results = Results(without_half_cells(rows_of(name)))
-    lines = {short: results.by_proportion(method) for method, short in SHORT.items()}
-    lines = {short: line for short, line in lines.items() if line}
+    lines = {TITLES[method]: results.by_proportion(method) for method in SHOWN}
+    lines = {title: line for title, line in lines.items() if line}
     dice_by_proportion(lines, path, other={})
     said = [
-        f"{short} {', '.join(f'{x:.0%} {s.mean:.1f}' for x, s in sorted(line.items()))}"
-        for short, line in lines.items()
+        f"{title} {', '.join(f'{x:.0%} {s.mean:.1f}' for x, s in sorted(line.items()))}"
+        for title, line in lines.items()
     ]
     return picture(f"Dice in % by share of labelled scans. {'; '.join(said)}.", path, place)
 

@@ -64,7 +64,7 @@ def dice_by_bins(
     for index, name in enumerate(lines):
         if name in baselines:
             colour = ON_WHITE[index % len(ON_WHITE)]
-            label = f"baseline, {name}"
+            label = f"network alone, {name}"
             ax.axhline(baselines[name], color=colour, ls=":", lw=1.3, label=label)
     ax.set_xticks(list(place.values()), ["Δz" if b == "all" else b for b in ticks])
     ax.set_xlabel("bins along z, B (Δz: every slice of its own)")

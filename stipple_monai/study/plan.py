@@ -1,8 +1,8 @@
 """What a study consists of: methods, cells and who trains on what.
 
 Words used here. A *cell* is one method at one label proportion, in one fold, with one seed. A
-*network* is a training recipe that methods share: STIPPLE without relabelling is round 0 of
-STIPPLE, and the same network is evaluated with the prior located, at the true position, and so on.
+*network* is a training recipe that methods share: STIPPLE is round 0 of STIPPLE with pseudo-labels,
+and the same network is evaluated with the prior located, at the true position, and so on.
 A *job* is all cells of one network at one proportion, fold and seed; jobs are independent.
 """
 

@@ -241,7 +241,7 @@ def _figures(results: Results, curves: Sequence[Row], folder: Path) -> list[Pict
     if points:
         path = folder / "position_error.png"
         loss_by_position_error(points, path)
-        caption = "STIPPLE without relabelling, a point a case; above the line, position cost Dice."
+        caption = "STIPPLE, a point a case; above the line, position cost Dice."
         made.append(Picture("What positioning costs", path, caption))
     return made
 
@@ -288,7 +288,7 @@ def _bins_figure(results: Results, path: Path) -> list[Picture]:
         return []
     dice_by_bins(lines, baselines, path)
     caption = (
-        "STIPPLE of the paper without relabelling; dotted: its baseline; bars: standard deviation "
+        "STIPPLE of the paper; dotted: the network alone; bars: standard deviation "
         "between folds. The paper draws its own figure 6 without giving numbers."
     )
     return [Picture("Dice by number of bins (figure 6)", path, caption)]

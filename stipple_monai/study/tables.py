@@ -110,7 +110,7 @@ def dice_table(results: Results, methods: Sequence[str], title: str) -> Table:
 
 
 def comparison_table(results: Results) -> Table:
-    """Baseline against STIPPLE per patient (table 1), and all others against the baseline."""
+    """All methods against the network alone, per patient (table 1)."""
     rows = []
     others = [m for m in results.methods if m != "baseline"]
     for proportion in results.proportions:
@@ -134,7 +134,7 @@ def comparison_table(results: Results) -> Table:
                 ]
             )
     header = (
-        "Method − baseline,labels,patients,points,95 % interval,t-test p,corrected,Wilcoxon p,"
+        "Minus network alone,labels,patients,points,95 % interval,t-test p,corrected,Wilcoxon p,"
         "paper’s p"
     )
     note = (
@@ -142,7 +142,7 @@ def comparison_table(results: Results) -> Table:
         "by bootstrap over patients (9999 resamples). p-values are two-sided; “corrected”: those "
         "of the t-test after Holm, for all methods at the same number of labels."
     )
-    return Table("Against the baseline (table 1)", header.split(","), rows, note)
+    return Table("Against the network alone (table 1)", header.split(","), rows, note)
 
 
 def not_won(results: Results) -> list[str]:
@@ -158,7 +158,7 @@ def not_won(results: Results) -> list[str]:
             verdict = "is not better than" if found.difference <= 0 else "is not certainly better"
             than = "" if found.difference <= 0 else " than"
             said.append(
-                f"At {proportion:.0%} of labels STIPPLE {verdict}{than} "
+                f"At {proportion:.0%} of labels {TITLES['stipple']} {verdict}{than} "
                 f"{TITLES.get(method, method)}: {found.difference:+.2f} points, "
                 f"95 % interval {interval(found)}, {found.pairs} patients."
             )

@@ -82,5 +82,5 @@ def test_a_methods_dice_is_the_plain_mean_of_its_rows(measured):
             patients.setdefault((row["scan"], row["seed"]), []).append(100 * float(row["dice"]))
         means = [sum(sum(d) / len(d) for d in f.values()) / len(f) for f in folds.values()]
         shown = measured.KINDS["dice"](path.stem, measured.Place(PAGES[1], DOCS))
-        line = next(line for line in shown.splitlines() if line.startswith("| network alone |"))
+        line = next(line for line in shown.splitlines() if line.startswith("| Network alone |"))
         assert line.split("|")[-2].split("±")[0].strip() == f"{sum(means) / len(means):.1f}"

@@ -35,7 +35,7 @@ def test_every_seed_and_all_of_them():
 
 def test_a_method_of_fewer_seeds_is_left_out_and_one_seed_makes_no_table():
     rows = rows_of("baseline", NETWORK) + rows_of("stipple", {1: FUSED[1]})
-    assert [cells[0] for cells in draws_table(Results(rows)).rows] == ["Baseline"]
+    assert [cells[0] for cells in draws_table(Results(rows)).rows] == ["Network alone"]
     single = rows_of("baseline", {1: NETWORK[1]}) + rows_of("stipple", {1: FUSED[1]})
     assert draws_table(Results(single)) is None
 

@@ -33,7 +33,7 @@ def test_organs_have_their_names_and_folds_their_spread():
     table = organ_table(Results(named))
     assert table.header == ["Method", "labels", "n", "spleen", "liver", "mean"]
     # the folds' means are 40 and 80, between them 28.28
-    cells = ["Baseline", "50%", "5", "60.0 ± 28.3", "50.0 ± 0.0", "55.0 ± 14.1"]
+    cells = ["Network alone", "50%", "5", "60.0 ± 28.3", "50.0 ± 0.0", "55.0 ± 14.1"]
     assert table.rows == [cells]
 
 
@@ -46,7 +46,7 @@ def test_differences_are_paired_and_corrected_over_methods():
     assert 0.025 < ttest_rel(little, base).pvalue < 0.05
     table = organ_differences(Results(rows_of(dice)))
     assert table.header == ["Method", "labels", "mean"]
-    assert table.rows == [["STIPPLE", "50%", "+30.4*"], ["mine", "50%", "+1.6*"]]
+    assert table.rows == [["STIPPLE with pseudo-labels", "50%", "+30.4*"], ["mine", "50%", "+1.6*"]]
     dice["third", 1] = [0.2, 0.33, 0.38, 0.52, 0.59]
     rows = organ_differences(Results(rows_of(dice))).rows
     assert [cells[2] for cells in rows] == ["+30.4*", "+1.6", "+0.4"]
@@ -104,7 +104,7 @@ def test_organs_and_cells_without_rows_are_left_out():
     rows += rows_of({("stipple_single", 1): [0.6] * 5}, proportion=1.0, confidence=0.9)
     table = organ_table(Results(rows))
     assert sorted(row[:2] for row in table.rows) == [
-        ["Baseline", "50%"],
+        ["Network alone", "50%"],
         [TITLES["stipple_single"], "100%"],
     ]
     found = organ_positions(Results(rows), "stipple_single").rows

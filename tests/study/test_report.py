@@ -38,15 +38,15 @@ def test_dice_is_the_mean_over_cases_then_folds():
     table = dice_table(Results(rows), ["stipple", "baseline"], "t")
     assert table.header == ["Method", "50%", "paper"]
     # folds 40 and 80; sd of the two is 28.28
-    assert table.rows == [["Baseline", "60.0 ± 28.3", "70.4 ± 3.4"]]
+    assert table.rows == [["Network alone", "60.0 ± 28.3", "70.4 ± 3.4"]]
 
 
 def test_a_single_fold_has_no_spread_and_missing_cells_are_dashes():
     rows = [row(dice=0.5), row("stipple", 0.33, dice=0.75)]
     table = dice_table(Results(rows), ["baseline", "stipple"], "t")
     assert table.rows == [
-        ["Baseline", "50.0", "70.4 ± 3.4", "–", "–"],
-        ["STIPPLE", "–", "74.1 ± 1.4", "75.0", "–"],
+        ["Network alone", "50.0", "70.4 ± 3.4", "–", "–"],
+        ["STIPPLE with pseudo-labels", "–", "74.1 ± 1.4", "75.0", "–"],
     ]
 
 
@@ -60,7 +60,7 @@ def test_patients_are_compared_with_seeds_averaged():
     rows.append(row("stipple", scan="not of the baseline", dice=1.0))
     (cells,) = comparison_table(Results(rows)).rows
     expected = compare_paired([80, 70, 80], [60, 40, 90])
-    assert cells[:4] == ["STIPPLE", "50%", "3", "+13.33"]
+    assert cells[:4] == ["STIPPLE with pseudo-labels", "50%", "3", "+13.33"]
     assert cells[4] == f"{expected.low:+.2f} to {expected.high:+.2f}"
     p, wilcoxon = f"{expected.t_test:.2g}", f"{expected.wilcoxon:.2g}"
     # a single comparison needs no correction
@@ -97,7 +97,8 @@ def test_where_stipple_did_not_win_is_said():
 
     low, high = [0.5, 0.6, 0.5, 0.6], [0.7, 0.8, 0.72, 0.81]
     (said,) = not_won(scores(low, high))
-    assert said.startswith("At 50% of labels STIPPLE is not better than Attention U-Net: -20.75")
+    assert said.startswith("At 50% of labels STIPPLE with pseudo-labels is not better than Att")
+    assert "Attention U-Net: -20.75" in said
     assert not_won(scores(high, low)) == []
     (said,) = not_won(scores([0.5, 0.9, 0.5, 0.9], [0.55, 0.6, 0.55, 0.7]))
     assert "is not certainly better than Attention U-Net: +10.00 points" in said
@@ -121,7 +122,7 @@ def test_empty_predictions_are_counted_beside_the_distances():
     ]
     (cells,) = measures_table(Results(rows)).rows
     expected = [
-        "Baseline",
+        "Network alone",
         "50%",
         "4",
         "0.400",
@@ -156,7 +157,7 @@ def test_organs_and_rounds():
     table = organ_table(Results(rows))
     assert table.header[2:] == ["n", "organ 1", "organ 4", "mean"]
     # scan a has both organs, scan b one: their means are 60 and 90
-    assert table.rows == [["Baseline", "50%", "2", "50.0", "80.0", "75.0"]]
+    assert table.rows == [["Network alone", "50%", "2", "50.0", "80.0", "75.0"]]
     assert organ_table(Results([row()])) is None
     known = {"method": "stipple", "proportion": "0.5", "fold": "0", "seed": "0", "round": "1"}
     rounds = [
@@ -164,7 +165,7 @@ def test_organs_and_rounds():
         {**known, "selected_voxels": "0", "precision": "", "recall": "0", "dice": "0"},
     ]
     (cells,) = rounds_table(rounds).rows
-    assert cells == ["STIPPLE", "50%", "1", "2", "5", "0.500", "0.100", "0.150"]
+    assert cells == ["STIPPLE with pseudo-labels", "50%", "1", "2", "5", "0.500", "0.100", "0.150"]
     assert rounds_table([]) is None
 
 
