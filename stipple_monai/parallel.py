@@ -1,9 +1,7 @@
-"""A function of many items, several at once, in order; and what memory this process has taken."""
+"""A function of many items, several at once, in order."""
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,9 +44,3 @@ def map_in_order(
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
-
-
-def process_peak_mib() -> float:
-    """The most memory that this process has held so far, MiB."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 2**20 if sys.platform == "darwin" else used / 2**10

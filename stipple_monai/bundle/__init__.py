@@ -18,6 +18,7 @@ from stipple_monai.bundle.knobs import (
     refuse_given,
 )
 from stipple_monai.bundle.model_folder import (
+    CALIBRATION,
     MODEL,
     WEIGHTS,
     Model,
@@ -45,6 +46,7 @@ from stipple_monai.bundle.weights import (
 
 __all__ = [
     "BUNDLE",
+    "CALIBRATION",
     "MODEL",
     "NOT_WEIGHTS",
     "WEIGHTS",

@@ -31,6 +31,8 @@ from stipple_monai.files import read_csv, read_json, whole_file, write_json
 
 MODEL = "model.json"
 WEIGHTS = "model.pt"
+CALIBRATION = "calibration.json"
+"""How much network and prior count, where it was fitted."""
 _FORMAT = 1
 
 

@@ -6,7 +6,7 @@
     configs/                metadata.json, logging.conf, train.yaml, inference.yaml, its overlays,
                             and inference.json, which 3D Slicer asks for
     docs/                   README.md, data_license.txt
-    models/                 model.pt, prior_ORGAN.nii.gz
+    models/                 model.pt, prior_ORGAN.nii.gz, and calibration.json if it was fitted
     large_files.yml         where the files are that are too large for git, and their checksums
 """
 
@@ -23,7 +23,13 @@ from monai.bundle import ConfigParser
 
 from stipple_monai.bundle.configs import BUNDLE, as_written, config_path, configs_of
 from stipple_monai.bundle.knobs import check_knobs
-from stipple_monai.bundle.model_folder import MODEL, WEIGHTS, read_model, weights_folder
+from stipple_monai.bundle.model_folder import (
+    CALIBRATION,
+    MODEL,
+    WEIGHTS,
+    read_model,
+    weights_folder,
+)
 from stipple_monai.bundle.weights import load_weights, reason
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import new_folder, sha256
@@ -51,8 +57,8 @@ def publish_bundle(
 
     Args:
         out: the folder to write, whole or not at all; its name is the bundle's. It must not exist.
-        models: folder with ``model.pt`` and the priors. Nothing else of it is handed on:
-            ``provenance.json`` has paths of the place where it was trained.
+        models: folder with ``model.pt`` and the priors. Of the rest only ``calibration.json`` is
+            handed on: ``provenance.json`` has paths of the place where it was trained.
         bundle: the bundle that is handed on.
         overlays: those that the network was trained with, names in its configs or paths, where
             ``models`` does not know them itself. They and
@@ -91,7 +97,8 @@ def publish_bundle(
         shutil.copy(configs.parent / "LICENSE", part)
         _write_configs(part / "configs", configs, overlays, options)
         (part / "models").mkdir(exist_ok=True)
-        for file in (weights, *priors):
+        calibration = [models / CALIBRATION] if (models / CALIBRATION).is_file() else []
+        for file in (weights, *priors, *calibration):
             shutil.copy(file, part / "models")
         if url is not None:
             _leave_out_large_files(part, url, largest_file_bytes)

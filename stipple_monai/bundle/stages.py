@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from stipple_monai.bundle.configs import as_written, config_path
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import remove_unfinished
+from stipple_monai.memory import process_peak_mib
 from stipple_monai.ownership import begin_part, end_part
-from stipple_monai.parallel import process_peak_mib
 
 GROWTH_MIB = 256
 """A process that has grown by so much looks for what runs of the bundle have left."""

@@ -11,7 +11,6 @@ from stipple_monai.cross_fitting.samples import (
     write_samples,
 )
 from stipple_monai.cross_fitting.stage import (
-    CALIBRATION,
     calibrate,
 )
 from stipple_monai.cross_fitting.trained_run import (
@@ -19,7 +18,6 @@ from stipple_monai.cross_fitting.trained_run import (
 )
 
 __all__ = [
-    "CALIBRATION",
     "PartsInferer",
     "SampleCollector",
     "calibrate",

@@ -35,8 +35,7 @@ class PartsInferer(Inferer):
         """Return ``(B, C + K, W, H, D)``, float32, with the metadata of ``inputs``."""
         logits, prior = self.inferer.parts(inputs, network, *args, **kwargs)
         both = torch.cat([logits.float(), prior.float()], dim=1)
-        meta = dict(inputs.meta) if isinstance(inputs, MetaTensor) else {}
-        return MetaTensor(both, meta=meta)
+        return MetaTensor(both).copy_meta_from(inputs)
 
 
 class SampleCollector:

@@ -34,6 +34,7 @@ import torch
 
 from stipple_monai.bundle import (
     BUNDLE,
+    CALIBRATION,
     WEIGHTS,
     check_knobs,
     config_digests,
@@ -56,10 +57,7 @@ from stipple_monai.networks import Calibration
 from stipple_monai.ownership import CONTENTS, remember
 from stipple_monai.progress import Stopwatch
 
-__all__ = ["CALIBRATION", "calibrate"]
-
-CALIBRATION = "calibration.json"
-"""In the folder of the models."""
+__all__ = ["calibrate"]
 
 CONFIGS = ("prior", "train", "inference", "calibration_samples")
 GIVEN = (

@@ -125,13 +125,15 @@ def fuse_logits(
     search: dict[str, Any] = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
     check_options(position, locate_with, spread_mm, **search)
     search["spread_mm"] = None if position == "prediction_center" else spread_mm
-    affines = torch.as_tensor(affine).reshape(-1, 4, 4).expand(len(logits), 4, 4)
+    affines = affines_of(torch.as_tensor(affine), scans=len(logits), name="affine")
     scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
     found = [_locate(s, priors, references, scan_vote=scan_vote, **search) for s in scans]
     if minimum_confidence is None:
         minimum_confidence = least_confidence(references, position, max_shift_mm=max_shift_mm)
     _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
-    prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
+    align = PriorAlign(priors, mode=mode, activation=activation)
+    placed = [align(s, f.position_mm) for s, f in zip(_grids(scans), found, strict=True)]
+    prior = torch.stack([torch.as_tensor(each).as_subclass(Tensor) for each in placed])
     adjusted = fuse_placed(logits, prior, strength, floor, calibration, activation)
     positions, confidences = map(torch.stack, zip(*(each[:2] for each in found), strict=True))
     return Fused(adjusted, prior, positions, confidences)
@@ -168,6 +170,24 @@ def fuse_placed(
     return fuse(logits, prior, strength, floor, numbers)
 
 
+def affines_of(affine: Tensor, *, scans: int, name: str) -> Tensor:
+    """An affine for each scan, ``(B, 4, 4)``, or :class:`PositionError`.
+
+    Args:
+        affine: one for all, ``(4, 4)``, or for each.
+        scans: B.
+        name: what error messages call it.
+    """
+    fits = affine.ndim in (2, 3) and affine.shape[-2:] == (4, 4)
+    affines = affine.reshape(-1, 4, 4) if fits else affine
+    if not fits or not scans or len(affines) not in (1, scans):
+        raise PositionError(
+            f"`{name}` must hold scans and a 4 × 4 affine for all or for each, got "
+            f"{scans} scans and affines of shape {tuple(affine.shape)}."
+        )
+    return affines.expand(scans, 4, 4)
+
+
 def check_options(position: str, locate_with: str, spread_mm: float, **search: Any) -> None:
     """Raise :class:`PositionError` where an option of positioning is unknown or out of its range.
 
@@ -197,9 +217,10 @@ def _finite(logits: Tensor, name: str) -> Tensor:
     return plain
 
 
-def _place(scans: Sequence[MetaTensor], found: Sequence[Located], align: PriorAlign) -> Tensor:
-    placed = [align(s[:1], f.position_mm) for s, f in zip(scans, found, strict=True)]
-    return torch.stack([torch.as_tensor(prior).as_subclass(Tensor) for prior in placed])
+def _grids(scans: Sequence[MetaTensor]) -> list[MetaTensor]:
+    """One channel of each, which takes no memory; also where MONAI does not track metadata."""
+    empty = (torch.empty(1, device=s.device).expand(1, *s.shape[1:]) for s in scans)
+    return [MetaTensor(e, affine=s.affine) for e, s in zip(empty, scans, strict=True)]
 
 
 def _without_prior(

@@ -10,14 +10,17 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.inferers.located import (
     Fused,
+    affines_of,
     check_options,
     fuse_logits,
     fuse_placed,
@@ -50,7 +53,8 @@ class PriorDrivenInferer(Inferer):
         priors: one per organ, in the order of the network's channels.
         locator: a second network whose prediction tells the positions, with the same channels
             and activation as the first: the prior-free baseline, as in the paper. It costs
-            a pass of its own. ``None`` takes the backbone's own prediction without prior.
+            a pass of its own, in evaluation mode, on the network's device. ``None`` takes the
+            backbone's own prediction without prior.
         references: what the prediction is compared with, one per organ; the priors where
             ``None``. The paper's is one labelled volume,
             ``SpatialPrior.estimate([label], smoothing_mm=None)``.
@@ -168,10 +172,8 @@ class PriorDrivenInferer(Inferer):
             adjusted = self._located(inputs, net, *args, **kwargs)[1].logits
         if not isinstance(inputs, MetaTensor):
             return adjusted
-        result = MetaTensor(adjusted, meta=dict(inputs.meta))
-        result.is_batch = inputs.is_batch
-        result.applied_operations = inputs.applied_operations
-        return result
+        # not by the constructor, which cannot read the metadata of several scans
+        return MetaTensor(adjusted).copy_meta_from(inputs)
 
     def parts(
         self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any
@@ -216,7 +218,7 @@ class PriorDrivenInferer(Inferer):
             coarse = self._locator_logits(inputs, device, *args, **kwargs)
         fused = fuse_logits(
             logits,
-            _affines(inputs),
+            affines_of(inputs.affine, scans=len(inputs), name="inputs"),
             self.priors,
             calibration=net.own if net.calibration is None else net.calibration,
             activation=net.activation,
@@ -245,7 +247,8 @@ class PriorDrivenInferer(Inferer):
         self, inputs: torch.Tensor, device: torch.device, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         assert self.locator is not None
-        return self._logits(inputs, self.locator.to(device).eval(), *args, **kwargs)
+        with eval_mode(self.locator):
+            return self._logits(inputs, self.locator.to(device), *args, **kwargs)
 
     def _logits(
         self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any
@@ -273,6 +276,8 @@ def _known_references(
 
 def _counts(priors: Sequence[SpatialPrior], labelled: int | Sequence[int] | None) -> Sequence[int]:
     """Label maps of each organ that the network was trained with: as told, or as priors know."""
+    if isinstance(labelled, np.ndarray | Tensor):
+        labelled = labelled.tolist()
     if not isinstance(labelled, Sequence) and labelled == 0:
         raise PriorError(
             "`labelled` must be the scans that the network was trained with, at least 1, or how "
@@ -295,19 +300,6 @@ def _known_confidence(
     if not 0 <= minimum <= 1:
         raise PositionError(f"`minimum_confidence` must lie in [0, 1], got {minimum}.")
     return minimum
-
-
-def _affines(inputs: MetaTensor) -> torch.Tensor:
-    """An affine for each scan of a batch, of one for all or of as many."""
-    affine = inputs.affine
-    fits = affine.ndim in (2, 3) and affine.shape[-2:] == (4, 4)
-    affines = affine.reshape(-1, 4, 4) if fits else affine
-    if not fits or not len(inputs) or len(affines) not in (1, len(inputs)):
-        raise PositionError(
-            "`inputs` must hold scans and a 4 × 4 affine for all or for each, got "
-            f"{len(inputs)} scans and affines of shape {tuple(affine.shape)}."
-        )
-    return affines.expand(len(inputs), 4, 4)
 
 
 def _file_names(inputs: MetaTensor) -> list[str]:

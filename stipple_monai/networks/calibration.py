@@ -24,7 +24,6 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor
 
 from stipple_monai.errors import PriorError
-from stipple_monai.files import whole_file
+from stipple_monai.files import read_json, whole_file
 
 __all__ = ["Calibration"]
 
@@ -97,6 +96,8 @@ class Calibration:
             # as they are saved: 0.1 of a float32 tensor would not equal itself after loading
             object.__setattr__(self, name, tuple(float(value) for value in values))
             _check(name, getattr(self, name), organs=len(self.scale))
+        if not isinstance(self.record, Mapping):
+            raise PriorError(f"`record` must be a mapping, got {type(self.record).__name__}.")
         if self.activation not in ("softmax", "sigmoid"):
             raise PriorError(
                 f"`activation` must be 'softmax' or 'sigmoid', got {self.activation!r}."
@@ -171,8 +172,8 @@ class Calibration:
             PriorError: the file is no calibration.
         """
         try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            return cls(**read_json(path))
+        except (TypeError, ValueError) as error:
             raise PriorError(
                 f"{path} must be a calibration as JSON, got something else ({error}): fit it anew."
             ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -69,8 +70,12 @@ def read_cases(prior: str | os.PathLike[str], probability: NDArray[np.float32]) 
         prior: the prior's file.
         probability: its values.
 
+    Returns:
+        What they hold. None, with a warning, where they are those of another prior: a process that
+        was killed between the two files leaves them so.
+
     Raises:
-        PriorError: the file cannot be read, or belongs to another prior.
+        PriorError: the file cannot be read.
     """
     path = cases_path(prior)
     if not path.is_file():
@@ -90,8 +95,21 @@ def read_cases(prior: str | os.PathLike[str], probability: NDArray[np.float32]) 
             f"{path} cannot be read: {type(error).__name__}: {error}. {remedy}"
         ) from error
     if not same:
-        raise PriorError(f"{path} was made with another prior than {Path(prior).name}. {remedy}")
+        warnings.warn(
+            f"{path} was made with another prior than {Path(prior).name} and is not used. {remedy}",
+            stacklevel=2,
+        )
+        return None
     return cases
+
+
+def holds_cases(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one that :func:`write_cases` wrote, of whatever prior."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return "cases" in json.loads(arrays["record"].tobytes())
+    except _UNREADABLE:
+        return False
 
 
 def _case(packed: bytes, record: dict[str, Any]) -> Case:

@@ -41,6 +41,7 @@ from stipple_monai.priors.values import (
     known_case_count,
     known_mode,
     known_offset,
+    known_smoothing,
     matching_cases,
 )
 from stipple_monai.priors.volume import Volume, open_volume
@@ -106,7 +107,7 @@ class SpatialPrior:
         self.offset_mm = known_offset("offset_mm", offset_mm)
         self.offsets_id = None if offsets_id is None else str(offsets_id)
         self.from_top_mm = known_offset("from_top_mm", from_top_mm)
-        self.smoothing_mm = float(smoothing_mm)
+        self.smoothing_mm = known_smoothing(smoothing_mm)
         self.volumes_ml = volumes_ml
         self.log_likelihood = None if log_likelihood is None else float(log_likelihood)
         self.cases = matching_cases(cases, tuple(self.probability.shape))
@@ -292,9 +293,11 @@ class SpatialPrior:
             without: numbers of the maps, in the order of those that had the organ.
 
         Raises:
-            PriorError: no map would be left, or what each contributed was not kept.
+            PriorError: no map would be left, there is none of a number, or what each contributed
+                was not kept.
         """
         box = tuple(slice(0, n) for n in self.probability.shape)
+        without = sorted({*without})
         return SpatialPrior(
             self._leave_out(without, box),
             spacing_mm=self.spacing_mm,
@@ -319,10 +322,11 @@ class SpatialPrior:
 
     def _leave_out(self, without: Sequence[int], box: tuple[slice, ...]) -> torch.Tensor:
         cases = self.known_cases()
-        if len({*without}) >= self.case_count:
+        known = set(range(len(cases)))
+        if not known >= {*without} or known == {*without}:
             raise PriorError(
-                f"`without` must leave one of the {self.case_count} label maps, got {without}: "
-                "place a neutral prior."
+                f"`without` must be numbers of label maps, 0 to {len(cases) - 1}, and leave one of "
+                f"them, got {without}: where none is left, place a neutral prior."
             )
         return torch.from_numpy(cases.leave_out(self.probability[box].numpy(), [*{*without}], box))
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from stipple_monai.errors import PriorError
 from stipple_monai.files import whole_file
 from stipple_monai.nifti import NIFTI
-from stipple_monai.priors.case_file import cases_path, read_cases, write_cases
+from stipple_monai.priors.case_file import cases_path, holds_cases, read_cases, write_cases
 from stipple_monai.priors.cases import Cases, Volumes
 from stipple_monai.priors.organ import UNREADABLE, Center
 
@@ -68,7 +68,8 @@ def write_prior(prior: Prior, path: str | os.PathLike[str]) -> None:
         path: ``….nii`` or ``….nii.gz``; replaced in one step, never half-written.
 
     Raises:
-        PriorError: ``path`` has another ending.
+        PriorError: ``path`` has another ending, or beside it a file that is not the prior's has
+            the name of that of its cases.
     """
     if not str(path).endswith(NIFTI):
         raise PriorError(f"A prior is saved as '.nii' or '.nii.gz', got {path}.")
@@ -87,12 +88,18 @@ def write_prior(prior: Prior, path: str | os.PathLike[str]) -> None:
     image.header.extensions.append(
         nib.nifti1.Nifti1Extension("comment", json.dumps(record).encode())
     )
-    # Cases of another prior are worse than none.
-    cases_path(path).unlink(missing_ok=True)
+    stale = cases_path(path)
+    if stale.exists() and not holds_cases(stale):
+        raise PriorError(
+            f"{stale} is beside the prior and belongs to it, but holds no cases of a prior: rename "
+            "it, or save the prior under another name."
+        )
     with whole_file(path) as temporary:
         nib.save(image, temporary)
     if prior.cases is not None:
         write_cases(prior.cases, path, prior.probability.numpy())
+    else:
+        stale.unlink(missing_ok=True)
 
 
 def read_prior(path: str | os.PathLike[str], make: Callable[..., AnyPrior]) -> AnyPrior:

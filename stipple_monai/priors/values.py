@@ -77,6 +77,13 @@ def known_case_count(case_count: int) -> int:
     return int(case_count)
 
 
+def known_smoothing(smoothing_mm: float) -> float:
+    """Give the Gaussian's deviation, 0 of a histogram, or raise :class:`PriorError`."""
+    if not 0 <= smoothing_mm < float("inf"):
+        raise PriorError(f"`smoothing_mm` must be a length of at least 0, got {smoothing_mm}.")
+    return float(smoothing_mm)
+
+
 def matching_cases(cases: Cases | None, shape: tuple[int, ...]) -> Cases | None:
     """Give the cases of a prior of this shape, or raise :class:`PriorError`."""
     if cases is not None and cases.whole_shape != shape:

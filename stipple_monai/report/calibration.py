@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stipple_monai.bundle import CALIBRATION
 from stipple_monai.networks import Calibration
 from stipple_monai.report.cases import counted
 from stipple_monai.report.page import Block, Picture, Table, Text
 from stipple_monai.report.plots import curves
 
-FILE = "calibration.json"
 _TOLD = {"network_alone": "network alone", "fused": "calibrated fusion"}
 
 
@@ -29,9 +29,9 @@ def calibration_blocks(
     Raises:
         PriorError: the file is no calibration.
     """
-    path = models / FILE
+    path = models / CALIBRATION
     if not path.is_file():
-        said = f"There is no {FILE}: nothing was fitted, and inference takes constants."
+        said = f"There is no {CALIBRATION}: nothing was fitted, and inference takes constants."
         return [Text(said, "lead")]
     calibration = Calibration.load(path)
     told: Mapping[str, Any] = calibration.record.get("reliability") or {}

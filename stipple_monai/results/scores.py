@@ -31,7 +31,7 @@ from monai.transforms import MapTransform
 from stipple_monai.calibration import reliability
 from stipple_monai.files import write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
-from stipple_monai.parallel import process_peak_mib
+from stipple_monai.memory import process_peak_mib
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import SpatialPrior
 
@@ -114,7 +114,9 @@ class CalibrationErrord(MapTransform):
         """Measure; the probabilities are the same, a `MetaTensor`."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key].meta[CALIBRATION_META] = reliability(d[key], d[self.label_key]).error
+            measured = MetaTensor(d[key].as_tensor()).copy_meta_from(d[key])
+            measured.meta[CALIBRATION_META] = reliability(d[key], d[self.label_key]).error
+            d[key] = measured
         return d
 
 

@@ -16,8 +16,6 @@ from stipple_monai.ownership import adopt, begun_with, claim, owned, refuse_inpu
 from stipple_monai.results import RECORD, TABLES, finished, outdate, read_records
 
 SETTINGS = "settings.json"
-CALIBRATION = "calibration.json"
-"""How much network and prior count: of a model where it was fitted, of a fusion always."""
 _COMMANDS = "segment or fuse"
 SEG, PROBABILITIES, DICOM = "_seg.nii.gz", "_prob.nii.gz", "_seg.dcm"
 

@@ -23,7 +23,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from stipple_monai.bundle import only_process
+from stipple_monai.bundle import CALIBRATION, only_process
 from stipple_monai.calibration import Samples, draw_samples, fit_samples
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import fingerprint, sha256, whole_file, write_csv
@@ -40,7 +40,6 @@ from stipple_monai.results import (
     write_tables,
 )
 from stipple_monai.segmentation.folder import (
-    CALIBRATION,
     PROBABILITIES,
     SEG,
     begin_results,

@@ -26,6 +26,7 @@ from typing import Any
 
 from stipple_monai.bundle import (
     BUNDLE,
+    CALIBRATION,
     WEIGHTS,
     Model,
     check_knobs,
@@ -48,7 +49,6 @@ from stipple_monai.results import (
     write_tables,
 )
 from stipple_monai.segmentation.folder import (
-    CALIBRATION,
     DICOM,
     PROBABILITIES,
     SEG,

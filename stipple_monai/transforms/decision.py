@@ -27,7 +27,8 @@ class DecideLabel(Transform):
         thresholds: for ``"fitted"``, one for each organ, or the calibration that has them. For
             ``"dice"``, a calibration that was fitted says that the probabilities are calibrated;
             else the thresholds are those of the expected Dice times
-            :data:`~stipple_monai.calibration.CAUTION`, at most ½.
+            :data:`~stipple_monai.calibration.CAUTION`, at most ½. A word for the numbers of an
+            inferer that has none of its own, ``"constants"`` or ``"equation_2"``, is as None.
 
     Raises:
         ValueError: ``rule`` is unknown, or ``"fitted"`` has no thresholds.
@@ -39,18 +40,18 @@ class DecideLabel(Transform):
         self,
         rule: Literal["argmax", "dice", "fitted"] = "argmax",
         *,
-        thresholds: Calibration | Sequence[float] | None = None,
+        thresholds: Calibration | Sequence[float] | str | None = None,
     ) -> None:
         if rule not in ("argmax", "dice", "fitted"):
             raise ValueError(f"`rule` must be 'argmax', 'dice' or 'fitted', got {rule!r}.")
         self.rule = rule
         found = thresholds.thresholds if isinstance(thresholds, Calibration) else thresholds
-        if rule == "fitted" and found is None:
+        if rule == "fitted" and (found is None or isinstance(found, str)):
             raise ValueError(
-                "`thresholds` must be given for the rule 'fitted', got None: fit a calibration, or "
-                "choose another rule."
+                f"`thresholds` must be given for the rule 'fitted', got {found!r}: fit a "
+                "calibration, or choose another rule."
             )
-        self.thresholds = found if rule == "fitted" else None
+        self.thresholds = None if rule != "fitted" or isinstance(found, str) else found
         fitted = isinstance(thresholds, Calibration) and thresholds.fitted
         self.caution = 1.0 if fitted else CAUTION
 
@@ -60,7 +61,8 @@ class DecideLabel(Transform):
         Returns uint8 ``(1, *spatial)`` of the same type.
 
         Raises:
-            DatasetError: ``probability`` has a batch's axis in front of its channels.
+            DatasetError: ``probability`` has a batch's axis in front of its channels, or NaN or
+                infinity.
         """
         p = torch.as_tensor(probability)
         if p.ndim > 4:
@@ -68,6 +70,11 @@ class DecideLabel(Transform):
                 "`probability` must be of one scan, C W H D, got the shape "
                 f"{tuple(p.shape)}: decide the scans of a batch one by one, `probability[0]` or "
                 "after `decollate_batch`."
+            )
+        if not bool(torch.isfinite(p).all()):
+            raise DatasetError(
+                "`probability` must be finite, got NaN or infinity: look for them in the scan and "
+                "the weights."
             )
         if self.rule != "argmax":
             label = decide(p, self.thresholds, caution=self.caution)
@@ -95,7 +102,7 @@ class DecideLabeld(MapTransform):
         keys: KeysCollection,
         rule: Literal["argmax", "dice", "fitted"] = "argmax",
         *,
-        thresholds: Calibration | Sequence[float] | None = None,
+        thresholds: Calibration | Sequence[float] | str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)

@@ -72,7 +72,8 @@ class OrganPositiond(MapTransform):
             if self.position_key in d:
                 d[self.position_key] = as_positions(d[self.position_key])
             else:
-                d[self.position_key] = self.measure(d[key], d.get(self.case_key))
+                own = None if self.find is None else d[self.case_key]
+                d[self.position_key] = self.measure(d[key], own)
         return d
 
 

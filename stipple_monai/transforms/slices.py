@@ -141,7 +141,11 @@ class RandSliceAffined(Randomizable, MapTransform):
             image = d[key]
             plain = torch.as_tensor(image).as_subclass(Tensor)[..., 0]
             plain = F.grid_sample(
-                plain[None].float(), grid, mode=mode, padding_mode=padding_mode, align_corners=False
+                plain[None].float(),
+                grid.to(plain.device),
+                mode=mode,
+                padding_mode=padding_mode,
+                align_corners=False,
             )[0, ..., None]
             if isinstance(image, MetaTensor):
                 affine = image.affine.double() @ moved

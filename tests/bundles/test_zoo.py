@@ -33,6 +33,7 @@ from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
 from stipple_monai.bundle.publish import LARGEST_FILE_BYTES, publish_bundle
 from stipple_monai.files import sha256
+from stipple_monai.networks import Calibration
 
 PROJECT = Path(stipple_monai.__file__).parents[1]
 pytestmark = QUIET
@@ -334,7 +335,10 @@ def untrained(runs, folder, *names, **options):
 
 def test_without_settings_the_configs_keep_their_comments(runs, tmp_path):
     models = untrained(runs, tmp_path / "models")
+    Calibration.identity(1).save(models / "calibration.json")
     out = publish_bundle(tmp_path / "pancreas_stipple", models=models)
+    # without it, label maps would be decided as of a network that nothing was fitted for
+    assert Calibration.load(out / "models" / "calibration.json") == Calibration.identity(1)
     for name in ("train", "inference", "prior"):
         now, then = (f / f"{name}.yaml" for f in (out / "configs", CONFIGS))
         assert now.read_bytes() == then.read_bytes()

@@ -4,11 +4,19 @@ import copy
 import re
 import warnings
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
+from monai.data import (
+    DataLoader,
+    Dataset,
+    MetaTensor,
+    decollate_batch,
+    list_data_collate,
+    set_track_meta,
+)
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
 from monai.transforms import (
@@ -16,12 +24,14 @@ from monai.transforms import (
     AsDiscreted,
     Compose,
     Invertd,
+    LoadImaged,
     Orientation,
     Orientationd,
     Spacingd,
 )
 from torch import nn
 
+from stipple_monai.cross_fitting import PartsInferer
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.inferers.located import (
     MINIMUM_CONFIDENCE_ALONE,
@@ -180,11 +190,13 @@ def test_references_tell_the_position_and_priors_the_bias():
 def test_a_locator_tells_positions_alone_and_costs_one_pass():
     """The backbone sees the block of level 1, the locator the one of level −1."""
     net = PriorDrivenNet(Threshold((1.0,)), image_channels=1)
-    locator = Threshold((-1.0,))
+    locator, seen = Threshold((-1.0,)), []
+    locator.register_forward_hook(lambda module, *_: seen.append(module.training))
     inputs, priors = batch_of(scan()), make_priors([1])
     result = PriorDrivenInferer(SimpleInferer(), priors, locator=locator)(inputs, net)
     assert (net.network.calls, locator.calls) == (1, 1)
-    assert not locator.training
+    assert seen == [False]
+    assert locator.training  # the user's module is as it was
     positions = result.meta[POSITION_META]
     assert (positions[0, 0] - world(scan(), (13, 11, 7))).abs().max() <= 3
     expected = net(with_prior(inputs, priors, positions))
@@ -208,6 +220,22 @@ def test_a_batch_of_volumes_with_different_affines():
         assert item.meta["filename_or_obj"] == image.meta["filename_or_obj"]
 
 
+def test_scans_of_files_come_in_batches_too(tmp_path):
+    """Their metadata has what a loader puts there, collated into tensors of several scans."""
+    for name in ("one.nii", "two.nii"):
+        each = scan()
+        nib.save(nib.Nifti1Image(each[0].numpy(), each.affine.numpy()), tmp_path / name)
+    read = LoadImaged("image", ensure_channel_first=True)
+    items = Dataset([{"image": tmp_path / name} for name in ("one.nii", "two.nii")], read)
+    (batch,) = DataLoader(items, batch_size=2)
+    infer = PriorDrivenInferer(SimpleInferer(), make_priors())
+    both = infer(batch["image"], Threshold())
+    for item, name in zip(decollate_batch(both), ("one.nii", "two.nii"), strict=True):
+        assert item.meta["filename_or_obj"] == str(tmp_path / name)
+        torch.testing.assert_close(item.affine, scan().affine)
+    assert PartsInferer(infer)(batch["image"], Threshold()).shape == (2, 5, *SHAPE)
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 4), (3, 3), (0, 4, 4)])
 def test_affines_of_another_number_than_scans_are_refused(shape):
     inputs = batch_of(scan(), scan(name="two.nii"))
@@ -215,6 +243,8 @@ def test_affines_of_another_number_than_scans_are_refused(shape):
     net = PriorDrivenNet(Threshold(), image_channels=1)
     with pytest.raises(PositionError, match=r"4 × 4 affine for all or for each, got 2 scans and"):
         PriorDrivenInferer(SimpleInferer(), make_priors())(inputs, net)
+    with pytest.raises(PositionError, match=r"`affine` must hold .* got 2 scans and affines of"):
+        fuse_logits(net.network(inputs).as_tensor(), inputs.meta["affine"], make_priors())
 
 
 @pytest.mark.parametrize("wrap", [MetaTensor, torch.Tensor.clone], ids=["meta", "plain"])
@@ -952,6 +982,23 @@ def test_fuse_logits_is_what_the_inferer_does():
     assert torch.equal(fused.confidence, expected.meta[CONFIDENCE_META])
     again = softmax_logits(logits, fused.prior, calibration=CALIBRATION.tensor())
     assert torch.equal(again, fused.logits)
+
+
+def test_logits_are_fused_where_monai_does_not_track_metadata():
+    inputs, priors = batch_of(scan()), make_priors()
+    logits = Threshold()(inputs).as_tensor()
+    expected = fuse_logits(logits, inputs.affine, priors)
+    set_track_meta(False)
+    try:
+        found = fuse_logits(logits, inputs.affine, priors)
+    finally:
+        set_track_meta(True)
+    assert torch.equal(found.logits, expected.logits)
+
+
+def test_counts_may_be_an_array():
+    counts = PriorDrivenInferer(SimpleInferer(), make_priors(), labelled=np.array([3, 8])).labelled
+    assert counts == [3, 8]
 
 
 def test_errors_of_calibration():

@@ -1,5 +1,6 @@
 """The numbers of calibrated fusion: what is allowed, and the file."""
 
+import json
 import math
 
 import numpy as np
@@ -128,7 +129,8 @@ def test_errors(tmp_path):
     with pytest.raises(PriorError, match="`activation` must be 'softmax' or 'sigmoid', got 'relu'"):
         Calibration(**NUMBERS, activation="relu")
     path = tmp_path / "calibration.json"
-    for text in ("[", "[1]", "{}", '{"temperature": 3}'):
+    wrong = json.dumps({**NUMBERS, "scale": [-1.0, 1.0]}), json.dumps({**NUMBERS, "record": []})
+    for text in ("[", "[1]", "{}", '{"temperature": 3}', "[" * 10**5, *wrong):
         path.write_text(text)
         with pytest.raises(PriorError, match=r"calibration\.json must be a calibration as JSON"):
             Calibration.load(path)

@@ -151,11 +151,16 @@ def test_what_cannot_be_left_out():
     prior = SpatialPrior.estimate(LABELS[:2], smoothing_mm=5.0)
     like = MetaTensor(torch.zeros(1, 4, 4, 4), affine=torch.eye(4))
     for leave in (prior.leave_out, lambda w: prior.place((0, 0, 0), like, without=w)):
-        with pytest.raises(PriorError, match=r"must leave one of the 2 label maps, got \[0, 1\]"):
-            leave([0, 1])
+        for given in ([0, 1], [-1], [2]):
+            with pytest.raises(PriorError, match=r"be numbers of label maps, 0 to 1, and leave"):
+                leave(given)
+    assert prior.leave_out([0, 0]).case_count == 1
     plain = SpatialPrior(prior.probability, spacing_mm=prior.spacing_mm, case_count=2)
     with pytest.raises(PriorError, match=r"without what each label map .* \.\.\._cases|…_cases"):
         plain.leave_out([0])
+    for smoothing in (float("nan"), -1.0):
+        with pytest.raises(PriorError, match="`smoothing_mm` must be a length of at least 0, got"):
+            SpatialPrior(torch.zeros(3, 3, 3), spacing_mm=(1, 1, 1), smoothing_mm=smoothing)
     with pytest.raises(PriorError, match="`cases` must be those that the prior was made of"):
         SpatialPrior(torch.zeros(3, 3, 3), spacing_mm=(1, 1, 1), cases=prior.cases)
 
@@ -191,12 +196,37 @@ def test_a_prior_can_be_handed_on_without_its_cases(tmp_path):
     assert not cases_path(prior_path(tmp_path / "a", 1)).exists()
 
 
-def test_cases_of_another_prior_are_refused(tmp_path):
+def test_cases_of_another_prior_are_not_used(tmp_path):
     for name, labels in (("a", LABELS), ("b", LABELS[:3])):
         estimate_priors(labels, organs=[1], folder=tmp_path / name, smoothing_mm=5.0)
     shutil.copy(tmp_path / "b" / "prior_1_cases.npz", tmp_path / "a")
-    with pytest.raises(PriorError, match=r"_cases.npz was made with another prior .* Delete it"):
-        load_priors(tmp_path / "a", [1])
+    with pytest.warns(UserWarning, match=r"_cases.npz was made with another prior .* Delete it"):
+        (prior,) = load_priors(tmp_path / "a", [1])
+    assert prior.cases is None
+
+
+def test_a_prior_that_cannot_be_written_leaves_the_one_before_and_its_cases(tmp_path, monkeypatch):
+    (prior,) = estimate_priors(LABELS, organs=[1], folder=tmp_path, smoothing_mm=5.0)
+    path = prior_path(tmp_path, 1)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stipple_monai.priors.prior_file.nib.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        SpatialPrior(prior.probability, spacing_mm=prior.spacing_mm).save(path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_file_of_the_users_is_not_taken_for_cases(tmp_path):
+    np.savez(tmp_path / "liver_cases.npz", mine=np.ones(3))
+    before = (tmp_path / "liver_cases.npz").read_bytes()
+    prior = SpatialPrior(torch.zeros(3, 3, 3), spacing_mm=(1, 1, 1))
+    with pytest.raises(PriorError, match=r"liver_cases.npz is beside the prior .* rename it"):
+        prior.save(tmp_path / "liver.nii.gz")
+    assert [file.name for file in tmp_path.iterdir()] == ["liver_cases.npz"]
+    assert (tmp_path / "liver_cases.npz").read_bytes() == before
 
 
 @pytest.mark.parametrize("spoil", [b"", b"text", b"half", b"no record"])

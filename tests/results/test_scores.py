@@ -13,7 +13,13 @@ from scipy.spatial.distance import cdist
 from stipple_monai import SpatialPrior
 from stipple_monai.files import read_csv
 from stipple_monai.inferers.prior_driven import CONFIDENCE_META, POSITION_META
-from stipple_monai.results.scores import SCORE_COLUMNS, CalibrationErrord, ScoreTable, score
+from stipple_monai.results.scores import (
+    CALIBRATION_META,
+    SCORE_COLUMNS,
+    CalibrationErrord,
+    ScoreTable,
+    score,
+)
 
 
 def surface(mask):
@@ -152,6 +158,8 @@ def test_the_calibration_error_is_that_of_the_probabilities(tmp_path):
     probability = MetaTensor(torch.stack([1 - organ, organ]))
     label = MetaTensor(torch.from_numpy(truth)[None].byte())
     item = CalibrationErrord("pred")({"pred": probability, "label": label})
+    assert CALIBRATION_META in item["pred"].meta
+    assert CALIBRATION_META not in probability.meta  # a transform leaves its input as it is
     assert item["pred"].shape == (2, 4, 4, 1)
     label, pred = (MetaTensor(one_hot(mask).byte()) for mask in (truth, organ.numpy() > 0.5))
     pred.meta.update(item["pred"].meta)

@@ -19,7 +19,7 @@ def test_rules():
     assert torch.equal(DecideLabel()(P), argmax)
     assert torch.equal(DecideLabel(thresholds=FITTED)(P), argmax)
     assert torch.equal(DecideLabel("dice", thresholds=FITTED)(P), decide(P))
-    for unfitted in (None, Calibration.unfitted(2)):
+    for unfitted in (None, "constants", Calibration.unfitted(2)):
         cautious = DecideLabel("dice", thresholds=unfitted)(P)
         assert torch.equal(cautious, decide(P, caution=CAUTION))
     assert not torch.equal(cautious, decide(P))
@@ -51,9 +51,15 @@ def test_a_batch_is_decided_scan_by_scan(rule, scans):
         DecideLabeld("pred", rule)({"pred": batch})
 
 
+@pytest.mark.parametrize("rule", ["argmax", "dice"])
+def test_probabilities_that_are_none_are_refused(rule):
+    with pytest.raises(DatasetError, match=r"`probability` must be finite, got NaN or infinity"):
+        DecideLabel(rule)(torch.full((2, 3, 3, 3), torch.nan))
+
+
 def test_errors():
     with pytest.raises(ValueError, match="`rule` must be 'argmax', 'dice' or 'fitted', got 'best'"):
         DecideLabel("best")
-    for thresholds in (None, Calibration.identity(2)):
+    for thresholds in (None, Calibration.identity(2), "constants"):
         with pytest.raises(ValueError, match="`thresholds` must be given for the rule 'fitted'"):
             DecideLabel("fitted", thresholds=thresholds)

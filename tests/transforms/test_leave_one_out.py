@@ -87,6 +87,12 @@ def test_positions_and_priors_are_those_of_the_other_scans(i):
     assert torch.equal(array, where[POSITION_KEY])
 
 
+def test_a_position_leaves_nothing_out_unless_it_is_asked_to():
+    item = {**SCANS[1], CASES_KEY: torch.ones(2, 4, dtype=torch.bool)}
+    found = OrganPositiond("label", PRIORS)(item)[POSITION_KEY]
+    assert torch.equal(found, OrganPosition(PRIORS)(SCANS[1]["label"]))
+
+
 def test_a_group_wise_centre_is_that_of_the_other_labels():
     affine, labels = torch.diag(torch.tensor([2.0, 2, 2, 1])), torch.zeros(2, 1, 30, 30, 40)
     labels[0, :, 8:20, 8:20, 4:9] = labels[0, :, 12:16, 12:16, 9:34] = 1

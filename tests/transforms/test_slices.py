@@ -151,3 +151,15 @@ def test_a_prior_placed_after_it_moves_along():
         moved = RandSliceAffined("image", **options).set_random_state(seed)({"image": disc})
         placed = PriorAlign([prior])(moved["image"], [[30.0, 36.0, 0.0]])
         assert float((placed - moved["image"]).abs().mean()) < 0.01
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_slices_of_a_gpu_are_moved_there():
+    move = RandSliceAffined(KEYS, **BUNDLE)
+    data = slices(0)
+    expected = move.set_random_state(1)(data)
+    found = move.set_random_state(1)({key: value.cuda() for key, value in data.items()})
+    for key in KEYS:
+        assert found[key].device.type == "cuda"
+        torch.testing.assert_close(found[key].as_tensor().cpu(), expected[key].as_tensor())
