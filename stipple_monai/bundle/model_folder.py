@@ -31,6 +31,7 @@ from stipple_monai.files import read_csv, read_json, whole_file, write_json
 
 MODEL = "model.json"
 WEIGHTS = "model.pt"
+RECORD = "provenance.json"
 CALIBRATION = "calibration.json"
 """How much network and prior count, where it was fitted."""
 _FORMAT = 1
@@ -218,13 +219,14 @@ def trained_knobs(models: str | Path) -> dict[str, Any]:
     """Knobs that a folder of weights knows of; none where it knows of none.
 
     What inference.yaml takes its values from. Values that are expressions of a config are left
-    out, as are entries below the first level and folders.
+    out, as are entries below the first level and folders. A folder of train.yaml alone, without
+    the command ``train``, knows them by its record of the training.
 
     Args:
         models: the folder.
     """
     if not (Path(models) / MODEL).is_file():
-        return {}
+        return _recorded_knobs(Path(models) / RECORD)
     # a folder that does not say so is of a time when networks were trained without prior
     values = {"prior_dropout": 1.0, **read_model(models).values()}
     return {name: value for name, value in values.items() if _is_plain(value)}
@@ -235,6 +237,19 @@ def model_facts(model: Model) -> dict[str, Any]:
     facts = asdict(model)
     del facts["folder"], facts["training"]
     return {**facts, "overlays": [path.name for path in model.overlays]}
+
+
+def _recorded_knobs(path: Path) -> dict[str, Any]:
+    """What train.yaml was run with, as it is recorded; nothing where it is not."""
+    try:
+        config = read_json(path)["config"]
+        known = {name: value for name, value in config.items() if "#" not in name}
+    except (OSError, TypeError, KeyError, AttributeError, ValueError):
+        return {}
+    # the file of a calibration is beside the weights, wherever these lie now
+    if str(known.get("calibration", "")).endswith(CALIBRATION):
+        del known["calibration"]
+    return known
 
 
 def _is_plain(value: Any) -> bool:

@@ -42,6 +42,19 @@ def test_it_keeps_its_overlays_and_knobs(tmp_path):
     assert trained_knobs(tmp_path) == {}
 
 
+def test_a_folder_of_the_config_alone_knows_its_knobs_by_its_record(tmp_path):
+    settings = {"organs": [1, 2], "percentiles": True, "train#dataloader": "DataLoader"}
+    record = {"config": {**settings, "calibration": "/where/it/was/trained/calibration.json"}}
+    (tmp_path / "provenance.json").write_text(json.dumps(record), encoding="utf-8")
+    assert trained_knobs(tmp_path) == {"organs": [1, 2], "percentiles": True}
+    record["config"]["calibration"] = "equation_2"
+    (tmp_path / "provenance.json").write_text(json.dumps(record), encoding="utf-8")
+    assert trained_knobs(tmp_path)["calibration"] == "equation_2"
+    for other in ("[", "[1]", "{}", '{"config": 3}'):
+        (tmp_path / "provenance.json").write_text(other, encoding="utf-8")
+        assert trained_knobs(tmp_path) == {}
+
+
 def test_a_folder_made_of_another_is_the_same(tmp_path):
     first = made(tmp_path / "a")
     second = write_model(

@@ -312,6 +312,14 @@ def test_ensemble_is_the_mean_of_two_networks(runs):
 # training
 
 
+def test_inference_knows_what_the_weights_beside_it_were_trained_with(runs):
+    """Or it would run in another window and on another grid, and nothing would say so."""
+    parser = runs.parser("inference")
+    for knob in ("channels", "slice_size", "window_hu", "prior_dropout", "organs"):
+        assert parser.get_parsed_content(knob) == runs.parser("train", **TRAINING).get(knob)
+    assert runs.parser("inference", channels=[4, 8]).get_parsed_content("channels") == [4, 8]
+
+
 def test_baseline_is_the_backbone_alone(runs):
     state = weights(runs.root / "models" / "baseline" / "model.pt")
     assert not list((runs.root / "models" / "baseline").glob("prior*"))
