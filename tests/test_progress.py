@@ -83,6 +83,10 @@ def test_a_line_a_scan_names_it(capsys, monkeypatch):
     ScanLines().attach(engine)
     engine.run([1, 2], max_epochs=1)
     assert capsys.readouterr().err == "scan 1/2: p1.nii.gz\nscan 2/2: p2.nii.gz\n"
+    engine = Engine(step)
+    ScanLines().attach(engine)
+    engine.run(iter([1, 2]), max_epochs=1)  # nobody knows how many
+    assert capsys.readouterr().err == "scan 1: p1.nii.gz\nscan 2: p2.nii.gz\n"
 
 
 def shown(name, *, terminal, **knobs):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ from stipple_monai.files import read_csv, read_json, whole_file, write_json
 
 MODEL = "model.json"
 WEIGHTS = "model.pt"
+LAST = "last.pt"
+CURVE = "curve.csv"
+CHECKPOINTS = "checkpoint_*.pt"
 RECORD = "provenance.json"
 CALIBRATION = "calibration.json"
 """How much network and prior count, where it was fitted."""
@@ -171,6 +175,35 @@ def weights_folder(folder: str | Path) -> Path:
     rows = read_csv(table) if table.is_file() else []
     best = [int(row["round"]) for row in rows if row.get("best") == "yes"]
     return found.get(best[0] if best else max(found, default=0), folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Warn where the training of a folder's weights is not over.
+
+    Args:
+        folder: of the weights.
+
+    Raises:
+        DatasetError: there are none, or none yet.
+    """
+    begun = any(folder.glob(CHECKPOINTS))
+    if not (folder / WEIGHTS).is_file():
+        remedy = (
+            "its training was interrupted or still runs: give the same `train` command again"
+            if begun
+            else "give the folder of a training"
+        )
+        raise DatasetError(f"`models` must have {WEIGHTS} and the priors, got {folder}: {remedy}.")
+    curve = folder / CURVE
+    rows = read_csv(curve) if curve.is_file() else []
+    # without validation the weights are written last of all
+    validated = any(row.get("validation_dice") for row in rows)
+    if begun and validated and not (folder / LAST).is_file():
+        warnings.warn(
+            f"The training in {folder} is not over after {len(rows)} epochs: these are its best "
+            "weights so far. The same `train` command goes on.",
+            stacklevel=2,
+        )
 
 
 def read_model(folder: str | Path) -> Model:

@@ -27,6 +27,7 @@ from stipple_monai.bundle.model_folder import (
     CALIBRATION,
     MODEL,
     WEIGHTS,
+    check_weights,
     read_model,
     weights_folder,
 )
@@ -80,10 +81,11 @@ def publish_bundle(
     """
     out, models, configs = Path(out), weights_folder(models), configs_of(bundle)
     weights = models / WEIGHTS
-    if not weights.is_file() or next(models.glob("prior_*.nii.gz"), None) is None:
+    check_weights(models)
+    if next(models.glob("prior_*.nii.gz"), None) is None:
         raise DatasetError(
-            f"`models` must have {WEIGHTS} and a prior for each organ, got {models}: give the "
-            "folder of a trained network."
+            f"`models` must have a prior for each organ, got {models}: give the folder of a "
+            "trained network."
         )
     options = dict(options or {})
     overlays, options = _known(models, configs, overlays, options)

@@ -96,7 +96,9 @@ class ScanLines:
 
     def _tell(self, engine: Engine) -> None:
         scans = [item[self.image_key].meta["filename_or_obj"] for item in engine.state.output]
-        count = f"{engine.state.iteration}/{engine.state.epoch_length}"
+        # of a pool of scans that several processes share, nobody knows how many are left
+        total = engine.state.epoch_length
+        count = f"{engine.state.iteration}" + (f"/{total}" if total else "")
         named = ", ".join(Path(str(scan)).name for scan in scans)
         print(f"scan {count}: {named}", file=sys.stderr, flush=True)
 

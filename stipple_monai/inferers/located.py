@@ -295,9 +295,9 @@ def _silence(
     for located, name in zip(found, names, strict=True):
         if located.scan_chose:
             warnings.warn(
-                f"The organs of {name} were placed at the height at which the labelled scans have "
-                "them, although the prediction fits better far from there: look at the result. "
-                "With `scan_vote` False they are placed there.",
+                f"The network's output for {name} fits best at a height at which no labelled scan "
+                "has these organs, and they were placed at the usual one: look at the result. With "
+                "`scan_vote` False they are placed where the output fits best.",
                 stacklevel=5,
             )
         for k, confidence in enumerate(located.confidence.tolist()):

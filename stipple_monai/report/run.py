@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from stipple_monai.bundle import MODEL, read_model, weights_folder
+from stipple_monai.bundle import CURVE, MODEL, read_model, weights_folder
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.nifti import NIFTI
@@ -29,7 +29,7 @@ from stipple_monai.report.priors import prior_blocks, priors_in, read_prior_file
 from stipple_monai.report.provenance import FILE_HEADER, file_rows, versions_table
 from stipple_monai.report.results import is_prediction_set
 from stipple_monai.report.rounds import is_rounds, rounds_page
-from stipple_monai.report.training import CURVE, training_page
+from stipple_monai.report.training import training_page
 from stipple_monai.visualize import CONVENTION
 
 Kind: TypeAlias = Literal["data set", "prior", "training", "rounds", "predictions"]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from stipple_monai.bundle import MODEL, read_model, trained_knobs
+from stipple_monai.bundle import CURVE, MODEL, RECORD, WEIGHTS, read_model, trained_knobs
 from stipple_monai.errors import DatasetError
-from stipple_monai.files import read_csv
+from stipple_monai.files import read_csv, read_json, sha256
 from stipple_monai.priors import prior_files
 from stipple_monai.report.calibration import calibration_blocks
 from stipple_monai.report.cases import Case, counted, name_colours
@@ -24,7 +24,6 @@ from stipple_monai.report.provenance import FILE_HEADER, file_rows, settings_blo
 from stipple_monai.report.summary import filled
 from stipple_monai.visualize import CONVENTION
 
-CURVE = "curve.csv"
 EVENTS = "events.out.tfevents.*"
 EVALUATION = Path("evaluation") / "scores.csv"
 SUMMARY_HEADER = [
@@ -62,7 +61,7 @@ def training_page(
         blocks.append(Text("The folder has no priors: a network without, or moved away.", "lead"))
     lead = [f"Folder {models}.", f"{CONVENTION} Positions and sizes are in mm, RAS."]
     kept = [parent / "settings.json" for parent in (models, models.parent, models.parent.parent)]
-    settings = settings_blocks([models / "provenance.json", *kept])
+    settings = settings_blocks([models / RECORD, *kept])
     values = trained_knobs(models).get("organs", list(priors))
     fitted = calibration_blocks(models, folder, values=values, organs=organs)
     curve = models / CURVE
@@ -104,6 +103,8 @@ def _trained_blocks(
             said.append(f"Best mean Dice on validation scans: {100 * max(scores):.1f} %.")
     path = models / EVALUATION
     rows = read_csv(path) if path.is_file() else []
+    if rows and _tested_before(models, path.with_name(RECORD)):
+        said.append("The scores below are of other weights: run stipple evaluate again.")
     if not rows:
         said.append("Not tested yet: stipple evaluate RUN DATALIST scores it on test scans.")
     blocks: list[Block] = [Text(" ".join(said), "summary")]
@@ -115,6 +116,14 @@ def _trained_blocks(
         page = path.with_name("report.html")
         blocks.append(Text(f"Scans, pictures and scores of the test: {page}", "lead"))
     return blocks
+
+
+def _tested_before(models: Path, record: Path) -> bool:
+    """Whether an evaluation's record tells of other weights than those that are there now."""
+    if not record.is_file() or not (models / WEIGHTS).is_file():
+        return False
+    tested = read_json(record).get("weights", {}).get("model")
+    return tested is not None and tested != sha256(models / WEIGHTS)
 
 
 def _summary_row(organ: int, name: str, facts: Mapping, rows: list[dict[str, str]]) -> list[str]:

@@ -30,6 +30,7 @@ from stipple_monai.bundle import (
     WEIGHTS,
     Model,
     check_knobs,
+    check_weights,
     config_path,
     configs_of,
     only_process,
@@ -156,11 +157,7 @@ def _raise_first(faults: Sequence[DatasetError], tables: Path) -> None:
 
 
 def _known_model(models: Path, *, dicom_seg: bool) -> Model:
-    if not (models / WEIGHTS).is_file():
-        raise DatasetError(
-            f"`models` must be a folder with {WEIGHTS} and the priors, got {models}: give the "
-            "folder of the training."
-        )
+    check_weights(models)
     if dicom_seg and not has_highdicom:
         raise ImportError("DICOM SEG needs highdicom: pip install 'stipple-monai[dicom]'.")
     return read_model(models)

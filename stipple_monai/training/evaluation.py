@@ -11,8 +11,9 @@ from typing import Any
 
 from stipple_monai.bundle import (
     BUNDLE,
-    WEIGHTS,
+    RECORD,
     Model,
+    check_weights,
     configs_of,
     only_process,
     read_model,
@@ -24,7 +25,7 @@ from stipple_monai.files import read_csv, read_json
 from stipple_monai.ownership import adopt, begin_part, begin_set, replace_set
 
 EVALUATION = "evaluation"
-SCORES, RECORD = "scores.csv", "provenance.json"
+SCORES = "scores.csv"
 _COMMAND = "evaluate"
 TABLES = (
     *(SCORES, "positions.csv", RECORD),
@@ -59,8 +60,7 @@ def evaluate(
             label, or ``out`` has files of somebody else that would be replaced.
     """
     model, configs = read_model(models), configs_of(bundle)
-    if not (model.folder / WEIGHTS).is_file():
-        raise DatasetError(f"`models` must have {WEIGHTS}, got {models}: train first.")
+    check_weights(model.folder)
     items = read_datalist(datalist, section)
     bare = [str(item["image"]) for item in items if "label" not in item]
     if bare:

@@ -10,6 +10,7 @@ from monai.bundle import ConfigParser
 from stipple_monai import DatasetError
 from stipple_monai.bundle import (
     MODEL,
+    check_weights,
     model_facts,
     read_model,
     trained_knobs,
@@ -40,6 +41,26 @@ def test_it_keeps_its_overlays_and_knobs(tmp_path):
     assert (knobs["organs"], knobs["floor"]) == ([63], 0.01)
     assert not {"scan", "models_dir", "inferer"} & knobs.keys()
     assert trained_knobs(tmp_path) == {}
+
+
+def test_weights_that_are_not_there_or_not_the_last(tmp_path, recwarn):
+    with pytest.raises(DatasetError, match=r"must have model.pt and .*: give the folder of a tr"):
+        check_weights(tmp_path)
+    (tmp_path / "checkpoint_epoch=2.pt").touch()
+    with pytest.raises(DatasetError, match=r"interrupted or still runs: give the same `train` c"):
+        check_weights(tmp_path)
+    rows = [[1, ""], [2, "0.4"]]
+    write_csv(tmp_path / "curve.csv", ["epoch", "validation_dice"], rows)
+    (tmp_path / "model.pt").touch()
+    with pytest.warns(UserWarning, match=r"is not over after 2 epochs: these are its best weights"):
+        check_weights(tmp_path)
+    recwarn.clear()
+    (tmp_path / "last.pt").touch()
+    check_weights(tmp_path)
+    (tmp_path / "last.pt").unlink()
+    write_csv(tmp_path / "curve.csv", ["epoch", "validation_dice"], [[1, ""]])
+    check_weights(tmp_path)
+    assert not recwarn.list
 
 
 def test_a_folder_of_the_config_alone_knows_its_knobs_by_its_record(tmp_path):

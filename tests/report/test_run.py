@@ -20,7 +20,7 @@ from stipple_monai import DatasetError, PriorError, SpatialPrior, measure_positi
 from stipple_monai.__main__ import main
 from stipple_monai.calibration import fit_calibration
 from stipple_monai.data import read_sections, write_datalist
-from stipple_monai.files import read_csv, sha256, write_csv
+from stipple_monai.files import read_csv, sha256, write_csv, write_json
 from stipple_monai.report.cases import Case, choose, label_values
 from stipple_monai.report.priors import with_true_positions
 from stipple_monai.report.provenance import settings_blocks
@@ -579,6 +579,11 @@ def test_a_run_folder_begins_with_its_scores(made, tmp_path):
     (row,) = table(page, "Summary")
     assert (row["test scans"], row["Dice (%)"], row["HD95 (mm)"]) == ("2", "60.0 ± 14.1", "15.0")
     assert "Not tested yet" not in text_of(page)
+    for weights, old in (("0" * 64, True), (sha256(models / "model.pt"), False)):
+        write_json(models / "evaluation" / "provenance.json", {"weights": {"model": weights}})
+        assert (
+            "are of other weights: run stipple ev" in text_of(report(models, overwrite=True))
+        ) == old
 
 
 def test_settings_that_cannot_be_read_and_empty_ones(tmp_path):

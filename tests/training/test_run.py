@@ -122,13 +122,22 @@ def test_a_line_an_epoch_and_the_next_command(trained, datalist):
 
 
 @pytest.mark.parametrize(
-    ("losses", "said"), [((1.8, 0.2), False), ((1.8, 0.93), True), ((), False)]
+    ("losses", "said"),
+    [
+        ((1.8, 0.2), False),
+        ((1.8, 0.93), True),
+        ((), False),
+        # of a network that sees its prior
+        ((0.6, 0.3, 0.2), False),
+        ((0.6, 0.45, 0.42), True),
+        ((0.4,), True),
+    ],
 )
 def test_a_network_that_has_hardly_begun_to_learn_is_told_of(losses, said, tmp_path):
     write_csv(tmp_path / "curve.csv", ["epoch", "loss"], [[i, x] for i, x in enumerate(losses)])
     note = hardly_trained(tmp_path)
     assert (note is not None) == said
-    assert not said or "still 0.93" in note
+    assert not said or f"still {losses[-1]:.2f}, after {losses[0]:.2f} in the first" in note
     assert hardly_trained(tmp_path / "nowhere") is None
 
 
@@ -410,7 +419,7 @@ def test_old_weights_are_adopted(trained, datalist, tmp_path):
     with pytest.raises(DatasetError, match=r"`models` must be a folder with model.pt"):
         adopt(tmp_path)
     (old / "model.pt").unlink()
-    with pytest.raises(DatasetError, match=r"`models` must have model.pt, got"):
+    with pytest.raises(DatasetError, match=r"`models` must have model.pt and the priors, got"):
         evaluate(old, datalist)
 
 
