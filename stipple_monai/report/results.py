@@ -19,7 +19,7 @@ from stipple_monai.files import read_csv
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.cases import Case, datalist_cases, scan_stem
-from stipple_monai.results import organ_remarks, read_records, score
+from stipple_monai.results import organ_remarks, read_records, score, volumes_of
 from stipple_monai.visualize import on_one_grid, spacing_mm
 
 SEGMENTATION = "_seg.nii.gz"
@@ -194,7 +194,6 @@ def _measure(
 
 def _remarks(found: Found, prior: SpatialPrior | None) -> list[str]:
     """What `segment` would have said of an organ; an evaluation has no records."""
-    volumes = None if prior is None else prior.volumes_ml
     row = {
         "volume_ml": found.predicted_ml,
         "position_mm": found.position_mm,
@@ -202,9 +201,7 @@ def _remarks(found: Found, prior: SpatialPrior | None) -> list[str]:
     }
     if found.true_ml == 0 and not found.predicted_ml:
         return []
-    return organ_remarks(
-        row, None if volumes is None else {"least": volumes.minimum, "greatest": volumes.maximum}
-    )
+    return organ_remarks(row, None if prior is None else volumes_of(prior))
 
 
 def _position_error(found: Found, truth: MetaTensor, prior: SpatialPrior) -> float:

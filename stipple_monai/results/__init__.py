@@ -21,6 +21,7 @@ from stipple_monai.results.remarks import (
     add_remarks,
     organ_remarks,
     scan_remarks,
+    volumes_of,
 )
 from stipple_monai.results.renaming import (
     rename_organs,
@@ -82,6 +83,7 @@ __all__ = [
     "scan_remarks",
     "score",
     "series_files",
+    "volumes_of",
     "write_record",
     "write_tables",
 ]

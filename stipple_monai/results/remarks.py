@@ -1,7 +1,8 @@
 """What a person should look at in a result, in the column ``remarks`` of the table and as warnings.
 
-An organ's remarks: it was not found, its position was not certain, or its volume lies outside what
-the cases of its prior had. A scan's remarks: its intensities or its spacing are unlike those of
+An organ's remarks: it was not found, its position was not certain, or its volume lies far outside
+what the cases of its prior had. How far depends on their number: every second organ lies outside
+what three others have. A scan's remarks: its intensities or its spacing are unlike those of
 the training. None of these says that a result is wrong.
 """
 
@@ -33,12 +34,13 @@ def organ_remarks(row: Mapping[str, Any], volumes_ml: Mapping[str, float] | None
 
     Args:
         row: of the record.
-        volumes_ml: ``least`` and ``greatest`` volume of the cases, where known.
+        volumes_ml: ``least`` and ``greatest`` volume of the cases, where known, and how many
+            ``cases`` there are. Odd is what is beyond them by more than a factor of 1 + 1 / cases.
 
     Example:
         >>> row = {"volume_ml": 2.5, "position_mm": [0, 0, 0], "confidence": 0.9}
-        >>> organ_remarks(row, {"least": 41.0, "greatest": 150.0})
-        ['volume 2.5 ml is outside the 41 to 150 ml of the cases of its prior']
+        >>> organ_remarks(row, {"least": 41.0, "greatest": 150.0, "cases": 3})
+        ['volume 2.5 ml is far from the 41 to 150 ml of the 3 cases of its prior']
     """
     remarks = []
     if not row["volume_ml"]:
@@ -47,11 +49,12 @@ def organ_remarks(row: Mapping[str, Any], volumes_ml: Mapping[str, float] | None
         remarks.append(f"no certain position (confidence {row['confidence']:.2f}), prior not used")
     if row["volume_ml"] and volumes_ml:
         least, greatest = volumes_ml["least"], volumes_ml["greatest"]
-        # a label's volume on another grid is not the same to the last voxel
-        if not least * 0.99 <= row["volume_ml"] <= greatest * 1.01:
+        cases = int(volumes_ml["cases"])
+        beyond = 1 + 1 / max(1, cases)
+        if not least / beyond <= row["volume_ml"] <= greatest * beyond:
             remarks.append(
-                f"volume {_ml(row['volume_ml'])} ml is outside the {_ml(least)} to "
-                f"{_ml(greatest)} ml of the cases of its prior"
+                f"volume {_ml(row['volume_ml'])} ml is far from the {_ml(least)} to "
+                f"{_ml(greatest)} ml of the {cases} case{'s' * (cases != 1)} of its prior"
             )
     return remarks
 
@@ -59,6 +62,14 @@ def organ_remarks(row: Mapping[str, Any], volumes_ml: Mapping[str, float] | None
 def _ml(volume: float) -> str:
     """Three digits, and of a litre the whole number."""
     return f"{volume:.3g}" if volume < 999 else f"{volume:.0f}"
+
+
+def volumes_of(prior: SpatialPrior) -> dict[str, float]:
+    """What :func:`organ_remarks` wants to know of a prior's cases; nothing where it knows none."""
+    known = prior.volumes_ml
+    if known is None:
+        return {}
+    return {"least": known.minimum, "greatest": known.maximum, "cases": prior.case_count}
 
 
 def scan_remarks(scan: str, training: Mapping[str, Any]) -> list[str]:
@@ -121,11 +132,12 @@ def add_remarks(
         training: see :func:`scan_remarks`; its volumes count where a prior knows none.
     """
     training = training or {}
-    volumes: dict[int, Any] = {int(k): v for k, v in training.get("volumes_ml", {}).items()}
-    for prior in priors:
-        if prior.volumes_ml is not None:
-            known = prior.volumes_ml
-            volumes[prior.organ] = {"least": known.minimum, "greatest": known.maximum}
+    counts = training.get("cases", {})
+    volumes: dict[int, Any] = {
+        int(organ): {**known, "cases": counts.get(organ, 1)}
+        for organ, known in training.get("volumes_ml", {}).items()
+    }
+    volumes |= {prior.organ: volumes_of(prior) for prior in priors if prior.volumes_ml}
     for name, record in read_records(folder).items():
         if "remarks" in record:
             continue

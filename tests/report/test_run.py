@@ -447,7 +447,7 @@ def test_an_evaluation_without_records_has_the_remarks_of_segment(made, tmp_path
     page = report(out, datalist=made["datalist"], models=made["models"])
     assert {row["case"]: row["remarks"] for row in table(page, "Every case")} == told
     text = text_of(page)
-    assert "is outside the" in text
+    assert "is far from the" in text
     assert "which are its cases" in text
     # of columns that are not there nothing is said
     assert "Position: where" not in text

@@ -26,16 +26,21 @@ def row(**changes):
     ("changes", "remark"),
     [
         ({}, []),
-        ({"volume_ml": 2.5}, ["volume 2.5 ml is outside the 41 to 150 ml of the cases of its p"]),
-        ({"volume_ml": 151.0}, []),
-        ({"volume_ml": 200.0}, ["volume 200 ml is outside"]),
+        (
+            {"volume_ml": 2.5},
+            ["volume 2.5 ml is far from the 41 to 150 ml of the 3 cases of"],
+        ),
+        ({"volume_ml": 31.0}, []),
+        ({"volume_ml": 30.0}, ["volume 30 ml is far from"]),
+        ({"volume_ml": 199.0}, []),
+        ({"volume_ml": 201.0}, ["volume 201 ml is far from"]),
         ({"volume_ml": 0.0}, ["not found"]),
         ({"position_mm": None, "confidence": 0.3}, ["no certain position (confidence 0.30)"]),
         ({"position_mm": None, "confidence": None}, []),
     ],
 )
 def test_of_an_organ(changes, remark):
-    found = organ_remarks(row(**changes), {"least": 41.0, "greatest": 150.0})
+    found = organ_remarks(row(**changes), {"least": 41.0, "greatest": 150.0, "cases": 3})
     assert len(found) == len(remark)
     assert all(text.startswith(start) for text, start in zip(found, remark, strict=True))
     assert not organ_remarks(row(volume_ml=2.5), None)
@@ -96,4 +101,4 @@ def test_they_stand_in_the_table_and_are_told_once(tmp_path, recwarn):
     assert "pancreas: volume 2.5 ml" in said
     (line,) = csv.DictReader(write_tables(tmp_path).open(encoding="utf-8"))
     assert line["remarks"].startswith("intensities")
-    assert line["remarks"].endswith("41 to 150 ml of the cases of its prior")
+    assert line["remarks"].endswith("41 to 150 ml of the 1 case of its prior")

@@ -46,7 +46,7 @@ def test_an_odd_scan_and_an_odd_volume_are_marked_and_warned_of(tmp_path, model,
     told = rows(tmp_path / "out")
     assert "are unlike the -1020 to 900 of the training (CT)" in told["a"]
     assert "volume" not in told["a"]
-    assert "volume 2.88 ml is outside the 17.3 to 17.3 ml" in told["b"]
+    assert "volume 2.88 ml is far from the 17.3 to 17.3 ml" in told["b"]
     said = [str(w.message) for w in recwarn if "unlike" in str(w.message)]
     assert len(said) == 2
 
