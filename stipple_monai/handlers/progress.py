@@ -132,6 +132,7 @@ class ProgressPicture:
             if points:
                 ax.plot(*zip(*points, strict=True), label=label, marker="." * (len(points) < 60))
         ax.set_xlabel("epoch")
+        ax.locator_params(axis="x", integer=True)
         ax.set_ylim(bottom=0)
         finish_plot(figure, ax, self.path, f"Loss and Dice of {len(rows)} epochs.", legend="above")
 

@@ -32,7 +32,7 @@ def summary_lines(folder: str | Path) -> list[str]:
 
     Returns:
         How many scans and labels there are, and warnings where labels are missing, or where their
-        values and the names that were given do not go together.
+        values and the names that were given do not go together; a note where there are no names.
     """
     content = read_json(Path(folder) / QA_JSON)
     usable = [record for record in content["cases"] if record["status"] != "refused"]
@@ -49,6 +49,12 @@ def summary_lines(folder: str | Path) -> list[str]:
         lines.append(
             f"warning: no label has {', '.join(missing)}, which was named; labels have "
             f"{', '.join(map(str, sorted(found)))}."
+        )
+    if found and not names:
+        told = " ".join(f"{value}=NAME" for value in sorted(found)[:3])
+        lines.append(
+            f"note: organs have no names, and are called 'organ {min(found)}' and so on. Give them "
+            f"by --names {told}, or as `labels` in dataset.json before it is split."
         )
     for value in sorted(found) if names else []:
         scans = [scan for scan, name in found[value] if not name]

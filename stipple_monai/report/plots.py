@@ -139,6 +139,8 @@ def curves(
         )
     ax.set_xlabel(x)
     ax.set_ylabel(measure)
+    if all(float(at).is_integer() for points in lines.values() for at in points):
+        ax.locator_params(axis="x", integer=True)
     said = "; ".join(
         f"{name}: from {points[min(points)]:.3g} to {points[max(points)]:.3g}"
         for name, points in lines.items()

@@ -46,7 +46,8 @@ def test_scans_labels_and_values_are_counted(source, tmp_path, capsys):
 @pytest.mark.slow
 def test_without_names_no_value_is_missed(source, tmp_path):
     path = ingest(source, tmp_path / "out", progress=False)
-    (line,) = summary_lines(path.parent)
+    line, note = summary_lines(path.parent)
+    assert note.startswith("note: organs have no names, and are called 'organ ")
     assert line == "scans: 3, with label: 2 (1 in 2, 7 in 1), without: 1 (s2)"
 
 
