@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.nets import DynUNet
 from torch import nn
 
-from stipple_monai.networks import PriorDrivenNet, SliceUNet
+from stipple_monai.bundle import merged_configs
+from stipple_monai.networks import PriorDrivenNet
 
 STATES = 4
 """Copies of the weights in a training with Adam: weights, gradients and two moments."""
@@ -21,25 +22,24 @@ GPU_SHARE = 0.8
 
 
 def make_network(
-    dimensions: int, *, image_channels: int, organs: int, channels: Sequence[int]
+    configs: Path, dimensions: int, *, image_channels: int, organs: int, channels: Sequence[int]
 ) -> nn.Module:
-    """The network of the bundle in 2D, and of its overlay patch_3d in 3D, around the prior."""
-    backbone: nn.Module
-    if dimensions == 2:
-        backbone = SliceUNet(image_channels, organs + 1, channels)
-    else:
-        levels = len(channels)
-        backbone = DynUNet(
-            spatial_dims=3,
-            in_channels=image_channels,
-            out_channels=organs + 1,
-            filters=list(channels),
-            kernel_size=[3] * levels,
-            strides=[1] + [2] * (levels - 1),
-            upsample_kernel_size=[2] * (levels - 1),
-            norm_name="batch",
-            act_name="relu",
-        )
+    """The network of train.yaml in 2D, and with its overlay patch_3d in 3D, around the prior.
+
+    Args:
+        configs: the bundle's folder of configs.
+        dimensions: 2 or 3.
+        image_channels: of a scan.
+        organs: K.
+        channels: of the network's levels.
+    """
+    names = ["train"] if dimensions == 2 else ["train", "patch_3d"]
+    knobs = {
+        "image_channels": image_channels,
+        "organs": list(range(1, organs + 1)),
+        "channels": list(channels),
+    }
+    backbone = merged_configs(configs, names, knobs).get_parsed_content("backbone")
     return PriorDrivenNet(backbone, image_channels=image_channels)
 
 

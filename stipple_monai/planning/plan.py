@@ -133,7 +133,7 @@ def make_plan(
     if paper:
         for name, choice in {**PAPER, **_recipe(configs)}.items():
             picked.take(name, choice)
-    _choose_network(picked, found, flat, device, probe, room)
+    _choose_network(picked, found, flat, device, configs, probe, room)
     _choose_run(picked, found, device)
     rest = {name: Choice(value, "given") for name, value in given.items() if name not in picked}
     path = Path(datalist).resolve()
@@ -222,6 +222,7 @@ def _choose_network(
     found: Fingerprint,
     flat: Choice,
     device: str,
+    configs: Path,
     probe: torch.device,
     room: float,
 ) -> None:
@@ -231,7 +232,7 @@ def _choose_network(
     spacing_mm = picked.take("spacing_mm", spacing)
     key = "slice_size" if dimensions == 2 else "patch_size"
     size = picked.take(key, rules.choose_size(found, spacing_mm, dimensions, device=device))
-    channels, batch, why = _fit(picked, found, size, device, probe=probe, room=room)
+    channels, batch, why = _fit(picked, found, size, device, configs, probe=probe, room=room)
     picked.take("channels", channels)
     batch = picked.take("batch_size", Choice(batch, why))
     picked.take("sw_batch_size", Choice(2 * batch, "in inference, which keeps no gradients"))
@@ -251,6 +252,7 @@ def _fit(
     found: Fingerprint,
     size: Sequence[int],
     device: str,
+    configs: Path,
     *,
     probe: torch.device,
     room: float,
@@ -266,7 +268,11 @@ def _fit(
         elif "channels" in picked:
             channels = picked["channels"]
         network = make_network(
-            dimensions, image_channels=found.channels, organs=organs, channels=channels.value
+            configs,
+            dimensions,
+            image_channels=found.channels,
+            organs=organs,
+            channels=channels.value,
         )
         # What a batch of other size takes follows from one of two.
         shape = [2, found.channels + organs, *size]

@@ -124,12 +124,14 @@ def test_a_machine_that_does_not_tell_its_memory_is_small(monkeypatch):
 def test_a_step_is_measured():
     device = torch.device("cpu")
     made = {"image_channels": 1, "organs": 2, "channels": [4, 8]}
-    small = memory.step_bytes(memory.make_network(2, **made), [2, 3, 32, 32], device)
-    large = memory.step_bytes(memory.make_network(2, **made), [4, 3, 32, 32], device)
-    weights = sum(p.numel() for p in memory.make_network(2, **made).parameters()) * 4
+    small = memory.step_bytes(memory.make_network(CONFIGS, 2, **made), [2, 3, 32, 32], device)
+    large = memory.step_bytes(memory.make_network(CONFIGS, 2, **made), [4, 3, 32, 32], device)
+    weights = sum(p.numel() for p in memory.make_network(CONFIGS, 2, **made).parameters()) * 4
     assert (large - 4 * weights) == pytest.approx(2 * (small - 4 * weights), rel=0.05)
     made["channels"] = [4, 8, 16]
-    assert memory.step_bytes(memory.make_network(3, **made), [1, 3, 16, 16, 16], device) > 0
+    assert (
+        memory.step_bytes(memory.make_network(CONFIGS, 3, **made), [1, 3, 16, 16, 16], device) > 0
+    )
     assert memory.device_bytes(device) == memory.machine_bytes() // 4
 
 
@@ -158,7 +160,9 @@ def test_a_gpu_that_is_not_here(phantom, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("dimensions", "size"), [(2, [64, 48]), (3, [32, 32, 16])])
 def test_shapes_alone_count_what_a_step_keeps(dimensions, size):
-    network = memory.make_network(dimensions, image_channels=1, organs=2, channels=[4, 8, 16])
+    network = memory.make_network(
+        CONFIGS, dimensions, image_channels=1, organs=2, channels=[4, 8, 16]
+    )
     here = memory.step_bytes(network, [2, 3, *size], torch.device("cpu"))
     counted = memory.step_bytes(network, [2, 3, *size], torch.device("meta"))
     widest = 2 * 4 * np.prod(size) * 4
