@@ -110,11 +110,11 @@ def summarize_quality(rows: Sequence[Sequence[Any]], *, organ: int) -> str:
 
     Example:
         >>> summarize_quality([["a", 1, 10, "0.9", "0.5", "0.6"], ["b", 1, 0, "", "", ""]], organ=1)
-        'organ 1: 5 voxels selected a scan, precision 0.900 (1), recall 0.500 (1), Dice 0.600 (1)'
+        'organ 1: 5 voxels selected per scan, precision 0.900 (1), recall 0.500 (1), Dice 0.600 (1)'
     """
     mine = [row for row in rows if row[1] == organ]
     selected = sum(row[2] for row in mine) / len(mine)
-    text = f"organ {organ}: {selected:.0f} voxels selected a scan"
+    text = f"organ {organ}: {selected:.0f} voxels selected per scan"
     for name, column in (("precision", 3), ("recall", 4), ("Dice", 5)):
         known = [float(row[column]) for row in mine if row[column] != ""]
         if known:
