@@ -282,6 +282,25 @@ def flat(datalist, folder, *, names=("1/ct", "2/ct")):
     return folder / "flat.json"
 
 
+def test_voxels_that_are_to_be_ignored_count_nowhere(trained, datalist, tmp_path):
+    out, _ = trained
+    scans = flat(datalist, tmp_path / "flat", names=["one"])
+    (item,) = read_datalist(scans, "test")
+    label = nib.load(item["label"])
+    values = np.array(label.dataobj)
+    values[16:] = 255
+    nib.save(nib.Nifti1Image(values, label.affine), item["label"])
+    (row,) = read_csv(evaluate(out, scans, tmp_path / "eval"))
+    segmented = np.asarray(nib.load(tmp_path / "eval" / "one_seg.nii.gz").dataobj) == VALUE
+    predicted, true = segmented & (values != 255), values == VALUE
+    assert segmented.sum() > predicted.sum() > 0
+    dice = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
+    assert float(row["dice"]) == pytest.approx(dice, abs=1e-4)
+    assert int(row["predicted_voxels"]) == predicted.sum()
+    assert int(row["true_voxels"]) == true.sum()
+    assert float(row["calibration_error"]) > 0
+
+
 @pytest.mark.slow
 def test_scans_of_one_name_have_label_maps_of_their_own_on_their_grid(trained, datalist, tmp_path):
     out, _ = trained
