@@ -19,7 +19,13 @@ from stipple_monai.files import read_csv
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.cases import Case, datalist_cases, scan_stem
-from stipple_monai.results import organ_remarks, read_records, score, volumes_of
+from stipple_monai.results import (
+    organ_remarks,
+    read_records,
+    score,
+    volumes_of,
+    where_known,
+)
 from stipple_monai.visualize import on_one_grid, spacing_mm
 
 SEGMENTATION = "_seg.nii.gz"
@@ -186,7 +192,7 @@ def _measure(
     """What a table has not: the true volume, and scores and the position's error."""
     (found.true_ml,) = organ_volumes(truth, [k])
     if math.isnan(found.dice):
-        numbers = score(predicted[0] == k, truth[0] == k, spacing_mm(predicted))
+        numbers = score(*where_known(predicted[0], truth[0], k), spacing_mm(predicted))
         found.dice, found.jaccard, found.hd95_mm, found.asd_mm = numbers
     if math.isnan(found.position_error_mm) and found.true_ml and prior is not None:
         found.position_error_mm = _position_error(found, truth, prior)

@@ -31,6 +31,7 @@ from stipple_monai.results.scores import (
     CalibrationErrord,
     ScoreTable,
     score,
+    where_known,
 )
 from stipple_monai.results.statistics import (
     Comparison,
@@ -84,6 +85,7 @@ __all__ = [
     "score",
     "series_files",
     "volumes_of",
+    "where_known",
     "write_record",
     "write_tables",
 ]

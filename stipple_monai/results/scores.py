@@ -2,7 +2,8 @@
 
 Measures are MONAI's. An organ that is not predicted has Dice and Jaccard 0, but no surface, and
 so no distance: the field stays empty, and ``predicted_voxels`` tells. An organ that the truth has
-not, has none of the four.
+not, has none of the four. Voxels that the truth says to ignore count nowhere, neither as right nor
+as wrong.
 """
 
 from __future__ import annotations
@@ -87,6 +88,27 @@ def score(predicted: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[flo
     ]
 
 
+def where_known(
+    predicted: torch.Tensor, truth: torch.Tensor, organ: int, *, ignore: int = 255
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The masks of an organ in two label maps, both without what the truth says to ignore.
+
+    Args:
+        predicted: label map of any shape.
+        truth: on the same grid.
+        organ: label value.
+        ignore: value in ``truth`` of voxels of which nothing is known.
+
+    Returns:
+        Of the prediction and of the truth, true where the organ is.
+
+    Example:
+        >>> where_known(torch.tensor([1, 1, 0]), torch.tensor([1, 255, 1]), 1)
+        (tensor([ True, False, False]), tensor([ True, False,  True]))
+    """
+    return (predicted == organ) & (truth != ignore), truth == organ
+
+
 class CalibrationErrord(MapTransform):
     """Leave the expected calibration error of each organ in the meta of its probabilities.
 
@@ -133,7 +155,8 @@ class ScoreTable:
         path: the file to write when the engine completes.
         organs: label values in the order of the network's channels behind the background.
         priors: in the same order; none for a network without.
-        pred_key: the prediction in the engine's output, one-hot ``(K + 1, W, H, D)``.
+        pred_key: the prediction in the engine's output, one-hot ``(K + 1, W, H, D)``, without
+            organs where the truth is to be ignored.
         label_key: the truth, likewise, on the scan's own grid.
         image_key: the scan.
     """

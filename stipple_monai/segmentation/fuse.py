@@ -36,6 +36,7 @@ from stipple_monai.results import (
     on_grid_of,
     organ_records,
     read_records,
+    where_known,
     write_record,
     write_tables,
 )
@@ -302,7 +303,7 @@ def _write(
 
 def _dice(found: Tensor, label: Tensor, organ: int) -> float | None:
     """Dice of an organ where the label is known; None where the label has none."""
-    one, two = (found == organ) & (label != 255), label == organ
+    one, two = where_known(found, label, organ)
     both = int((one & two).sum())
     return 2 * both / int(one.sum() + two.sum()) if two.any() else None
 

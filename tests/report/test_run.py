@@ -129,6 +129,24 @@ def test_predictions_with_truth_priors_and_positions(made, tmp_path):
         assert (tmp_path / picture).is_file()
 
 
+def test_predictions_that_the_truth_says_to_ignore_are_not_wrong(tmp_path):
+    """Right wherever the truth is known; all that is predicted counts as its volume."""
+    predicted = organ(6).astype(np.uint8)
+    truth = predicted.copy()
+    truth[:5] = 255
+    write_scan(tmp_path / "x.nii.gz", organ(6), AFFINE)
+    (tmp_path / "out").mkdir()
+    for name, values in (("t", truth), ("out/x_seg", predicted)):
+        nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / f"{name}.nii.gz")
+    items = [{"image": tmp_path / "x.nii.gz", "label": tmp_path / "t.nii.gz"}]
+    write_datalist(tmp_path / "d.json", {"test": items}, metadata={"labels": {"1": "liver"}})
+    page = report(tmp_path / "out", tmp_path / "p.html", datalist=tmp_path / "d.json")
+    (row,) = table(page, "Every case")
+    assert float(row["Dice (%)"]) == 100
+    assert float(row["predicted volume (ml)"]) == pytest.approx(predicted.sum() * 0.03, abs=0.06)
+    assert float(row["true volume (ml)"]) == pytest.approx((truth == 1).sum() * 0.03, abs=0.06)
+
+
 def test_what_is_missing_is_said(made, tmp_path):
     shutil.copytree(made["out"], tmp_path / "out")
     (tmp_path / "out" / "s1_seg.nii.gz").unlink()

@@ -155,8 +155,10 @@ def test_the_calibration_error_is_that_of_the_probabilities(tmp_path):
     truth[:2, :2] = True
     organ = torch.full((4, 4, 1), 0.001)  # below 0.01: does not count
     organ[:2, :3] = 0.9  # six voxels, of them four that are the organ
+    organ[3] = 0.7  # of which nothing is known
     probability = MetaTensor(torch.stack([1 - organ, organ]))
     label = MetaTensor(torch.from_numpy(truth)[None].byte())
+    label[0, 3] = 255
     item = CalibrationErrord("pred")({"pred": probability, "label": label})
     assert CALIBRATION_META in item["pred"].meta
     assert CALIBRATION_META not in probability.meta  # a transform leaves its input as it is
