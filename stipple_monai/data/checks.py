@@ -19,7 +19,8 @@ def read_volume(path: str | Path) -> MetaTensor:
     """Read a 3D NIfTI file.
 
     Args:
-        path: a ``.nii`` or ``.nii.gz`` file.
+        path: a ``.nii`` or ``.nii.gz`` file. Further axes of one entry, as of a series of one
+            volume, are dropped.
 
     Returns:
         Volume ``(1, W, H, D)``, float32, with its affine; what a person should know of its header
@@ -42,11 +43,12 @@ def read_volume(path: str | Path) -> MetaTensor:
         values = torch.from_numpy(file.get_fdata(dtype=np.float32))
     except UNREADABLE as error:
         raise DatasetError(unreadable) from error
-    if values.ndim != 3:
+    if values.ndim < 3 or any(length != 1 for length in values.shape[3:]):
         raise DatasetError(
             f"`path` must be a 3D volume, got shape {tuple(values.shape)} in {path}. "
             "Of a series over time, give one volume."
         )
+    values = values.reshape(values.shape[:3])
     settled, notes = with_one_geometry(file, str(path))
     meta = {"filename_or_obj": str(path), "space": SpaceKeys.RAS, "notes": notes}
     return MetaTensor(values[None], affine=torch.as_tensor(settled.affine), meta=meta)

@@ -428,6 +428,13 @@ def test_reads_channel_first(tmp_path):
     assert read_volume(saved(tmp_path / "b.nii.gz", (4, 5, 1))).shape == (1, 4, 5, 1)
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 6, 1), (4, 5, 6, 1, 1)])
+def test_reads_a_series_of_one_volume(tmp_path, shape):
+    read, expected = (read_volume(saved(tmp_path / "a.nii.gz", s)) for s in (shape, shape[:3]))
+    assert torch.equal(read.as_tensor(), expected.as_tensor())
+    assert torch.equal(read.affine, expected.affine)
+
+
 def test_refuses_a_series_as_monai_reads_it(tmp_path, label):
     path = saved(tmp_path / "a.nii.gz", (6, 5, 4, 3))
     series = LoadImage(image_only=True, ensure_channel_first=True)(path)
@@ -438,6 +445,8 @@ def test_refuses_a_series_as_monai_reads_it(tmp_path, label):
 def test_refuses_series_and_slices(tmp_path):
     with pytest.raises(DatasetError, match=r"must be a 3D .* in .*a\.nii\.gz.* give one volume"):
         read_volume(saved(tmp_path / "a.nii.gz", (4, 5, 6, 3)))
+    with pytest.raises(DatasetError, match=r"must be a 3D volume, got shape \(4, 5, 6, 1, 2\)"):
+        read_volume(saved(tmp_path / "a.nii.gz", (4, 5, 6, 1, 2)))
     with pytest.raises(DatasetError, match="must be a 3D"):
         read_volume(saved(tmp_path / "b.nii.gz", (4, 5)))
 

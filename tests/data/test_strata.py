@@ -40,7 +40,7 @@ def test_volumes_of_a_real_label_agree_with_its_header(tmp_path):
 def test_strata_are_a_key_or_the_volume_of_an_organ(tmp_path):
     items = []
     for number, count in enumerate((3, 5)):
-        values = np.zeros((4, 4, 4), np.uint8)
+        values = np.zeros((4, 4, 4, 1), np.uint8)
         values.flat[:count] = 2
         label = tmp_path / f"{number}_seg.nii.gz"
         nib.save(nib.Nifti1Image(values, np.diag([10.0, 10.0, 10.0, 1.0])), label)
