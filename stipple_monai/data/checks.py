@@ -146,13 +146,13 @@ def check_pair(
 
 
 def _require_values(label: MetaTensor, values: Sequence[int], ignore: int | None) -> None:
-    found = label.as_tensor()
     allowed = [0, *values, *([] if ignore is None else [ignore])]
+    found = _comparable(label.as_tensor(), highest=max(allowed))
     # a tenth of the time that torch.unique takes to sort a whole volume
     right = torch.isin(found, torch.tensor(allowed, dtype=found.dtype, device=found.device))
-    if not right.all():
-        whole = rounded_label(label).as_tensor()
-        right = torch.isin(whole, torch.tensor(allowed, dtype=whole.dtype, device=whole.device))
+    if not right.all() and found.is_floating_point():
+        found = rounded_label(label).as_tensor()
+        right = torch.isin(found, torch.tensor(allowed, dtype=found.dtype, device=found.device))
     if not right.all():
         also = "" if ignore is None else f" or {ignore}"
         wrong = found[~right].unique()[:5].tolist()
@@ -167,6 +167,14 @@ def _require_values(label: MetaTensor, values: Sequence[int], ignore: int | None
             f"`label` must have voxels that are not to be ignored, got {ignore} in all of "
             f"{_name(label)}: leave the scan unlabelled."
         )
+
+
+def _comparable(values: torch.Tensor, *, highest: int) -> torch.Tensor:
+    """Values as they are, or as integers among which torch can look for so high a one."""
+    if values.is_floating_point():
+        return values
+    known = values.dtype in (torch.uint8, torch.int16, torch.int32, torch.int64)
+    return values if known and highest <= torch.iinfo(values.dtype).max else values.long()
 
 
 def rounded_label(label: MetaTensor) -> MetaTensor:

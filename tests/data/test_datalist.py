@@ -386,6 +386,14 @@ def test_takes_values_that_are_whole_but_for_rounding(image, label):
     check_pair(image, label, classes=2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8, torch.uint16])
+def test_labels_may_be_of_types_that_hold_no_255_or_that_torch_hardly_knows(image, label, dtype):
+    held = volume((label.as_tensor() == 1).to(dtype), name="seg.nii.gz")
+    check_pair(image, held, classes=2)
+    with pytest.raises(DatasetError, match="values 0, 300 or 255, got 1 in seg.nii.gz"):
+        check_pair(image, held, classes=2, values=[300])
+
+
 def test_a_label_of_ignored_voxels_alone_is_refused(image, label):
     label[:] = 255
     with pytest.raises(DatasetError, match=r"not to be ignored, got 255 in all .* unlabelled"):
