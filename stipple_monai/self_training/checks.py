@@ -21,6 +21,7 @@ from stipple_monai.ownership import (
 )
 from stipple_monai.progress import follow
 from stipple_monai.pseudo_labels import select_certain, select_top_k
+from stipple_monai.self_training.quality import known_truth
 from stipple_monai.transforms import CheckScand, LoadScand
 
 GIVEN = (
@@ -87,12 +88,17 @@ def locator_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_unlabelled(
-    items: Sequence[Mapping[str, Any]], channels: int, datalist: str | Path
+    items: Sequence[Mapping[str, Any]],
+    channels: int,
+    datalist: str | Path,
+    *,
+    organs: Sequence[int],
+    background: Sequence[int] = (),
 ) -> None:
     """Find before the first training what would stop the labelling of a scan after it.
 
     Raises:
-        DatasetError: there is no scan, one cannot be read, or two have one name.
+        DatasetError: there is no scan, one or its truth cannot be read, or two have one name.
     """
     if not items:
         raise DatasetError(
@@ -112,7 +118,8 @@ def check_unlabelled(
                 f"`datalist` must give its unlabelled scans different file names, got {other} and "
                 f"{first}: rename one."
             )
-        check(load({"image": item["image"]}))
+        scan = check(load({"image": item["image"]}))["image"]
+        known_truth(item, scan, organs, background)
 
 
 def remember_rounds(path: Path, settings: dict[str, Any]) -> None:

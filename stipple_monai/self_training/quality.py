@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from monai.data import MetaTensor
 
 from stipple_monai.data import check_pair, first_file, read_label_map
 from stipple_monai.files import read_csv, write_csv
+from stipple_monai.results import where_known
 
 QUALITY_COLUMNS = ("scan", "organ", "selected_voxels", "precision", "recall", "dice")
 
@@ -20,7 +20,7 @@ def measure_quality(label: MetaTensor, truth: MetaTensor, *, organ: int) -> list
 
     Args:
         label: partly labelled map ``(1, W, H, D)``; ignored voxels count as not selected.
-        truth: on the same grid.
+        truth: on the same grid; where it is to be ignored, no selection is right or wrong.
         organ: label value.
 
     Returns:
@@ -35,14 +35,39 @@ def measure_quality(label: MetaTensor, truth: MetaTensor, *, organ: int) -> list
         >>> measure_quality(MetaTensor(label), MetaTensor(truth), organ=1)
         [2, 0.5, 0.333..., 0.4]
     """
-    selected, true = label.numpy() == organ, truth.numpy() == organ
-    both, chosen, all_true = (int(np.sum(m)) for m in (selected & true, selected, true))
+    selected, true = where_known(label.as_tensor(), truth.as_tensor(), organ)
+    both, known, all_true = (int(mask.sum()) for mask in (selected & true, selected, true))
 
     def quotient(part: int, whole: int) -> float | str:
         return part / whole if whole else ""
 
-    dice = quotient(2 * both, chosen + all_true)
-    return [chosen, quotient(both, chosen), quotient(both, all_true), dice]
+    chosen, dice = int((label == organ).sum()), quotient(2 * both, known + all_true)
+    return [chosen, quotient(both, known), quotient(both, all_true), dice]
+
+
+def known_truth(
+    item: Mapping[str, Any], scan: MetaTensor, organs: Sequence[int], background: Sequence[int]
+) -> MetaTensor | None:
+    """Read the truth of an unlabelled scan, where the datalist has one.
+
+    Args:
+        item: of the datalist, perhaps with ``truth``.
+        scan: the scan ``(C, W, H, D)``, or what lies on its grid.
+        organs: label values.
+        background: further values that a truth may have.
+
+    Returns:
+        ``(1, W, H, D)`` with label values and 255, which is ignored; None without ``truth``.
+
+    Raises:
+        DatasetError: the truth cannot be read, is not on its scan's grid or has another value.
+    """
+    if "truth" not in item:
+        return None
+    truth = read_label_map(item["truth"])
+    values = [*range(1, max(organs) + 1), *background]
+    check_pair(scan, truth, classes=len(values) + 1, values=values, channels=len(scan))
+    return truth
 
 
 def write_quality(
@@ -65,15 +90,12 @@ def write_quality(
         The rows.
 
     Raises:
-        DatasetError: a truth is not on its scan's grid or has another value.
+        DatasetError: see :func:`known_truth`.
     """
     rows: list[list[Any]] = []
     for item in labelled:
         label = read_label_map(item["label"])
-        truth = read_label_map(item["truth"]) if "truth" in item else None
-        if truth is not None:
-            values = [*range(1, max(organs) + 1), *background]
-            check_pair(label, truth, classes=len(values) + 1, values=values, ignore=None)
+        truth = known_truth(item, label, organs, background)
         for organ in organs:
             if truth is None:
                 numbers: list[Any] = [int((label == organ).sum()), "", "", ""]

@@ -147,7 +147,8 @@ def self_train(
     check_knobs_of_rounds(gammas, selection, len(rounds.organs), str(position_with), knobs)
     sections = round_sections(datalist, unlabelled_sections)
     if gammas:
-        check_unlabelled(sections["unlabelled"], rounds.channels, datalist)
+        values = {"organs": rounds.organs, "background": rounds.background}
+        check_unlabelled(sections["unlabelled"], rounds.channels, datalist, **values)
     rounds.check_locator(position_with)
     settings = {
         **_identity(sections, configs, files),

@@ -25,6 +25,7 @@ from stipple_monai.bundle import BUNDLE, read_model
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
 from stipple_monai.self_training.checks import GIVEN, round_sections
+from stipple_monai.self_training.checks import check_unlabelled
 from stipple_monai.self_training.quality import measure_quality, write_quality
 from stipple_monai.self_training.rounds import self_train
 
@@ -196,6 +197,57 @@ def test_quality_without_anything_to_divide_by():
     assert measure_quality(nothing, nothing, organ=1) == [0, "", "", ""]
     assert measure_quality(ignored, organ, organ=1) == [0, "", 0.0, 0.0]
     assert measure_quality(organ, nothing, organ=1) == [8, 0.0, "", 0.0]
+    assert measure_quality(organ, ignored, organ=1) == [8, "", "", ""]
+
+
+def with_unknown(truth, path):
+    """The truth, but of a quarter of the scan nothing is known; it is stored with four axes."""
+    volume = nib.load(truth)
+    voxels = np.asarray(volume.dataobj).copy()
+    voxels[16:, 16:] = 255
+    nib.save(nib.Nifti1Image(voxels[..., None], volume.affine), path)
+    return voxels
+
+
+def test_where_the_truth_is_unknown_no_selection_is_right_or_wrong(datalist, tmp_path):
+    (known,) = read_datalist(datalist, "unlabelled")
+    truth = with_unknown(known["truth"], tmp_path / "truth.nii.gz")
+    selected = np.roll(np.asarray(nib.load(known["truth"]).dataobj), 2, axis=0)
+    label = nib.Nifti1Image(selected, nib.load(known["truth"]).affine)
+    nib.save(label, tmp_path / "label.nii.gz")
+    item = {"image": known["image"], "label": tmp_path / "label.nii.gz"}
+    write_quality(tmp_path / "q.csv", [{**item, "truth": tmp_path / "truth.nii.gz"}], [1])
+    (row,) = read_csv(tmp_path / "q.csv")
+    chosen, true = (selected == 1) & (truth != 255), truth == 1
+    right = (chosen & true).sum()
+    assert int(row["selected_voxels"]) == selected.sum() > chosen.sum()
+    assert float(row["precision"]) == pytest.approx(right / chosen.sum(), abs=1e-4)
+    assert float(row["recall"]) == pytest.approx(right / true.sum(), abs=1e-4)
+    dice = 2 * right / (chosen.sum() + true.sum())
+    assert float(row["dice"]) == pytest.approx(dice, abs=1e-4)
+
+
+def test_every_truth_is_read_before_the_first_training(datalist, tmp_path):
+    """It scores the pseudo-labels of a round, hours later."""
+    (known,) = read_datalist(datalist, "unlabelled")
+    for name, change in (("value", lambda x: x + 2), ("grid", lambda x: x[1:])):
+        truth, volume = tmp_path / f"{name}.nii.gz", nib.load(known["truth"])
+        values = change(np.asarray(volume.dataobj))
+        nib.save(nib.Nifti1Image(values, volume.affine), truth)
+        item = {"image": known["image"], "truth": str(truth)}
+        with pytest.raises(DatasetError, match=rf"must have .*{name}\.nii\.gz"):
+            check_unlabelled([item], 1, "x", organs=[1])
+    voxels = with_unknown(known["truth"], tmp_path / "truth.nii.gz")
+    assert (voxels == 255).any()
+    check_unlabelled([{**known, "truth": tmp_path / "truth.nii.gz"}], 1, "x", organs=[1])
+    garbage = json.loads(datalist.read_text())
+    (tmp_path / "truth.nii.gz").write_bytes(b"no image")
+    garbage["unlabelled"][0]["truth"] = str(tmp_path / "truth.nii.gz")
+    other = datalist.parent / "early.json"
+    other.write_text(json.dumps(garbage))
+    with pytest.raises(DatasetError, match=r"a whole NIfTI file, got .*truth\.nii\.gz"):
+        again(other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_truth_may_have_values_that_count_as_background(datalist, tmp_path):
@@ -554,6 +606,7 @@ def test_the_truth_is_only_read_to_score(datalist, tmp_path, monkeypatch):
     other = datalist.parent / "garbage.json"
     other.write_text(json.dumps(content))
     scored = []
+    monkeypatch.setattr("stipple_monai.self_training.checks.known_truth", lambda *_: None)
     monkeypatch.setattr(
         "stipple_monai.self_training.rounds.write_quality",
         lambda path, items, organs, background: scored.extend(items) or [["", 1, 0, "", "", ""]],
