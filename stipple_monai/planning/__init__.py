@@ -20,6 +20,7 @@ from stipple_monai.planning.plan import (
 )
 from stipple_monai.planning.rules import (
     Choice,
+    refuse_window,
 )
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "make_plan",
     "plan_once",
     "read_settings",
+    "refuse_window",
     "take_fingerprint",
 ]

@@ -38,6 +38,7 @@ MOST_SCANS = 40
 """Scans whose voxels are read."""
 VOXELS = 20_000
 """Of organs, and as many of the whole, in each of these scans."""
+_AND = " + "
 
 
 Looked: TypeAlias = tuple[dict[int, float], NDArray[Any], NDArray[Any]]
@@ -48,7 +49,7 @@ class Fingerprint:
     """Figures of a data set; lengths in mm along R, A and S, volumes in ml.
 
     Args:
-        modality: such as ``CT`` or ``MR``.
+        modality: such as ``CT`` or ``MR``; of channels that differ all, such as ``CT + PET``.
         channels: of a scan.
         scans: in the sections `SECTIONS`.
         labelled: scans of the section ``training`` with a label.
@@ -76,6 +77,11 @@ class Fingerprint:
     intensity: Mapping[str, float] = field(default_factory=dict)
     scan_intensity: Mapping[str, float] = field(default_factory=dict)
     sampled: int = 0
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the channels are of several modalities, which one window does not fit."""
+        return self.channels > 1 and _AND in self.modality
 
     def facts(self) -> dict[str, Any]:
         """The same of JSON's types."""
@@ -117,7 +123,7 @@ def take_fingerprint(
     by_value = {v: [volumes[v] for volumes, _, _ in found if v in volumes] for v in values}
     whole = _statistics([voxels for _, _, voxels in found])
     return Fingerprint(
-        modality=_modality(read_content(Path(datalist)), whole),
+        modality=_modality(read_content(Path(datalist)), channels, whole),
         channels=channels,
         scans=len(items),
         labelled=len(labelled),
@@ -158,7 +164,7 @@ def _look_at(
 
 
 def _open(path: str) -> Any:
-    if Path(path).is_dir() or not path.endswith(NIFTI):
+    if Path(path).is_dir() or not path.lower().endswith(NIFTI):
         raise DatasetError(
             f"Scans must be NIfTI files, got {path}: run `ingest` first, which writes such."
         )
@@ -244,17 +250,22 @@ def _spread(volumes: Sequence[float]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in told.items()}
 
 
-def _modality(content: Mapping[str, Any], whole: Mapping[str, float]) -> str:
+def _modality(content: Mapping[str, Any], channels: int, whole: Mapping[str, float]) -> str:
     """What the datalist says; else CT where there is air, which is at −1000 HU."""
     told = content.get("modality") or content.get("channel_names") or {}
-    said = str(next(iter(told.values()), "")) if isinstance(told, dict) else str(told)
-    if said.upper().startswith("CT"):
-        return "CT"
-    if said.upper().startswith("MR"):
-        return "MR"
-    if said and said.lower() not in ("unknown", "none", "0"):
-        return said
-    return "CT" if whole["p00_5"] < -500 else "unknown"
+    said = list(told.values()) if isinstance(told, dict) else [told] * channels
+    # a channel that nobody named need not be in the unit of the first
+    names = [_known_modality(str(name)) for name in [*said, *[""] * channels][:channels]]
+    if names[0] == "unknown" and whole["p00_5"] < -500:  # voxels are those of the first channel
+        names[0] = "CT"
+    return _AND.join(dict.fromkeys(names))
+
+
+def _known_modality(said: str) -> str:
+    for modality in ("CT", "MR"):
+        if said.upper().startswith(modality):
+            return modality
+    return said if said and said.lower() not in ("unknown", "none", "0") else "unknown"
 
 
 def example_fingerprint(**changes: Any) -> Fingerprint:

@@ -114,8 +114,9 @@ def make_plan(
 
     Raises:
         DatasetError: see `take_fingerprint`.
-        ValueError: no config has one of the ``options``, ``dimensions`` is not 2 or 3, or the
-            memory of the GPU is neither given nor here to be asked.
+        ValueError: no config has one of the ``options``, ``dimensions`` is not 2 or 3, a window is
+            given for channels of several modalities, or the memory of the GPU is neither given nor
+            here to be asked.
     """
     if dimensions not in (None, 2, 3):
         raise ValueError(f"`dimensions` must be 2 or 3, got {dimensions}: leave it out.")
@@ -125,6 +126,7 @@ def make_plan(
     check_knobs(configs, ["prior", "train", "inference", *more], given)
     device, probe, room = _trained_on(device, memory_gib)
     found = take_fingerprint(datalist, progress=progress)
+    rules.refuse_window(found, given)
     flat = rules.choose_dimensions(found, device=device)
     if dimensions is not None or paper:
         flat = Choice(dimensions or 2, "given" if dimensions else "the paper's")

@@ -54,6 +54,9 @@ def choose_background(found: Fingerprint, organs: Sequence[int]) -> Choice:
 def choose_intensity(found: Fingerprint, *, paper: bool = False) -> dict[str, Choice]:
     """CT in the window of its organs; anything else by each scan's own percentiles."""
     seen = found.intensity
+    if found.mixed:
+        why = f"{found.modality} have no unit in common: each channel's own 0.5 and 99.5 percentiles"
+        return {"percentiles": Choice(True, f"{why}, in each scan")}
     if found.modality != "CT":
         why = f"{found.modality} has no unit: each scan's own 0.5 and 99.5 percentiles"
         return {"percentiles": Choice(True, why)}
@@ -72,6 +75,28 @@ def choose_intensity(found: Fingerprint, *, paper: bool = False) -> dict[str, Ch
         "mean_hu": Choice(round(seen["mean"], 1), f"the mean {where}"),
         "std_hu": Choice(max(round(seen["sd"], 1), 1.0), f"the deviation {where}"),
     }
+
+
+def refuse_window(found: Fingerprint, settings: Mapping[str, Any]) -> None:
+    """Stop at one window for channels of several modalities, which would clip some to nothing.
+
+    Args:
+        found: figures of the data.
+        settings: knobs that are given, or all of train.yaml; an ``intensity`` that does not read
+            ``window_hu`` is not looked at.
+
+    Raises:
+        ValueError: there is such a window.
+    """
+    percentiles = settings.get("percentiles", "window_hu" not in settings)
+    read = "@window_hu" in str(settings.get("intensity", "@window_hu"))
+    if found.mixed and percentiles is False and read:
+        raise ValueError(
+            f"`window_hu` must not be given for channels of several modalities, got "
+            f"{settings.get('window_hu', 'percentiles: false')} for {found.modality}: set "
+            "`percentiles` to true, or give an `intensity` that treats each channel by itself. Where "
+            "all are CT, name all so in the datalist's `modality`."
+        )
 
 
 def choose_dimensions(found: Fingerprint, *, device: str) -> Choice:

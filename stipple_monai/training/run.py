@@ -50,6 +50,7 @@ from stipple_monai.planning import (
     contradictions,
     plan_once,
     read_settings,
+    refuse_window,
     take_fingerprint,
 )
 from stipple_monai.priors import prior_path
@@ -204,6 +205,7 @@ def _begin(out: Path, datalist: str | Path, found: Fingerprint | None, **told: A
     found = found or take_fingerprint(datalist)
     names = [*told["overlays"], *told["train_overlays"]]
     settings = read_settings(told["configs"], names, told["knobs"])
+    refuse_window(found, settings)
     for note in contradictions(found, settings):
         print(f"warning: {note}", flush=True)
     describe(out, datalist, found=found, **told)

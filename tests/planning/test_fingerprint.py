@@ -81,6 +81,23 @@ def test_the_modality_is_told_or_seen(tmp_path, content, modality):
     assert take_fingerprint(path, progress=False).modality == modality
 
 
+@pytest.mark.parametrize(
+    ("content", "modality"),
+    [
+        ({"modality": {"0": "CT", "1": "PET"}}, "CT + PET"),
+        ({"channel_names": {"0": "CT"}}, "CT + unknown"),
+        ({}, "CT + unknown"),
+        ({"modality": {"0": "CT", "1": "CTA"}}, "CT"),
+        ({"modality": "MRI"}, "MR"),
+    ],
+)
+def test_modalities_of_several_channels(tmp_path, content, modality):
+    item = write(tmp_path, "a", boxes(1))
+    several = {**item, "image": [item["image"]] * 2}
+    found = take_fingerprint(data(tmp_path, [several], **content), progress=False)
+    assert (found.modality, found.mixed) == (modality, "+" in modality)
+
+
 def test_no_air_is_no_ct(tmp_path):
     item = write(tmp_path, "a", boxes(1), image=np.ones((12, 10, 8)))
     assert take_fingerprint(data(tmp_path, [item]), progress=False).modality == "unknown"
@@ -98,6 +115,14 @@ def test_intensities_of_scans_whose_organs_tell_none(tmp_path, monkeypatch, cont
     assert found.cases == {1: 1 + int(content.dtype != np.uint8)}
     assert found.intensity == found.scan_intensity
     assert found.scan_intensity["p50"] == (0 if content.dtype == np.uint8 else -1000)
+
+
+def test_endings_may_be_upper_case(tmp_path):
+    item = write(tmp_path, "a", boxes(1))
+    for name in item.values():
+        (tmp_path / name).rename(tmp_path / name.upper())
+    upper = {key: name.upper() for key, name in item.items()}
+    assert take_fingerprint(data(tmp_path, [upper]), progress=False).cases == {1: 1}
 
 
 def test_channels_of_several_files(tmp_path):

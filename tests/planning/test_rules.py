@@ -29,6 +29,21 @@ def test_intensities():
     assert mr.keys() == {"percentiles"}
 
 
+def test_channels_of_several_modalities_have_no_window():
+    pet = example_fingerprint(modality="CT + PET", channels=2)
+    assert {k: c.value for k, c in rules.choose_intensity(pet).items()} == {"percentiles": True}
+    read = {"percentiles": False, "window_hu": [0, 1], "intensity": [{"a_min": "$@window_hu[0]"}]}
+    for settings in ({"window_hu": [-100, 250]}, {"percentiles": False}, read):
+        with pytest.raises(ValueError, match="`window_hu` must not be given for .* CT . PET"):
+            rules.refuse_window(pet, settings)
+    own = {**read, "intensity": [{"a_min": 0}]}
+    for settings in ({}, {"percentiles": True, "window_hu": [0, 1]}, own):
+        rules.refuse_window(pet, settings)
+    two = example_fingerprint(channels=2)
+    rules.refuse_window(two, read)
+    assert rules.choose_intensity(two)["percentiles"].value is False
+
+
 @pytest.mark.parametrize(
     ("spacing", "shape", "device", "value", "why"),
     [
