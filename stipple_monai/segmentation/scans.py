@@ -14,6 +14,8 @@ from stipple_monai.ingest import is_tree, list_series
 from stipple_monai.nifti import NIFTI, open_nifti
 from stipple_monai.results import check_dicom_seg, series_files
 
+_CHANNEL = re.compile(r"(.+)_(\d{4})(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
+
 
 def find_scans(
     inputs: Iterable[str | Path],
@@ -31,12 +33,13 @@ def find_scans(
     Args:
         inputs: files, folders and datalists.
         section: of the datalists.
-        channels: of the network; of several, files ``NAME_0000``, ``NAME_0001`` … are one scan.
+        channels: of the network; of several, files ``NAME_0000``, ``NAME_0001`` … are one scan
+            where they are as many.
         modality: of the training, see `stipple_monai.ingest.list_series`.
 
     Raises:
-        DatasetError: an input is none of these, a tree has no scan, or two scans cannot have names
-            of their own.
+        DatasetError: an input is none of these, a tree has no scan, a scan lacks the file of a
+            channel, or two scans cannot have names of their own.
     """
     images: dict[str, Any] = {}
     for given in inputs:
@@ -64,13 +67,41 @@ def find_scans(
 
 
 def _by_channel(files: list[str], channels: int) -> list[Any]:
-    """Scans of one file, or of as many as the network has channels, as nnU-Net names them."""
+    """Scans of one file, or of as many as the network has channels, as nnU-Net names them.
+
+    Four digits may as well be a patient's number: files are channels only where those of one name
+    are numbered from 0000 on without a gap and are as many as the network has channels, each 3D.
+    """
     if channels == 1:
         return files
-    scans: dict[str, list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for file in files:
-        scans.setdefault(re.sub(r"_\d{4}(?=\.nii)", "", file), []).append(file)
-    return [each if len(each) > 1 else each[0] for each in scans.values()]
+        found = _CHANNEL.fullmatch(file)
+        groups.setdefault((found[1], found[3].lower()) if found else (file,), []).append(file)
+    scans: list[Any] = []
+    for (name, *ending), group in groups.items():
+        numbers = [int(found[2]) for file in group if (found := _CHANNEL.fullmatch(file))]
+        if 0 not in numbers or _has_channels(group[0], channels):
+            scans += group
+            continue
+        missing = [c for c in range(channels) if c not in numbers]
+        if missing:
+            raise DatasetError(
+                f"A scan must have a file for each of the network's {channels} channels, got "
+                f"{', '.join(group)} without {name}_{missing[0]:04d}{ending[0]}: add it, or take "
+                "the scan out of the folder."
+            )
+        scans += [group] if numbers == list(range(channels)) else group
+    return scans
+
+
+def _has_channels(file: str, channels: int) -> bool:
+    """Whether a file has all channels; one that cannot be read is told of when its turn comes."""
+    try:
+        shape = open_nifti(file)[0].shape
+    except DatasetError:
+        return False
+    return bool(shape[3:4] == (channels,))
 
 
 def _tree(root: Path, modality: str) -> list[Any]:

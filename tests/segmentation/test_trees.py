@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -146,3 +147,32 @@ def test_channels_of_nnunet_are_one_scan(tmp_path):
     found = find_scans([tmp_path], channels=2)
     assert [[path[-11:-7] for path in item["image"]] for item in found] == [["0000", "0001"]] * 2
     assert len(find_scans([tmp_path])) == 4
+
+
+def scans_of(folder, *names, shape=(), channels=2):
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+        if shape:
+            nib.save(nib.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), folder / name)
+    found = [item["image"] for item in find_scans([folder], channels=channels)]
+    return [[Path(f).name for f in image] if isinstance(image, list) else 1 for image in found]
+
+
+def test_four_digits_may_be_a_patients_number(tmp_path):
+    numbers = [f"case_{i:04d}.nii.gz" for i in range(4)]
+    assert scans_of(tmp_path / "from 1", *numbers[1:]) == [1, 1, 1]
+    assert scans_of(tmp_path / "from 0", *numbers[:3]) == [1, 1, 1]
+    assert scans_of(tmp_path / "years", "scan_2001.nii.gz", "scan_2002.nii.gz", "a.nii") == [1] * 3
+    # whose channels are in each file
+    assert scans_of(tmp_path / "4D", *numbers[:2], shape=(2, 2, 2, 2)) == [1, 1]
+    assert scans_of(tmp_path / "one", numbers[0], shape=(2, 2, 2, 2)) == [1]
+    names = ["a_0000.NII.GZ", "a_0001.nii.gz"]
+    assert scans_of(tmp_path / "case", *names, shape=(2, 2, 2)) == [names]
+
+
+@pytest.mark.parametrize(("there", "missing"), [((0,), 1), ((0, 2), 1), ((0, 1), 2)])
+def test_a_scan_without_one_of_its_channels_is_an_error(tmp_path, there, missing):
+    names = [f"a_{i:04d}.nii.gz" for i in there]
+    with pytest.raises(DatasetError, match=rf"3 channels, got .* without .*a_000{missing}\.nii"):
+        scans_of(tmp_path / "x", *names, channels=3)
