@@ -12,7 +12,9 @@ from monai.transforms import Orientation
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
+from stipple_monai.data import TOLERANCE_MM
 from stipple_monai.errors import DatasetError
+from stipple_monai.nifti import corner_distance_mm
 from stipple_monai.priors import is_invertible, world_point
 
 
@@ -39,12 +41,13 @@ def on_one_grid(**volumes: MetaTensor | None) -> dict[str, MetaTensor]:
                 f"`{name}` must have the shape of `{first}`, {tuple(reference.shape[1:])} on RAS "
                 f"axes, got {tuple(volume.shape[1:])}: resample it to the grid of `{first}`."
             )
-        corner = torch.tensor([*volume.shape[1:], 1.0], dtype=torch.float64)
-        gap = float(((volume.affine.double() - reference.affine.double()) @ corner).abs().max())
-        if gap > 0.1 * min(spacing_mm(reference)):
+        apart_mm = corner_distance_mm(
+            volume.affine.numpy(), reference.affine.numpy(), tuple(volume.shape[1:])
+        )
+        if not apart_mm <= TOLERANCE_MM:
             raise DatasetError(
-                f"`{name}` must lie where `{first}` lies, but their grids are {gap:.3g} mm apart "
-                f"at a corner: resample it to the grid of `{first}`."
+                f"`{name}` must lie where `{first}` lies, but their grids are {apart_mm:.3g} mm "
+                f"apart at a corner: resample it to the grid of `{first}`."
             )
     return turned
 

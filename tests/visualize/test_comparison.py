@@ -277,7 +277,7 @@ def test_a_figure_is_png(tmp_path):
         (volume(np.zeros((20, 16, 0))), r"`truth` must have the shape \(1, W, H, D\)"),
         (volume(np.zeros((20, 16, 11))), r"shape of `image`, \(20, 16, 12\) .*got \(20, 16, 11\)"),
         (volume(np.zeros(SHAPE), AFFINE + np.eye(4, k=3)), "lie where `image` lies.* 1 mm apart"),
-        (volume(np.zeros(SHAPE), AFFINE @ np.diag([1.02, 1, 1, 1])), "0.8 mm apart"),
+        (volume(np.zeros(SHAPE), AFFINE @ np.diag([1.02, 1, 1, 1])), "0.76 mm apart"),
         (volume(np.zeros(SHAPE), np.diag([1.0, 1, 0, 1])), "`truth` must have an invertible"),
         (volume(np.full(SHAPE, np.nan)), "`truth` must be finite"),
     ],
@@ -285,6 +285,16 @@ def test_a_figure_is_png(tmp_path):
 def test_volumes_must_share_one_grid(case, other, message):
     with pytest.raises(DatasetError, match=message):
         on_one_grid(image=case["image"], truth=other)
+
+
+def test_grids_that_meet_in_one_corner_alone_are_two(case):
+    """Voxels 5 % larger, moved so that the grid ends where the other does."""
+    larger = AFFINE @ np.diag([1.05, 1.05, 1.05, 1])
+    end = [*SHAPE, 1]
+    larger[:3, 3] += ((AFFINE - larger) @ end)[:3]
+    np.testing.assert_allclose(larger @ end, AFFINE @ end)
+    with pytest.raises(DatasetError, match="`truth` must lie where `image` lies"):
+        on_one_grid(image=case["image"], truth=volume(np.zeros(SHAPE), larger))
 
 
 def test_rounding_of_an_affine_is_no_other_grid(case):
