@@ -20,9 +20,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from stipple_monai.data import Grid, spacing_mm
+from stipple_monai.data import Grid
 from stipple_monai.ingest import FLIPS, check_alignment, open_series, read_label, read_series
 from stipple_monai.simulation import write_simulated
 
@@ -38,7 +39,7 @@ def pairs(folder: Path) -> Iterator[tuple]:
         yield (
             file.get_fdata(dtype=np.float32),
             np.asarray(nib.load(label).dataobj).astype(np.uint8),
-            spacing_mm(file.affine),
+            voxel_sizes(file.affine),
         )
 
 
@@ -56,7 +57,7 @@ def chaos_ct() -> Iterator[tuple]:
     voxels, _ = read_series(series)
     ground = DATA / "dicom/chaos_ct/Ground"
     label = read_label(ground, Grid(voxels, series.affine), series=series).array
-    yield voxels, label, spacing_mm(series.affine)
+    yield voxels, label, voxel_sizes(series.affine)
 
 
 def only(cases: Iterable[tuple], organ: int) -> list[tuple]:

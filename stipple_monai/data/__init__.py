@@ -36,7 +36,6 @@ from stipple_monai.data.grids import (
     axis_names,
     onto_grid,
     read_grid,
-    spacing_mm,
     whole_numbers,
     write_nifti,
 )
@@ -90,7 +89,6 @@ __all__ = [
     "read_sections",
     "read_volume",
     "rounded_label",
-    "spacing_mm",
     "split_datalist",
     "stem_of",
     "unique_names",

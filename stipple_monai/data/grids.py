@@ -92,17 +92,6 @@ def write_nifti(path: str | Path, array: NDArray[np.generic], affine: NDArray[np
         nib.save(image, part)
 
 
-def spacing_mm(affine: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Size of a voxel along W, H and D.
-
-    Example:
-        >>> spacing_mm(np.diag([-2.0, 2, 5, 1]))
-        (2.0, 2.0, 5.0)
-    """
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
-    return x, y, z
-
-
 def whole_numbers(array: NDArray[Any]) -> NDArray[Any]:
     """As int16 where all values are whole and fit, as float32 elsewhere.
 

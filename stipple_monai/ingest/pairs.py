@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from stipple_monai.data import (
@@ -17,7 +18,6 @@ from stipple_monai.data import (
     Grid,
     axis_names,
     read_grid,
-    spacing_mm,
     whole_numbers,
 )
 from stipple_monai.errors import DatasetError
@@ -95,7 +95,7 @@ def read_pair(case: Case, options: Options) -> Pair:
         raise DatasetError(f"`label` must hold an organ, got an empty one: {case.label}.")
     # several channels show the same anatomy
     first = scan.array if scan.array.ndim == 3 else scan.array[..., 0]
-    alignment = check_alignment(first, array, spacing_mm=spacing_mm(scan.affine))
+    alignment = check_alignment(first, array, spacing_mm=voxel_sizes(scan.affine))
     reverse = _required_flip(alignment, label, options, case)
     if reverse:
         array = np.flip(array, reverse)
@@ -178,7 +178,7 @@ def _read_scan(case: Case) -> tuple[Grid, Series | None, dict[str, Any]]:
         "patient": patient,
         "modality": series.modality if series else None,
         "shape": list(scan.array.shape),
-        "spacing_mm": [round(size, 4) for size in spacing_mm(scan.affine)],
+        "spacing_mm": [round(size, 4) for size in voxel_sizes(scan.affine).tolist()],
         "orientation": "".join(str(c) for c in nib.aff2axcodes(scan.affine)),
         "lowest": float(scan.array.min()),
         "highest": float(scan.array.max()),

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -41,8 +42,7 @@ class CoarseMask:
         self.origin_mm = (low + high) / 2 - GRID_MM * (shape - 1) / 2
         self.box_mm = low, high
         # Means over the coarse voxels keep what thinner slices and narrower organs are made of.
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        width = np.maximum(np.round(GRID_MM / spacing), 1).astype(int)
+        width = np.maximum(np.round(GRID_MM / voxel_sizes(affine)), 1).astype(int)
         margin = width // 2 + 1
         padded = np.pad(mask.astype(np.float32), [(m, m) for m in margin])
         mean = ndimage.uniform_filter(padded, width, mode="constant")

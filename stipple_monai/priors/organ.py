@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError, PositionError, PriorError
@@ -257,7 +258,7 @@ def _mean_index(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 def spacing_along_ras(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Voxel size of each array axis, in the order of the world axes they lie nearest to."""
     spacing = np.empty(3)
-    spacing[nib.io_orientation(affine)[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing[nib.io_orientation(affine)[:, 0].astype(int)] = voxel_sizes(affine)
     return spacing
 
 

@@ -31,7 +31,7 @@ from stipple_monai.report.page import Block, Lines, Page, Picture, Section, Tabl
 from stipple_monai.report.plots import dots, histogram
 from stipple_monai.report.priors import with_true_positions
 from stipple_monai.report.provenance import settings_blocks, versions_table
-from stipple_monai.visualize import CONVENTION, spacing_mm
+from stipple_monai.visualize import CONVENTION
 
 SCAN_HEADER = [
     *("case", "section", "size (voxels)", "spacing (mm)", "field of view (mm)", "axes"),
@@ -57,7 +57,7 @@ class Measured:
     scan: list[str] = field(default_factory=list)
     organs: list[list[str]] = field(default_factory=list)
     volumes_ml: dict[str, float] = field(default_factory=dict)
-    spacing_mm: tuple[float, float, float] = (math.nan,) * 3
+    spacing_mm: Sequence[float] = (math.nan,) * 3
     fault: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -167,7 +167,7 @@ def measure(section: str, case: Case, *, organs: Mapping[int, str]) -> Measured:
     found = Measured()
     try:
         image = read_scan(case.image)
-        found.spacing_mm = spacing_mm(image)
+        found.spacing_mm = image.pixdim.tolist()
         found.notes += image.meta.get("notes", [])
         found.scan = _scan_row(section, case, image)
         check_scan(image)
@@ -182,7 +182,7 @@ def measure(section: str, case: Case, *, organs: Mapping[int, str]) -> Measured:
 
 
 def _scan_row(section: str, case: Case, image: MetaTensor) -> list[str]:
-    shape, spacing = image.shape[1:], spacing_mm(image)
+    shape, spacing = image.shape[1:], image.pixdim.tolist()
     low, middle, high = np.nanpercentile(image.numpy(), (1, 50, 99))
     return [
         *(case.name, section, " × ".join(map(str, shape))),
@@ -202,8 +202,8 @@ def _measure_organs(
     organs: Mapping[int, str],
 ) -> None:
     volumes = organ_volumes(label, organs)
-    affine = label.affine.numpy()
-    upright = int(np.abs(affine[2, :3] / np.linalg.norm(affine[:3, :3], axis=0)).argmax())
+    spacing = label.pixdim.numpy()
+    upright = int(np.abs(label.affine.numpy()[2, :3] / spacing).argmax())
     for (k, name), ml in zip(organs.items(), volumes, strict=True):
         mask = label[0].numpy() == k
         if not mask.any():
@@ -211,7 +211,7 @@ def _measure_organs(
             continue
         where = np.argwhere(mask)
         low, high = where.min(0), where.max(0)
-        height = (high - low + 1)[upright] * spacing_mm(label)[upright]
+        height = (high - low + 1)[upright] * spacing[upright]
         inside = image[0].numpy()[mask]
         edge = bool((low == 0).any() or (high == np.array(mask.shape) - 1).any())
         found.volumes_ml[name] = ml

@@ -26,7 +26,7 @@ from stipple_monai.results import (
     volumes_of,
     where_known,
 )
-from stipple_monai.visualize import on_one_grid, spacing_mm
+from stipple_monai.visualize import on_one_grid
 
 SEGMENTATION = "_seg.nii.gz"
 SCORES, POSITIONS = "scores.csv", "positions.csv"
@@ -192,7 +192,7 @@ def _measure(
     """What a table has not: the true volume, and scores and the position's error."""
     (found.true_ml,) = organ_volumes(truth, [k])
     if math.isnan(found.dice):
-        numbers = score(*where_known(predicted[0], truth[0], k), spacing_mm(predicted))
+        numbers = score(*where_known(predicted[0], truth[0], k), predicted.pixdim.tolist())
         found.dice, found.jaccard, found.hd95_mm, found.asd_mm = numbers
     if math.isnan(found.position_error_mm) and found.true_ml and prior is not None:
         found.position_error_mm = _position_error(found, truth, prior)

@@ -33,7 +33,6 @@ from stipple_monai.visualize import (
     fullest,
     on_one_grid,
     organ_colours,
-    spacing_mm,
     voxel_of,
     window_for,
 )
@@ -147,7 +146,7 @@ def _view(
     keys = keys or {"middle": scan.shape[axis + 1] // 2}
     kept = _kept(scan.shape[axis + 1], keys.values(), scroll=scroll)
     w, h, d = (slice(0, n) for n in scan.shape[1:])
-    sections = [Section(plane, i, (w, h, d), spacing_mm(scan)) for i in kept]
+    sections = [Section(plane, i, (w, h, d), scan.pixdim.tolist()) for i in kept]
     voxels = scan[0].numpy()
     slices = [
         Slice(

@@ -35,7 +35,6 @@ from stipple_monai.visualize.sections import (
 )
 from stipple_monai.visualize.volumes import (
     on_one_grid,
-    spacing_mm,
     voxel_of,
 )
 
@@ -56,7 +55,6 @@ __all__ = [
     "organ_colours",
     "overlay_figure",
     "prior_figure",
-    "spacing_mm",
     "voxel_of",
     "window_for",
     "write_png",

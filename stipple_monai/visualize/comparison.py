@@ -38,7 +38,6 @@ from stipple_monai.visualize.sections import (
 )
 from stipple_monai.visualize.volumes import (
     on_one_grid,
-    spacing_mm,
 )
 
 __all__ = [
@@ -116,7 +115,7 @@ def comparison_figure(
     union = np.argwhere(np.any([m[:, :, index] for m in masks.values()], axis=0))
     low, high = [*union.min(0), index], [*union.max(0), index]
     box = box_around(low, high, scan, margin_mm=margin_mm)
-    section = Section("axial", index, box, spacing_mm(scan))
+    section = Section("axial", index, box, scan.pixdim.tolist())
     window = window_for([section.of(voxels)], window)
     figure = _four_panels(section, voxels, window, masks, chance)
     middle = torch.tensor([*(np.add(low, high) / 2), 1.0], dtype=torch.float64)

@@ -46,7 +46,6 @@ from stipple_monai.visualize.sections import (
 )
 from stipple_monai.visualize.volumes import (
     on_one_grid,
-    spacing_mm,
     voxel_of,
 )
 
@@ -109,7 +108,7 @@ def prior_figure(
     planes = [_bin_plane(scan, prior, point, int(b)) for b in shown]
     box = box_around(*_corners(prior, point, scan, planes), scan, margin_mm=margin_mm)
     at = np.clip([round(v[2]) for v in planes], 0, scan.shape[3] - 1).tolist()
-    sections = [Section("axial", index, box, spacing_mm(scan)) for index in at]
+    sections = [Section("axial", index, box, scan.pixdim.tolist()) for index in at]
     window = window_for([s.of(scan[0].numpy()) for s in sections], window)
     organ = None if label is None else volumes["label"][0].numpy() == prior.organ
     figure, axes = _panels(sections)
@@ -147,7 +146,7 @@ def _corners(
     """
     position = voxel_of(scan, point)
     half = torch.tensor(prior.size_mm, dtype=torch.float64) / 2
-    reach = half[:2].numpy() / spacing_mm(scan)[:2]
+    reach = (half / scan.pixdim)[:2].numpy()
     low, high = np.copy(position), np.copy(position)
     low[:2] -= reach
     high[:2] += reach
@@ -300,7 +299,7 @@ def _fullest(
     planes: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
     for axis, plane in zip((2, 1, 0), planes, strict=True):
         area = truth.sum(tuple(a + 1 for a in range(3) if a != axis))
-        sections.append(Section(plane, fullest(area), box, spacing_mm(scan)))
+        sections.append(Section(plane, fullest(area), box, scan.pixdim.tolist()))
     return sections
 
 

@@ -34,7 +34,6 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from stipple_monai.files import whole_file
-from stipple_monai.visualize.volumes import spacing_mm
 
 Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
 Window: TypeAlias = tuple[float, float]
@@ -74,7 +73,7 @@ class Section:
     plane: Plane
     index: int
     box: tuple[slice, slice, slice]
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: Sequence[float]
 
     def of(self, volume: NDArray[Any]) -> NDArray[Any]:
         """Cut the section out of ``(W, H, D)``: rows go up, columns go to the image's left."""
@@ -113,7 +112,7 @@ def box_around(
     low: Voxel, high: Voxel, volume: MetaTensor, *, margin_mm: float
 ) -> tuple[slice, slice, slice]:
     """Voxels from ``low`` to ``high`` (both in voxels, inclusive) and a margin, in the volume."""
-    bounds = zip(low, high, volume.shape[1:], spacing_mm(volume), strict=True)
+    bounds = zip(low, high, volume.shape[1:], volume.pixdim.tolist(), strict=True)
     x, y, z = (
         slice(
             max(int(np.floor(a - margin_mm / s)), 0),

@@ -52,12 +52,6 @@ def on_one_grid(**volumes: MetaTensor | None) -> dict[str, MetaTensor]:
     return turned
 
 
-def spacing_mm(volume: MetaTensor) -> tuple[float, float, float]:
-    """Voxel size along the array's axes."""
-    x, y, z = torch.linalg.vector_norm(volume.affine[:3, :3].double(), dim=0).tolist()
-    return x, y, z
-
-
 def voxel_of(volume: MetaTensor, position_mm: Sequence[float] | torch.Tensor) -> NDArray[Any]:
     """The voxel coordinates ``(3,)``, whole at voxels' centres, of a world point in RAS mm.
 

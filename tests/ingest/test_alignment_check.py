@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from helpers.real_data import DATA, real
 from monai.data import MetaTensor
+from nibabel.affines import voxel_sizes
 
 from stipple_monai import DatasetError
-from stipple_monai.data.grids import Grid, spacing_mm
+from stipple_monai.data.grids import Grid
 from stipple_monai.ingest.alignment_check import FLIPS, check_alignment
 from stipple_monai.ingest.label_files import read_label
 from stipple_monai.ingest.series import open_series, read_series
@@ -118,7 +119,7 @@ def test_the_liver_of_chaos():
     label = read_label(
         DATA / "dicom/chaos_ct/Ground", Grid(voxels, series.affine), series=series
     ).array
-    right = check_alignment(voxels, label, spacing_mm=spacing_mm(series.affine))
+    right = check_alignment(voxels, label, spacing_mm=voxel_sizes(series.affine))
     assert right.verdict == "confirmed"
     organ = right.scores[0].organs[1]
     assert (round(organ.mean_inside), round(organ.sd_inside)) == (141, 34)
@@ -148,7 +149,7 @@ def test_a_pancreas_in_simulated_ct():
     pancreas = (label == 11).astype(np.uint8)
     for flip in ((), (1,)):
         found = check_alignment(
-            image.numpy()[0], np.flip(pancreas, flip), spacing_mm=spacing_mm(affine)
+            image.numpy()[0], np.flip(pancreas, flip), spacing_mm=voxel_sizes(affine)
         )
         assert (found.best, found.ratio > 3) == (flip, True)
 
