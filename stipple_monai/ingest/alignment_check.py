@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.distance import jensenshannon
 
 from stipple_monai.errors import DatasetError
 
@@ -175,6 +176,5 @@ def _divergence(one: NDArray[np.float64], two: NDArray[np.float64]) -> float:
     p, q = (
         np.bincount(np.searchsorted(edges, sample), minlength=bins) + 0.5 for sample in (one, two)
     )
-    p, q = p / p.sum(), q / q.sum()
-    mean = (p + q) / 2
-    return float((p @ np.log2(p / mean) + q @ np.log2(q / mean)) / 2)
+    # SciPy gives the distance, which is the root of the divergence.
+    return float(jensenshannon(p, q, base=2) ** 2)
