@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -57,9 +56,7 @@ class EpochLines:
 
     def _keep(self, validator: Engine) -> None:
         details = validator.state.metric_details["val_mean_dice"]
-        with np.errstate(all="ignore"):
-            table = np.asarray(details.cpu(), np.float64)
-        self._scores = [_mean(column) for column in table.T]
+        self._scores = details.double().nanmean(0).tolist()
 
     def _collect(self, engine: Engine) -> None:
         # a GPU is asked for numbers once an epoch
@@ -135,8 +132,3 @@ class ProgressPicture:
         ax.locator_params(axis="x", integer=True)
         ax.set_ylim(bottom=0)
         finish_plot(figure, ax, self.path, f"Loss and Dice of {len(rows)} epochs.", legend="above")
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else math.nan
