@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from stipple_monai.files import read_csv
+from stipple_monai.handlers.epoch_loss import EpochLoss
 from stipple_monai.progress import clock
 from stipple_monai.visualize import finish_plot, new_plot
 
@@ -35,7 +36,7 @@ class EpochLines:
         validator: Engine | None = None,
     ) -> None:
         self.optimizer, self.organs, self.validator = optimizer, list(organs), validator
-        self._losses: list[torch.Tensor] = []
+        self._loss = EpochLoss()
         self._scores: list[float] = []
         self._seconds: list[float] = []
         self._started = self._rate = 0.0
@@ -44,12 +45,11 @@ class EpochLines:
         """Register with a trainer, after the handler that validates."""
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self._keep)
+        self._loss.attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, lambda: self._begin())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._tell)
 
     def _begin(self) -> None:
-        self._losses.clear()
         self._scores.clear()
         self._started = time.monotonic()
         self._rate = float(self.optimizer.param_groups[0]["lr"])
@@ -58,17 +58,10 @@ class EpochLines:
         details = validator.state.metric_details["val_mean_dice"]
         self._scores = details.double().nanmean(0).tolist()
 
-    def _collect(self, engine: Engine) -> None:
-        # a GPU is asked for numbers once an epoch
-        self._losses.append(torch.as_tensor(engine.state.output[0]["loss"]).detach())
-
     def _tell(self, engine: Engine) -> None:
         epoch, last = engine.state.epoch, engine.state.max_epochs
         self._seconds.append(time.monotonic() - self._started)
-        parts = [
-            f"epoch {epoch}/{last}",
-            f"loss {float(torch.stack(self._losses).double().mean()):.4f}",
-        ]
+        parts = [f"epoch {epoch}/{last}", f"loss {self._loss.mean():.4f}"]
         if self._scores:
             told = (f"{n} {x:.3f}" for n, x in zip(self.organs, self._scores, strict=True))
             parts.append(f"validation Dice {', '.join(told)}")

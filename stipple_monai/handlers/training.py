@@ -21,6 +21,7 @@ from torch.nn import Module
 from stipple_monai.bundle import NOT_WEIGHTS, reason
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, whole_file, write_csv
+from stipple_monai.handlers.epoch_loss import EpochLoss
 from stipple_monai.handlers.soundness import not_finite
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
 from stipple_monai.networks import PriorDrivenNet
@@ -197,35 +198,29 @@ class LearningCurve:
 
     def __init__(self, path: str | Path, *, validator: Engine | None = None) -> None:
         self.path, self.validator = Path(path), validator
-        self._losses: list[torch.Tensor] = []
+        self._loss = EpochLoss()
         self._validated = ""
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the handler that validates."""
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self._keep)
+        self._loss.attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _begin(self) -> None:
         # an epoch without validation must not repeat the last one's score
-        self._losses.clear()
         self._validated = ""
 
     def _keep(self, validator: Engine) -> None:
         dice = validator.state.metrics["val_mean_dice"]
         self._validated = "" if math.isnan(dice) else f"{dice:.5f}"
 
-    def _collect(self, engine: Engine) -> None:
-        # A GPU is asked for numbers once an epoch.
-        self._losses.append(torch.as_tensor(engine.state.output[0]["loss"]).detach())
-
     def _write(self, engine: Engine) -> None:
         epoch = engine.state.epoch
         rows = read_csv(self.path) if self.path.exists() else []
-        loss = float(torch.stack(self._losses).double().mean())
-        numbers = loss, engine.state.metrics.get("train_mean_dice", math.nan)
+        numbers = self._loss.mean(), engine.state.metrics.get("train_mean_dice", math.nan)
         new = [epoch, *("" if math.isnan(x) else f"{x:.5f}" for x in numbers), self._validated]
         header = ["epoch", "loss", "train_dice", "validation_dice"]
         before = [list(row.values()) for row in rows if int(row["epoch"]) < epoch]
