@@ -17,7 +17,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from stipple_monai.spatial import Box, promising, scores_in
+from stipple_monai.spatial import Box, parabola_top, promising, scores_in
 
 GRID_MM = 3.0
 _MAX_ROUNDS = 20
@@ -157,7 +157,5 @@ def _peak_offset(score: NDArray[np.float64], best: NDArray[np.int_]) -> NDArray[
         line = score[tuple(slice(None) if a == axis else best[a] for a in range(3))]
         i = best[axis]
         if 0 < i < len(line) - 1:
-            before, peak, after = line[i - 1 : i + 2]
-            if before - 2 * peak + after < 0:
-                offset[axis] = (before - after) / (2 * (before - 2 * peak + after))
+            offset[axis] = parabola_top(*line[i - 1 : i + 2])
     return offset

@@ -120,6 +120,21 @@ def scores_in(volume: Tensor, kernel: Tensor, box: Box) -> Tensor:
     return F.pad(score, [beyond for b, n, a, c in ends for beyond in (a - b, b + n - c)])
 
 
+def parabola_top(before: float, here: float, after: float) -> float:
+    """Where the parabola through the scores of three neighbours has its top.
+
+    Returns:
+        Its place, from the middle one, in steps between neighbours; within half a step where none
+        is greater than the middle one. 0 where the parabola has no top.
+
+    Example:
+        >>> parabola_top(2.0, 3.0, 0.0), parabola_top(1.0, 1.0, 1.0)
+        (-0.25, 0.0)
+    """
+    bend = before - 2 * here + after
+    return (before - after) / (2 * bend) if bend < 0 else 0.0
+
+
 def peak_near(score: Tensor, cell: Tensor) -> Tensor:
     """Where the greatest score of a cell and its neighbours lies, between the cells' middles.
 
@@ -151,9 +166,7 @@ def peak_near(score: Tensor, cell: Tensor) -> Tensor:
     top = best.double()
     for axis, step in enumerate(torch.eye(3, dtype=torch.int64)):
         before, here, after = (float(around[tuple(best + n * step)]) for n in (-1, 0, 1))
-        bend = before - 2 * here + after
-        if bend < 0:
-            top[axis] += min(0.5, max(-0.5, (before - after) / (2 * bend)))
+        top[axis] += min(0.5, max(-0.5, parabola_top(before, here, after)))
     return top + cell - 2
 
 

@@ -12,6 +12,7 @@ from stipple_monai.spatial.correlation import (
     bounds,
     correlate,
     in_blocks,
+    parabola_top,
     peak_near,
     promising,
     reduced,
@@ -128,6 +129,14 @@ def test_scores_in_take_no_more_of_the_kernel_than_meets_the_volume():
     kernel[10:17, 11:18, 12:19] = 1
     found = scores_in(volume, kernel, Box((2, 1, 0), (6, 5, 4)))
     np.testing.assert_allclose(found.numpy(), 64)
+
+
+def test_the_top_of_a_parabola_is_that_of_the_polynomial():
+    for scores in np.random.default_rng(0).normal(size=(50, 3)):
+        square, slope, _ = np.polyfit([-1, 0, 1], scores, 2)
+        top = -slope / (2 * square) if square < 0 else 0
+        assert parabola_top(*scores) == pytest.approx(top)
+    assert (parabola_top(1.0, 2.0, 3.0), parabola_top(1.0, 0.0, 1.0)) == (0, 0)
 
 
 def bump(shape, top):
