@@ -73,11 +73,15 @@ def run(options: argparse.Namespace) -> None:
             decision=options.decision,
             overwrite=options.overwrite,
         )
-        for name, scans, alone, fused in mean_gain(options.out):
+        gained = mean_gain(options.out)
+        for name, scans, alone, fused in gained:
             print(
                 f"{name}: Dice {alone:.3f} alone, {fused:.3f} fused, cross-validated on {scans} "
                 + ("scan" if scans == 1 else "scans")
             )
+        worse = [name for name, _, alone, fused in gained if fused < alone]
+        if worse:
+            print(f"warning: the prior made {', '.join(worse)} worse: leave it out there.")
         print(table)
 
 

@@ -160,7 +160,8 @@ def _require_values(label: MetaTensor, values: Sequence[int], ignore: int | None
         told = f"0 to {len(values)}" if plain else ", ".join(map(str, [0, *values]))
         raise DatasetError(
             f"`label` must have values {told}{also}, got "
-            f"{', '.join(f'{value:g}' for value in wrong)} in {_name(label)}."
+            f"{', '.join(f'{value:g}' for value in wrong)} in {_name(label)}: name the values of "
+            "organs as `organs`, and those of others as `background_values`."
         )
     if ignore is not None and bool((found == ignore).all()):
         raise DatasetError(

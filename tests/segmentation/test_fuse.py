@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from stipple_monai import DatasetError, SpatialPrior
 from stipple_monai.__main__ import main
+from stipple_monai.commands import fuse as command
 from stipple_monai.errors import PriorError
 from stipple_monai.networks import Calibration
 from stipple_monai.segmentation import fuse, mean_gain
@@ -269,8 +270,17 @@ def test_the_command_prints_the_gain(data, tmp_path, capsys):
     assert said[0].startswith("first: Dice 0.")
     assert said[0].endswith("cross-validated on 5 scans")
     assert said[-1].endswith("volumes.csv")
+    assert not any("worse" in line for line in said)
     assert main(["fuse", str(data / "nifti"), *places, "--channels", "1=x", "--overwrite"]) == 1
     assert "must have labels from 0 to 255, got x" in capsys.readouterr().err
+
+
+def test_the_command_says_where_the_prior_made_it_worse(tmp_path, monkeypatch, capsys):
+    gained = [("liver", 3, 0.9, 0.8), ("spleen", 3, 0.7, 0.7)]
+    monkeypatch.setattr(command, "fuse", lambda *_, **__: tmp_path / "volumes.csv")
+    monkeypatch.setattr(command, "mean_gain", lambda out: gained)
+    assert main(["fuse", str(tmp_path), "--priors", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert "warning: the prior made liver worse: leave" in capsys.readouterr().out
 
 
 def npz(path, **arrays):
