@@ -17,7 +17,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("models", type=Path, help="folder of the run")
     parser.add_argument("datalist", type=Path, help="JSON in the style of the MSD")
-    parser.add_argument("--out", type=Path, help="folder of the scores; else in that of the run")
+    parser.add_argument("--out", type=Path, help="folder of the scores; else MODELS/evaluation")
     parser.add_argument("--section", default="test", help="of the datalist")
     add_bundle(parser)
     parser.set_defaults(run=run)

@@ -16,7 +16,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("source", metavar="RUN", type=Path, help="datalist, prior, or a folder")
     parser.add_argument("--out", type=Path, help="….html; else report.html in the folder")
-    parser.add_argument("--datalist", type=Path, help="has reference scans and truth")
+    parser.add_argument("--datalist", type=Path, help="datalist with the scans and their labels")
     parser.add_argument("--models", type=Path, help="folder of the priors, to be drawn")
     add_labels(parser)
     parser.add_argument("--logs", type=Path, help="folder of a training's TensorBoard events")

@@ -30,13 +30,20 @@ def add_parser(commands: Commands) -> None:
     )
     add_overlays(parser)
     gamma = parser.add_mutually_exclusive_group()
-    gamma.add_argument("--shares", nargs="*", type=float, help="γ of each round, as in the paper")
+    gamma.add_argument(
+        "--shares",
+        nargs="*",
+        type=float,
+        help="γ of each round, as in the paper: share of an organ's predicted voxels, above 0 to 1",
+    )
     gamma.add_argument(
         "--rounds",
         type=whole_number,
         help="how many, with pseudo-labels chosen by certainty; default 1",
     )
-    gamma.add_argument("--counts", nargs="+", type=int, help="γ of each round as voxels")
+    gamma.add_argument(
+        "--counts", nargs="+", type=int, help="the same as a number of voxels of each organ"
+    )
     parser.add_argument("--minimum", type=float, default=0.0, help="least probability of a voxel")
     parser.add_argument("--components", type=int, help="only the largest components of an organ")
     parser.add_argument(
@@ -44,7 +51,12 @@ def add_parser(commands: Commands) -> None:
         action=argparse.BooleanOptionalAction,
         help="rounds begin with the weights of the round before; by default unless γ is given",
     )
-    parser.add_argument("--position-with", default="newest", help="newest, first or weights")
+    parser.add_argument(
+        "--position-with",
+        default="newest",
+        help="network that locates the organs: of the round before (newest), of round 0 (first), or "
+        "of a file of weights",
+    )
     parser.add_argument("--reestimate-prior", action="store_true", help="from pseudo-labels, too")
     parser.add_argument(
         "--unlabelled-sections",

@@ -55,7 +55,9 @@ def choose_intensity(found: Fingerprint, *, paper: bool = False) -> dict[str, Ch
     """CT in the window of its organs; anything else by each scan's own percentiles."""
     seen = found.intensity
     if found.mixed:
-        why = f"{found.modality} have no unit in common: each channel's own 0.5 and 99.5 percentiles"
+        why = (
+            f"{found.modality} have no unit in common: each channel's own 0.5 and 99.5 percentiles"
+        )
         return {"percentiles": Choice(True, f"{why}, in each scan")}
     if found.modality != "CT":
         why = f"{found.modality} has no unit: each scan's own 0.5 and 99.5 percentiles"
