@@ -54,8 +54,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--position-with",
         default="newest",
-        help="network that locates the organs: of the round before (newest), of round 0 (first), or "
-        "of a file of weights",
+        help="network that locates the organs: that of the round before (newest), of round 0 "
+        "(first), or of a file of weights",
     )
     parser.add_argument("--reestimate-prior", action="store_true", help="from pseudo-labels, too")
     parser.add_argument(
