@@ -19,7 +19,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -263,13 +263,6 @@ def trained_knobs(models: str | Path) -> dict[str, Any]:
     # a folder that does not say so is of a time when networks were trained without prior
     values = {"prior_dropout": 1.0, **read_model(models).values()}
     return {name: value for name, value in values.items() if _is_plain(value)}
-
-
-def model_facts(model: Model) -> dict[str, Any]:
-    """A model of JSON's types, as the records of its results tell it."""
-    facts = asdict(model)
-    del facts["folder"], facts["training"]
-    return {**facts, "overlays": [path.name for path in model.overlays]}
 
 
 def _recorded_knobs(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -26,8 +26,6 @@ from stipple_monai.ingest.cases import Case
 from stipple_monai.ingest.label_files import LabelMap, read_label
 from stipple_monai.ingest.series import Series, open_series, read_series
 from stipple_monai.nifti import corner_distance_mm, voxel_ml
-
-Status: TypeAlias = Literal["ingested", "repaired", "refused"]
 
 
 class Options(NamedTuple):

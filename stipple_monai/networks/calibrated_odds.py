@@ -34,6 +34,7 @@ def calibration_change(
 
 def _silent(odds: Tensor, silence: float = SILENT) -> Tensor:
     """Whose prior says nothing in a sample, ``(B, K)`` and an axis of one for each of space."""
+    # A number of the module reaches TorchScript as a default, and in no other way.
     silent = odds.abs().flatten(2).amax(dim=2) < silence
     return silent.reshape(list(silent.shape) + [1] * (odds.ndim - 2))
 

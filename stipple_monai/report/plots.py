@@ -16,7 +16,6 @@ def histogram(
     path: str | os.PathLike[str],
     *,
     measure: str,
-    counted: str = "cases",
 ) -> str | None:
     """Draw how a measure is distributed, for each of several kinds of things.
 
@@ -24,7 +23,6 @@ def histogram(
         values: by name, of each case; NaN is left out.
         path: of the PNG.
         measure: name of the x-axis, with its unit.
-        counted: name of the y-axis.
 
     Returns:
         What the picture shows, or ``None`` where there are less than three values in all.
@@ -44,7 +42,7 @@ def histogram(
         if len(finite) == 1:
             ax.hist(numbers, edges, color=colour, alpha=0.25)
     ax.set_xlabel(measure)
-    ax.set_ylabel(counted)
+    ax.set_ylabel("cases")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     description = f"Histogram of {measure}. {_description(finite)}."
     finish_plot(figure, ax, path, description, legend="above")

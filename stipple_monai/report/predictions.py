@@ -106,7 +106,7 @@ def predictions_page(
     values = values or label_values(c.prediction for c in known.cases.values() if c.prediction)
     organs = organ_names(labels or known.names, datalist, values)
     measure_cases(known, organs, priors or {})
-    missing = [*known.amiss, *_missing(run, known, datalist, priors)]
+    missing = [*known.amiss, *_missing(known, datalist, priors)]
     ranks, words, rule = _ranks(known, organs)
     chosen = choose(ranks, words)
     ordered = sorted(known.cases.values(), key=lambda c: (_last(ranks.get(c.name)), c.name))
@@ -137,7 +137,6 @@ def _look_at(remarks: Sequence[str]) -> list[Block]:
 
 
 def _missing(
-    run: Path,
     known: Predictions,
     datalist: Path | None,
     priors: Mapping[int, SpatialPrior] | None,

@@ -150,7 +150,7 @@ def _view(
     voxels = scan[0].numpy()
     slices = [
         Slice(
-            _slice_caption(plane, letter, s.index, scan, axis),
+            _slice_caption(letter, s.index, scan, axis),
             _scan_uri(s, voxels, case.window),
             _layers(s, case.labels, case.contours, organs, colours),
         )
@@ -203,7 +203,7 @@ def _kept(length: int, keys: Any, *, scroll: bool) -> list[int]:
     return sorted({*keys, *(range(0, length, step) if scroll else ())})
 
 
-def _slice_caption(plane: str, letter: str, index: int, scan: MetaTensor, axis: int) -> str:
+def _slice_caption(letter: str, index: int, scan: MetaTensor, axis: int) -> str:
     """Number and place of a slice, at the middle of the scan, where it is oblique."""
     voxel = [(n - 1) / 2 for n in scan.shape[1:]]
     voxel[axis] = index

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+_RESAMPLES = 9999
+
 
 class Comparison(NamedTuple):
     """One method against another on the same patients.
@@ -31,16 +33,13 @@ class Comparison(NamedTuple):
     wilcoxon: float
 
 
-def compare_paired(
-    first: ArrayLike, second: ArrayLike, *, seed: int = 0, resamples: int = 9999
-) -> Comparison:
+def compare_paired(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Comparison:
     """Compare two methods by their scores of the same patients.
 
     Args:
         first: ``(N,)`` scores of one method, a patient each.
         second: ``(N,)`` scores of the other, in the same order.
         seed: of the bootstrap.
-        resamples: of the bootstrap, at least 1.
 
     Raises:
         ValueError: the scores are not as many, or one is not finite.
@@ -63,7 +62,7 @@ def compare_paired(
     interval = stats.bootstrap(
         (difference,),
         np.mean,
-        n_resamples=resamples,
+        n_resamples=_RESAMPLES,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval

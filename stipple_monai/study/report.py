@@ -113,7 +113,7 @@ def write_report(
     tables = _tables(results, _read(folder / "rounds.csv"))
     shown = [_without_dashes(table) for table in tables if table is not None and table.rows]
     figures = _figures(results, _read(folder / "curves.csv"), folder / "figures")
-    lead = _introduction(rows, results, dataset)
+    lead = _introduction(rows, dataset)
     said = not_won(results)
     content = [Section("Where STIPPLE did not win", [Lines(said)])] if said else []
     content += [Section(table.title, [table._replace(title="")]) for table in shown]
@@ -199,7 +199,7 @@ def _tables(results: Results, rounds: Sequence[Row]) -> list[Table | None]:
     ]
 
 
-def _introduction(rows: Sequence[Row], results: Results, dataset: str) -> str:
+def _introduction(rows: Sequence[Row], dataset: str) -> str:
     counts = {name: len({row[name] for row in rows}) for name in ("method", "fold", "seed", "scan")}
     said = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
     start = f"Data: {dataset}. " if dataset else ""

@@ -11,7 +11,6 @@ from stipple_monai import DatasetError
 from stipple_monai.bundle import (
     MODEL,
     check_weights,
-    model_facts,
     read_model,
     trained_knobs,
     weights_folder,
@@ -35,7 +34,6 @@ def test_it_keeps_its_overlays_and_knobs(tmp_path):
     assert yaml.safe_load(model.overlays[1].read_text(encoding="utf-8"))["organs"] == [63]
     values = model.values()
     assert (values["floor"], values["spacing_mm"]) == (0.01, [2, 2, -1])
-    assert json.loads(json.dumps(model_facts(model)))["organs"] == {"63": "liver"}
     # no expression, and nothing that only a config can resolve
     knobs = trained_knobs(tmp_path / "a")
     assert (knobs["organs"], knobs["floor"]) == ([63], 0.01)
