@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 
 from stipple_monai.data import read_sections, unique_names
 from stipple_monai.errors import DatasetError
+from stipple_monai.nifti import UNREADABLE
 from stipple_monai.positioning import (
     Orientation,
     check_orientation,
@@ -24,7 +25,6 @@ from stipple_monai.positioning import (
     positioned_together,
 )
 from stipple_monai.priors import (
-    UNREADABLE,
     SpatialPrior,
     Volume,
     open_volume,

@@ -24,11 +24,11 @@ import torch
 from monai.data import MetaTensor
 
 from stipple_monai.errors import PositionError
+from stipple_monai.nifti import is_invertible
 from stipple_monai.priors import (
     Label,
     SpatialPrior,
     Volume,
-    is_invertible,
     open_volume,
     organ_crop,
     organ_position,

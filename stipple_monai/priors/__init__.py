@@ -16,11 +16,9 @@ from stipple_monai.priors.folder import (
 )
 from stipple_monai.priors.likelihood import ONE_LABEL_MM
 from stipple_monai.priors.organ import (
-    UNREADABLE,
     Center,
     Label,
     LabelMap,
-    is_invertible,
     open_label,
     organ_crop,
     organ_masks,
@@ -35,7 +33,6 @@ from stipple_monai.priors.volume import Volume, open_volume
 
 __all__ = [
     "ONE_LABEL_MM",
-    "UNREADABLE",
     "Center",
     "Label",
     "LabelMap",
@@ -47,7 +44,6 @@ __all__ = [
     "atlas_has",
     "cases_path",
     "estimate_priors",
-    "is_invertible",
     "known_mode",
     "load_priors",
     "open_label",

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from stipple_monai.errors import PriorError
 from stipple_monai.files import whole_file
-from stipple_monai.nifti import NIFTI
+from stipple_monai.nifti import NIFTI, UNREADABLE
 from stipple_monai.priors.case_file import cases_path, holds_cases, read_cases, write_cases
 from stipple_monai.priors.cases import Cases, Volumes
-from stipple_monai.priors.organ import UNREADABLE, Center
+from stipple_monai.priors.organ import Center
 
 FORMAT_VERSION = 1
 

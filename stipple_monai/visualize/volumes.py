@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from stipple_monai.data import TOLERANCE_MM
 from stipple_monai.errors import DatasetError
-from stipple_monai.nifti import corner_distance_mm
-from stipple_monai.priors import is_invertible, world_point
+from stipple_monai.nifti import corner_distance_mm, is_invertible
+from stipple_monai.priors import world_point
 
 
 def on_one_grid(**volumes: MetaTensor | None) -> dict[str, MetaTensor]:
