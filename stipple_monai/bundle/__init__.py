@@ -1,8 +1,7 @@
 """Running the bundle's configs as stages, and publishing a trained bundle for the model zoo.
 
-Words: a *stage* is one run of MONAI's bundle command with overlays; a *knob* is a value in a
-config that a flag may replace; an *overlay* is a config on top of another. Imports from the
-ground (`errors`, `files`) alone.
+Words: a *stage* is one run of MONAI's bundle command with overlays; a *knob* is a value in a config
+that a flag may replace; an *overlay* is a config on top of another.
 """
 
 from stipple_monai.bundle.configs import (

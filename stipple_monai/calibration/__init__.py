@@ -1,7 +1,7 @@
 """How much network and prior count: fitted on scans, decided by Dice, and whether it came true.
 
 Words: as in `networks`; *evidence* and *odds* are what network and prior say of an organ against
-the background. Imports from `networks` and below.
+the background.
 """
 
 from stipple_monai.calibration.decision import (

@@ -1,7 +1,6 @@
 """Calibration on scans that a network was not trained on, though all labelled scans train one.
 
-Words: a *fold* is a part of the labelled scans that the others' network has not seen. Imports from
-`inferers`, `calibration`, `bundle` and below.
+Words: a *fold* is a part of the labelled scans that the others' network has not seen.
 """
 
 from stipple_monai.cross_fitting.samples import (

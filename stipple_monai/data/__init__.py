@@ -1,7 +1,7 @@
 """Datalists, folds, checks, grids and names of scans and labels.
 
 Words: a *datalist* is a JSON file in the style of the MSD; its *sections* hold *items*, a scan
-each, with or without label. Imports from `priors` and below.
+each, with or without label.
 """
 
 from stipple_monai.data.checks import (

@@ -1,7 +1,4 @@
-"""The whole method on the phantom, with the bundle's own commands: `make demo`.
-
-Imports from `study` and below.
-"""
+"""The whole method on the phantom, with the bundle's own commands: `make demo`."""
 
 from stipple_monai.demo.run import (
     run_demo,

@@ -1,6 +1,6 @@
 """Trainers of the methods that STIPPLE is compared with, all of which see unlabelled slices.
 
-Words: as in each method's paper. Imports from the packages below it.
+Words: as in each method's paper.
 """
 
 from stipple_monai.engines.adversarial import (

@@ -1,7 +1,6 @@
 """What happens while an ignite engine runs: checkpoints, random numbers, tables, records.
 
-Words: a *record* says what a file was made with: settings, versions, data. Imports from
-`inferers` and below.
+Words: a *record* says what a file was made with: settings, versions, data.
 """
 
 from stipple_monai.handlers.averaging import (

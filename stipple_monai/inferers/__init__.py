@@ -1,6 +1,6 @@
 """Inference around any MONAI inferer: predict, locate, place, fuse.
 
-Words: as in `networks`, `positioning` and `priors`. Imports from `transforms` and below.
+Words: as in `networks`, `positioning` and `priors`.
 """
 
 from stipple_monai.inferers.located import (

@@ -1,7 +1,7 @@
 """From folders and DICOM to a checked data set in MSD layout.
 
-Words: a *source* is a folder as somebody left it, a *case* a scan and what belongs to it, a
-*pair* a scan with its label on one grid. Imports from `data` and below.
+Words: a *source* is a folder as somebody left it, a *case* a scan and what belongs to it, a *pair*
+a scan with its label on one grid.
 """
 
 from stipple_monai.ingest.alignment_check import (

@@ -1,6 +1,6 @@
 """Losses: partial labels, where 255 is ignored, and the rival with an atlas prior.
 
-Words: a *partial label* has voxels whose class is unknown. Imports from the ground alone.
+Words: a *partial label* has voxels whose class is unknown.
 """
 
 from stipple_monai.losses.atlas_prior import (

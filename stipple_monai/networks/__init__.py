@@ -2,7 +2,7 @@
 
 Words: the *backbone* is the wrapped network, *adjusted logits* are its logits plus the prior's
 bias, the *floor* is the lowest prior probability, a *calibration* says how much network and prior
-count for each organ. Imports from the ground (`errors`, `files`) alone.
+count for each organ.
 """
 
 from stipple_monai.networks.calibrated_odds import SILENT

@@ -1,7 +1,7 @@
 """What follows from the data: a plan of settings, and where settings contradict it.
 
 Words: a *fingerprint* is a data set's figures; a *plan* is an overlay on the bundle's configs, made
-of them by *rules*. Imports from `networks`, `data` and below, and from `bundle`.
+of them by *rules*.
 """
 
 from stipple_monai.planning.contradictions import (

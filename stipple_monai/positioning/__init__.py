@@ -1,8 +1,7 @@
 """Where the organ is: one organ by KL divergence, several together, references, orientation.
 
-Words: a *coarse prediction* is a network's probability map before the prior; a *reference* is
-what it is compared with; a *confidence* says how much better the position is than the next best.
-Imports from `priors`, `spatial` and the ground.
+Words: a *coarse prediction* is a network's probability map before the prior; a *reference* is what
+it is compared with; a *confidence* says how much better the position is than the next best.
 """
 
 from stipple_monai.positioning.joint import (

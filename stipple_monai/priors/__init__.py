@@ -2,7 +2,6 @@
 
 Words: the *prior* is an image of probabilities around the organ's centre; a *position* is a world
 point in RAS mm; a *bin* is a voxel of the prior along z; *placing* is resampling on another grid.
-Imports from `spatial` and the ground.
 """
 
 from stipple_monai.priors.atlases import atlas, atlas_folder, atlas_has

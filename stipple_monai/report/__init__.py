@@ -1,7 +1,6 @@
 """One HTML page about a data set, a prior, a training or predictions.
 
-Words: a *page* has sections of *blocks*; a *viewer* shows a scan slice by slice. Imports from
-`self_training` and below.
+Words: a *page* has sections of *blocks*; a *viewer* shows a scan slice by slice.
 """
 
 from stipple_monai.report.cases import (

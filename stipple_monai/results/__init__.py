@@ -1,7 +1,6 @@
 """What is written about a prediction: label map, DICOM SEG, volumes, scores, statistics.
 
-Words: a scan's *record* is written last and says that the scan is done. Imports from `handlers`
-and below.
+Words: a scan's *record* is written last and says that the scan is done.
 """
 
 from stipple_monai.results.dicom_seg import (

@@ -1,7 +1,6 @@
 """From scans or probability maps to a folder of segmentations.
 
-Words: the *results* are a folder that knows the settings it was made with. Imports from `results`
-and below.
+Words: the *results* are a folder that knows the settings it was made with.
 """
 
 from stipple_monai.segmentation.folder import (

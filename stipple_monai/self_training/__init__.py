@@ -1,7 +1,7 @@
 """Training in rounds: unlabelled scans, pseudo-labels and their quality, the next training.
 
-Words: a *round* is a training and the pseudo-labels that follow it; *gamma* is the share of
-voxels selected. Imports from `results` and below.
+Words: a *round* is a training and the pseudo-labels that follow it; *gamma* is the share of voxels
+selected.
 """
 
 from stipple_monai.self_training.comparison import (

@@ -1,7 +1,7 @@
 """Generated data: the phantom, and a simulated CT scan of any label map.
 
 Words: a *phantom* is anatomy and scan, both invented; a *tissue* has a mean, a deviation and a
-texture in HU. Imports from `data` and below.
+texture in HU.
 """
 
 from stipple_monai.simulation.anatomy import (

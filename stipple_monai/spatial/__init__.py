@@ -1,8 +1,7 @@
 """Arrays and grids, without organs: correlation, interpolation, sampling.
 
 Words: a *grid* is a shape and an affine, a *box* a part of one; a *score* is what a correlation
-gives for a translation; *votes* are an array and the index of its first cell. Imports from `errors`
-alone.
+gives for a translation; *votes* are an array and the index of its first cell.
 """
 
 from stipple_monai.spatial.correlation import (

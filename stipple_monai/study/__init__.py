@@ -1,7 +1,7 @@
 """Methods × label proportions × folds × seeds: planned, run, compared, reported.
 
 Words: a *method* is a named set of overlays and knobs; a *job* is one training and its test; a
-*cell* is what one row of the tables stands for. Imports from `report` and below.
+*cell* is what one row of the tables stands for.
 """
 
 from stipple_monai.study.draws import draws_table

@@ -1,6 +1,6 @@
 """From a datalist to a trained model that knows what it is, and to its scores.
 
-Words: a *run* is a training and its folder. Imports from `planning`, `handlers` and below.
+Words: a *run* is a training and its folder.
 """
 
 from stipple_monai.training.description import (

@@ -16,8 +16,7 @@ priors of the *other* scans; ``own_cases``, ``K × N`` bytes, says what is left 
 ``organ_position`` is ``(K, 3)``, RAS mm, one row per prior; a row of NaN is an unknown position,
 for which the prior is neutral: it prefers neither the organ nor the background.
 
-Words: the *array* form takes volumes, the *dictionary* form (``…d``) takes keys. Imports from
-`ingest` and below.
+Words: the *array* form takes volumes, the *dictionary* form (``…d``) takes keys.
 """
 
 from stipple_monai.transforms.array import (

@@ -1,7 +1,7 @@
 """Pictures: sections through scans, colours of organs, figures, plots, comparisons.
 
-Words: a *section* is one plane of a volume, *radiological convention* shows the patient's right
-on the left. Imports from `positioning` and below.
+Words: a *section* is one plane of a volume, *radiological convention* shows the patient's right on
+the left.
 """
 
 from stipple_monai.visualize.colours import (
