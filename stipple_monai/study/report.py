@@ -156,13 +156,19 @@ def rewrite_report(folder: str | Path) -> Path:
         dataset=told.get("dataset") or str(data),
         notes=told.get("notes", ()),
         pictures=drawn,
-        organs=names_of_study(known.get("study", {}).get("datalist")),
+        organs=names_of_study(folder, known.get("study", {}).get("datalist")),
     )
 
 
-def names_of_study(datalist: str | Path | None) -> dict[int, str]:
-    """Names of the organs as a study's data set has them; none where it is not there."""
-    return label_names(datalist) if datalist is not None and Path(datalist).is_file() else {}
+def names_of_study(folder: str | Path, datalist: str | Path | None) -> dict[int, str]:
+    """Names of the organs as a study's data set has them; none where it is not there.
+
+    Args:
+        folder: of the study.
+        datalist: of the study; ``None`` is the phantom in its folder.
+    """
+    path = Path(datalist or Path(folder) / "phantom" / "dataset.json")
+    return label_names(path) if path.is_file() else {}
 
 
 def _read(path: Path) -> list[Row]:

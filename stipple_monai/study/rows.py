@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.data import label_names, unique_names
+from stipple_monai.data import unique_names
 from stipple_monai.errors import StudyError
 from stipple_monai.files import read_csv, read_json, write_csv, write_json
 from stipple_monai.results import SCORE_COLUMNS
+from stipple_monai.study.report import names_of_study
 
 ROW_COLUMNS = (
     *("method", "labelled", "proportion", "fold", "seed", "scan", "organ", "name"),
@@ -46,7 +47,7 @@ def write_rows(folder: str | Path, out: str | Path, *, machine: str | None = Non
     """
     folder, out = Path(folder), Path(out)
     study = read_json(folder / "study.json")["study"]
-    names = _organ_names(folder, study)
+    names = names_of_study(folder, study["datalist"])
     rows, runs = [], _Runs(machine or this_machine())
     for cell in _cells(folder):
         table = read_csv(cell / "scores.csv")
@@ -141,8 +142,3 @@ def _steps_of(record: Mapping[str, Any]) -> int:
     drawn = config.get("slices_per_epoch") or config["slices_per_scan"] * scans
     # the last batch is left out where it is not whole
     return int(config["max_epochs"]) * (int(drawn) // int(config["batch_size"]))
-
-
-def _organ_names(folder: Path, study: Mapping[str, Any]) -> dict[int, str]:
-    path = Path(study["datalist"] or folder / "phantom" / "dataset.json")
-    return label_names(path) if path.is_file() else {}

@@ -296,7 +296,7 @@ def collect(study: Study, jobs: Sequence[Job], out: Path) -> Path:
         dataset=study.dataset,
         notes=study.notes,
         pictures=_draw(study, jobs, out),
-        organs=names_of_study(study.datalist),
+        organs=names_of_study(out, study.datalist),
     )
 
 

@@ -22,9 +22,11 @@ from stipple_monai.__main__ import main
 from stipple_monai.bundle import BUNDLE, weights_folder
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import StudyError
-from stipple_monai.files import read_csv, sha256
+from stipple_monai.files import read_csv, sha256, write_csv, write_json
+from stipple_monai.results import SCORE_COLUMNS
 from stipple_monai.study import run as study
 from stipple_monai.study.plan import Method, Study
+from stipple_monai.study.report import rewrite_report
 from stipple_monai.study.rows import write_rows
 from stipple_monai.study.run import run_study
 
@@ -467,3 +469,31 @@ def test_a_generated_phantom(tmp_path, monkeypatch):
     with pytest.raises(StudyError, match="No cell is finished"):
         run_study(written(tmp_path, **entries), tmp_path / "out")
     assert len(read_datalist(seen[0][2], "training")) == 3
+
+
+def test_a_phantoms_organs_have_names_in_the_report(tmp_path, monkeypatch):
+    """Of cells that were made up, when the study ends and when its report is written anew."""
+
+    def finish(arguments):
+        for _, job, _, out, _ in arguments:
+            place = out / "cells" / job.place
+            models = place / "networks" / job.network / "round_0" / "models"
+            models.mkdir(parents=True)
+            curve = ["epoch", "loss", "train_dice", "validation_dice"]
+            write_csv(models / "curve.csv", curve, [[1, 0.5, 0.5, ""]])
+            cell = place / "methods" / "baseline"
+            cell.mkdir(parents=True)
+            write_json(cell / "network.json", {"round": "round_0"})
+            rows = [["a", k, 0.5, *[1] * (len(SCORE_COLUMNS) - 3)] for k in (1, 2)]
+            write_csv(cell / "scores.csv", SCORE_COLUMNS, rows)
+        return []
+
+    monkeypatch.setattr(study, "_one_by_one", finish)
+    phantom = {"cases": 3, "size": 16, "organs": "all", "progress": False}
+    entries = {"datalist": None, "phantom": phantom, "methods": ["baseline"], "run_folds": [0]}
+    page = run_study(written(tmp_path, **entries), tmp_path / "out")
+    told = "| Method | labels | n | pancreas | liver | mean |"
+    assert told in page.with_suffix(".md").read_text("utf-8")
+    page.with_suffix(".md").unlink()
+    assert rewrite_report(tmp_path / "out") == page
+    assert told in page.with_suffix(".md").read_text("utf-8")
