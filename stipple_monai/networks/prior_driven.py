@@ -18,11 +18,19 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from stipple_monai.errors import PriorError
 from stipple_monai.networks.calibration import COLUMNS, Calibration
 from stipple_monai.networks.fusion import DEFAULT_FLOOR, sigmoid_logits, softmax_logits
+
+_DROPOUT = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 
 
 class PriorDrivenNet(nn.Module):
@@ -186,7 +194,7 @@ class PriorDrivenNet(nn.Module):
 def _set_dropout(network: nn.Module, dropout: float) -> None:
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}; 0 switches it off")
-    layers = [module for module in network.modules() if isinstance(module, _DropoutNd)]
+    layers = [module for module in network.modules() if isinstance(module, _DROPOUT)]
     if not layers and dropout > 0:
         raise ValueError(
             f"`dropout` must be 0 or None for a network without dropout layers, got {dropout} for "
