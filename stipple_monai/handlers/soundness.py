@@ -17,7 +17,8 @@ class FiniteTraining:
     """Stop at the first loss that is not finite, or at weights that are not after an epoch.
 
     A network that has diverged stays so: all that follows is NaN, and a checkpoint of it would be
-    taken for a model. An epoch without a step ends at once, without an error and without a model.
+    taken for a model. Epochs without a step are an error from the beginning: MONAI's trainer
+    skips such a training, with a warning alone and without a model.
 
     Args:
         network: whose weights are looked at.

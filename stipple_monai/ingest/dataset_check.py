@@ -49,11 +49,19 @@ def check_dataset(
 ) -> Checked:
     """Read all scans and labels of a datalist, and compare them.
 
-    A problem is a scan or patient in two sections or two folds, a file that cannot be used, and a
-    label that does not lie on its scan's grid or fits it clearly better reversed, and scans of
-    different numbers of channels. The same scan
-    twice in one place, a scan in ``training`` without label, and a label of which intensities say
-    nothing, is a note.
+    These are problems:
+
+    - a scan or a patient in two sections or two folds
+    - a file that cannot be used
+    - a label that does not lie on its scan's grid, or that fits it clearly better reversed
+    - scans of different numbers of channels
+
+    These are notes:
+
+    - the same scan twice in one section and fold
+    - a scan in ``training`` without label
+    - a label of which intensities do not tell whether it lies right
+    - what was odd about a file, and could be settled
 
     Args:
         datalist: JSON in the style of the MSD.

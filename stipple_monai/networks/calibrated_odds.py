@@ -77,8 +77,9 @@ def _silent_beside_others(
     Scales differ: an odds of 2 that counts as it is would outdo one of 6 that counts a fifth. So
     the probability of a silent organ is ``exp(z'_k) / (1 + Σ_j exp(z'_j))`` with
     ``z' = a' d + c'`` of all organs, and the rest is shared out as if it were not there:
-    ``z_k = z'_k − ln(1 + Σ_placed exp z'_j) + ln(1 + Σ_placed exp z_j)``. Equation 2 has one scale,
-    and stays what it is.
+    ``z_k = z'_k − ln(1 + Σ_placed exp z'_j) + ln(1 + Σ_placed exp z_j)``. The two logarithms are
+    the shift that is returned. For equation 2 all scales are 1: none outdoes another, and the shift
+    is set to 0.
     """
     columns = _columns(calibration, evidence)
     alone = columns[3] * evidence + columns[4]
