@@ -390,7 +390,7 @@ def test_takes_values_that_are_whole_but_for_rounding(image, label):
 def test_labels_may_be_of_types_that_hold_no_255_or_that_torch_hardly_knows(image, label, dtype):
     held = volume((label.as_tensor() == 1).to(dtype), name="seg.nii.gz")
     check_pair(image, held, classes=2)
-    with pytest.raises(DatasetError, match="values 0, 300 or 255, got 1 in seg.nii.gz"):
+    with pytest.raises(DatasetError, match=r"values 0, 300 or 255, got 1 in seg\.nii\.gz"):
         check_pair(image, held, classes=2, values=[300])
 
 

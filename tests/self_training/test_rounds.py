@@ -24,8 +24,7 @@ from stipple_monai.__main__ import main
 from stipple_monai.bundle import BUNDLE, read_model
 from stipple_monai.data import read_datalist, read_volume, write_datalist
 from stipple_monai.files import read_csv
-from stipple_monai.self_training.checks import GIVEN, round_sections
-from stipple_monai.self_training.checks import check_unlabelled
+from stipple_monai.self_training.checks import GIVEN, check_unlabelled, round_sections
 from stipple_monai.self_training.quality import measure_quality, write_quality
 from stipple_monai.self_training.rounds import self_train
 
