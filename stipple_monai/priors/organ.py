@@ -87,8 +87,8 @@ class LabelMap(NamedTuple):
     """A label map that has been opened; :func:`organ_masks` reads it.
 
     Attributes:
-        array: ``(W, H, D)`` or ``(W, H, D, 1)`` in memory, or what nibabel reads from a file, piece
-            by piece, when it is indexed.
+        array: ``(W, H, D)`` in memory; or what nibabel reads from a file, perhaps ``(W, H, D, 1)``,
+            piece by piece, when it is indexed.
         affine: voxel index to world, RAS+ mm, ``(4, 4)`` float64.
         name: its file, for messages.
     """
@@ -119,7 +119,9 @@ def open_label(label: Label) -> LabelMap:
         affine = with_one_geometry(image, name)[0].affine
     else:
         raise DatasetError(f"A label map must be a MetaTensor or a file, got {type(label)}.")
-    if len(array.shape) != 3 and (len(array.shape) != 4 or array.shape[3] != 1):
+    # channels are a MetaTensor's first axis: of two and a single slice, none is to be dropped
+    series = not isinstance(label, MetaTensor) and tuple(array.shape[3:]) == (1,)
+    if len(array.shape) != 3 and not series:
         raise DatasetError(f"{name} must be one 3D label map, got the shape {array.shape}.")
     if np.dtype(array.dtype).kind not in "buif":
         raise DatasetError(f"{name} must hold whole numbers, got {array.dtype}: export it anew.")

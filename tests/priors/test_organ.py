@@ -337,7 +337,7 @@ def test_compressed_twice_is_no_nifti(tmp_path):
         organ_position(path)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 4, 4), (4, 4), (1, 1, 4, 4, 4)])
+@pytest.mark.parametrize("shape", [(2, 4, 4, 4), (4, 4), (1, 1, 4, 4, 4), (2, 4, 4, 1)])
 def test_not_one_3d_map(tmp_path, shape):
     with pytest.raises(DatasetError, match=r"must be one 3D label map, got the shape"):
         organ_position(MetaTensor(torch.ones(shape), affine=np.eye(4)))
