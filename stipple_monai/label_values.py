@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError
@@ -48,3 +49,23 @@ def whole_labels(array: NDArray[Any], name: str) -> NDArray[Any]:
             "neighbour."
         )
     return rounded
+
+
+def whole_tensor(values: torch.Tensor, name: str) -> torch.Tensor:
+    """Round the values of a label map as :func:`whole_labels` does, on whatever device.
+
+    Args:
+        values: of any shape; those that are whole are given back as they are.
+        name: its file, for the message.
+
+    Returns:
+        Whole numbers, in the type of ``values``.
+
+    Raises:
+        DatasetError: see :func:`whole_labels`.
+    """
+    if not values.is_floating_point() or torch.equal(values, values.round()):
+        return values
+    # a type that numpy has not
+    plain = values.float() if values.dtype == torch.bfloat16 else values
+    return torch.from_numpy(whole_labels(plain.detach().cpu().numpy(), name)).to(values)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.label_values import NEARLY, whole_labels
+from stipple_monai.label_values import NEARLY, whole_labels, whole_tensor
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -26,3 +27,15 @@ def test_whole_numbers_stay_what_they_are():
 def test_others_are_refused_in_full(value, shown):
     with pytest.raises(DatasetError, match=f"got {shown} and 1 other such voxels in a.nii"):
         whole_labels(np.array([1, value, value]), "a.nii")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_are_rounded_likewise(dtype):
+    whole = torch.arange(4).to(dtype)
+    assert whole_tensor(whole, "a") is whole
+    # bfloat16 has nothing so near to a whole number other than 0
+    near = torch.tensor([0.0005, 1, 2], dtype=dtype)
+    assert whole_tensor(near, "a").tolist() == [0, 1, 2]
+    assert whole_tensor(near, "a").dtype == dtype
+    with pytest.raises(DatasetError, match=r"got 1\.5 and 0 other such voxels in a\.nii"):
+        whole_tensor(torch.tensor([1, 1.5], dtype=dtype), "a.nii")

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.label_values import whole_labels
+from stipple_monai.label_values import whole_tensor
 from stipple_monai.nifti import UNREADABLE, corner_distance_mm, with_one_geometry
 
 
@@ -185,10 +185,11 @@ def rounded_label(label: MetaTensor) -> MetaTensor:
         DatasetError: a value is farther than 1e-3 from a whole number.
     """
     values = label.as_tensor()
-    if not values.is_floating_point() or torch.equal(values, values.round()):
+    whole = whole_tensor(values, _name(label))
+    if whole is values:
         return label
     rounded = label.clone()
-    rounded.copy_(torch.from_numpy(whole_labels(values.cpu().numpy(), _name(label))))
+    rounded.copy_(whole)
     return rounded
 
 

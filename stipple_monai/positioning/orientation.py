@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import nibabel as nib
@@ -17,6 +18,7 @@ import torch
 from monai.data import MetaTensor
 
 from stipple_monai.errors import PositionError
+from stipple_monai.label_values import whole_tensor
 from stipple_monai.positioning.joint import (
     DEFAULT_SPREAD_MM,
     coarse_affine,
@@ -24,7 +26,13 @@ from stipple_monai.positioning.joint import (
     positioned_together,
     supported_shares,
 )
-from stipple_monai.positioning.single import DEFAULT_EPSILON, cells_of, check_probability
+from stipple_monai.positioning.single import (
+    DEFAULT_EPSILON,
+    ROUNDING,
+    cells_of,
+    check_probability,
+    open_without_background,
+)
 from stipple_monai.positioning.star import best_together
 from stipple_monai.priors import SpatialPrior, Volume, open_volume
 
@@ -66,7 +74,8 @@ def check_orientation(
     Args:
         volume: a label map ``(1, W, H, D)`` of integers, a prediction ``(K, W, H, D)`` of
             probabilities in [0, 1], or with ``predict`` a scan ``(C, W, H, D)``; or a NIfTI file
-            of such.
+            of such. Of a file with K + 1 channels, which are along the fourth axis, the first is
+            the background.
         priors: one per organ, the more the surer: a single organ is nearly symmetric along some
             axes.
         predict: gives the prediction ``(K, W, H, D)`` for a scan; it is called with the scan's
@@ -79,8 +88,9 @@ def check_orientation(
         What was found. Where the header is not the best, a warning names the axes.
 
     Raises:
-        PositionError: ``volume`` is not what it must be, or ``margin`` is negative.
-        DatasetError: the file cannot be read.
+        PositionError: ``volume`` is not what it must be, none of the organs is in it or is
+            predicted, or ``margin`` is negative.
+        DatasetError: the file cannot be read, or a label map has other than whole numbers.
 
     Example:
         >>> organs = torch.zeros(1, 30, 20, 20)
@@ -96,25 +106,18 @@ def check_orientation(
     """
     if not margin >= 0:
         raise PositionError(f"`margin` must be at least 0, got {margin}.")
-    volume = open_volume(volume)
+    opened = open_volume if predict else partial(open_without_background, organs=len(priors))
+    volume = opened(volume)
     if not isinstance(volume, MetaTensor) or volume.ndim != 4:
         raise PositionError(
             "`volume` must be a MetaTensor C W H D, whose affine says where it lies, got "
             f"{type(volume).__name__} {tuple(getattr(volume, 'shape', ()))}."
         )
-    affine = volume.affine.to(dtype=torch.float64, device="cpu")
-    fit_of = None if predict else _fit_of(_organs(volume, priors), priors)
-    fit: dict[str, float] = {}
-    for world in _relabelings(permutations=permutations):
-        relabeled = world @ affine
-        if predict is not None:
-            prediction = predict(MetaTensor(volume.as_tensor(), affine=relabeled))
-            fit_of = _fit_of(prediction, priors)
-            fit[_codes(relabeled)] = fit_of(prediction.affine)
-        elif fit_of is not None:
-            fit[_codes(relabeled)] = fit_of(relabeled)
-    header = _codes(affine)
+    fit = _fits(volume, priors, predict, permutations=permutations)
+    header = next(iter(fit))
     best = max(fit, key=lambda codes: fit[codes])
+    if not fit[best] > 0:
+        raise PositionError(_nothing(volume, priors, predicted=predict is not None))
     if fit[best] <= fit[header] * (1 + margin):
         return Orientation(header, header, fit)
     name = volume.meta.get("filename_or_obj", "The volume")
@@ -127,14 +130,54 @@ def check_orientation(
     return Orientation(header, best, fit)
 
 
+def _fits(
+    volume: MetaTensor,
+    priors: Sequence[SpatialPrior],
+    predict: Callable[[MetaTensor], MetaTensor] | None,
+    *,
+    permutations: bool,
+) -> dict[str, float]:
+    """How well the volume fits the priors with each set of axis codes, its header's first."""
+    affine = volume.affine.to(dtype=torch.float64, device="cpu")
+    fit_of = None if predict else _fit_of(_organs(volume, priors), priors)
+    fit: dict[str, float] = {}
+    for world in _relabelings(permutations=permutations):
+        relabeled = world @ affine
+        if predict is not None:
+            prediction = predict(MetaTensor(volume.as_tensor(), affine=relabeled))
+            fit_of = _fit_of(prediction, priors)
+            fit[_codes(relabeled)] = fit_of(prediction.affine)
+        elif fit_of is not None:
+            fit[_codes(relabeled)] = fit_of(relabeled)
+    return fit
+
+
 def _organs(volume: MetaTensor, priors: Sequence[SpatialPrior]) -> MetaTensor:
     """A prediction as it is; of a label map the organs, one channel each."""
     values = volume.as_tensor().detach()
-    several = len(priors) > 1 or bool(values.max() > 1)
+    several = len(priors) > 1 or bool(values.max() > 1 + ROUNDING)
     if len(values) == 1 and several:
-        organs = torch.tensor([p.organ for p in priors], device=values.device)
-        values = (values == organs[:, None, None, None]).float()
+        whole = whole_tensor(values, _name(volume))
+        values = torch.cat([(whole == prior.organ).float() for prior in priors])
     return MetaTensor(values, affine=volume.affine)
+
+
+def _name(volume: MetaTensor) -> str:
+    return str(volume.meta.get("filename_or_obj", "the volume"))
+
+
+def _nothing(volume: MetaTensor, priors: Sequence[SpatialPrior], *, predicted: bool) -> str:
+    """What to say of a volume that has nothing to judge its axes by."""
+    organs = f"one of the organs of the priors ({', '.join(str(p.organ) for p in priors)})"
+    if predicted:
+        return (
+            f"`predict` must find {organs} in {_name(volume)}, got none under any axes: judge the "
+            "axes of a scan that has them."
+        )
+    return (
+        f"`volume` must have {organs}, got none in {_name(volume)}: label values of both must be "
+        "the same."
+    )
 
 
 def _fit_of(organs: MetaTensor, priors: Sequence[SpatialPrior]) -> Callable[[torch.Tensor], float]:

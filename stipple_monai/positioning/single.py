@@ -36,6 +36,8 @@ from stipple_monai.priors import (
 from stipple_monai.spatial import Box, promising, scores_in, seen_box
 
 DEFAULT_EPSILON = 1e-3
+ROUNDING = 1e-6
+"""By so much a probability may be above 1."""
 CELL_MM = 4.0
 """Translations are first compared in cells of about this size."""
 _LARGE_BOX = 1_000_000
@@ -152,11 +154,18 @@ def check_search(*, minimum: float, epsilon: float, max_shift_mm: float | None) 
 
 def open_probability(probability: Volume, *, organs: int) -> MetaTensor:
     """A map of so many organs, of a file without its background; or :class:`PositionError`."""
-    opened = open_volume(probability)
-    if opened is not probability and len(opened) == organs + 1:
-        opened = MetaTensor(opened.as_tensor()[1:], affine=opened.affine)
+    opened = open_without_background(probability, organs=organs)
     check_probability(opened, organs=organs)
     return opened
+
+
+def open_without_background(volume: Volume, *, organs: int) -> MetaTensor:
+    """A volume, of a file with a channel more than organs without the first."""
+    opened = open_volume(volume)
+    if opened is volume or len(opened) != organs + 1:
+        return opened
+    organ_channels: MetaTensor = opened[1:]
+    return organ_channels
 
 
 def check_probability(probability: MetaTensor, *, organs: int) -> None:
@@ -177,7 +186,7 @@ def check_probability(probability: MetaTensor, *, organs: int) -> None:
             f"{probability.affine.tolist()}: correct the scan's header."
         )
     low, high = (float(v) for v in probability.as_tensor().detach().aminmax())
-    if not (low >= 0 and high <= 1 + 1e-6):
+    if not (low >= 0 and high <= 1 + ROUNDING):
         raise PositionError(
             f"`probability` must lie in [0, 1], got [{low:g}, {high:g}]: apply softmax or sigmoid "
             "to logits first."

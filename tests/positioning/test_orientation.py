@@ -13,7 +13,7 @@ from monai.transforms import Orientation as ToOrientation
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from stipple_monai.errors import PositionError
+from stipple_monai.errors import DatasetError, PositionError
 from stipple_monai.positioning.orientation import Orientation, check_orientation
 from stipple_monai.priors.prior import SpatialPrior
 
@@ -175,11 +175,35 @@ def test_a_prediction_with_a_missing_organ_is_judged_by_the_others(priors):
     assert check_with_warning(first, priors).best == "LAS"
 
 
-def test_nothing_to_judge_agrees(priors):
-    empty = MetaTensor(torch.zeros(1, 9, 9, 9, dtype=torch.uint8), affine=np.diag([5.0, 5, 5, 1]))
-    result = check_silently(empty, priors)
-    assert result.agrees
-    assert set(result.fit.values()) == {0.0}
+def test_nothing_to_judge_is_told(priors):
+    affine = np.diag([5.0, 5, 5, 1])
+    for value in (0, 7):
+        other = MetaTensor(torch.full((1, 9, 9, 9), value, dtype=torch.uint8), affine=affine)
+        with pytest.raises(PositionError, match=r"`volume` must have one .* \(1, 2\), got none in"):
+            check_orientation(other, priors)
+    with pytest.raises(PositionError, match=r"`predict` must find one .* under any axes"):
+        check_orientation(image_of(scanned()), priors, predict=lambda i: Network()(i * 0))
+
+
+@pytest.mark.parametrize("factor", [0.9999999, 1.0000001, 1.0004])
+@pytest.mark.parametrize("count", [1, 2])
+def test_labels_that_are_whole_but_for_rounding_are_judged_like_whole_ones(priors, count, factor):
+    label = claimed(scanned("LAS"), "RAS")
+    if count == 1:
+        label = MetaTensor((label == 1).as_tensor(), affine=label.affine)
+    nearly = MetaTensor(label.as_tensor().float() * factor, affine=label.affine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, expected = (check_orientation(v, priors[:count]) for v in (nearly, label))
+    assert found.best == expected.best == "LAS"
+    assert found.fit == pytest.approx(expected.fit)
+
+
+def test_an_interpolated_label_map_is_refused(priors):
+    label = scanned()
+    half = MetaTensor(label.as_tensor() / 2, affine=label.affine)
+    with pytest.raises(DatasetError, match=r"must have whole numbers, got 0\.5 .* in the volume"):
+        check_orientation(half, priors)
 
 
 @pytest.mark.slow

@@ -64,10 +64,24 @@ def test_probabilities_of_a_file(label, tmp_path):
         found = locate_organs(path, priors)
         assert torch.equal(found.position_mm, known.position_mm)
         assert torch.equal(found.confidence, known.confidence)
+    expected = check_orientation(both, priors)
+    assert check_orientation(organs, priors) == check_orientation(prob, priors) == expected
     one = save(tmp_path / "one.nii.gz", both[:1])
     assert torch.equal(locate_organ(one, priors[0]), locate_organ(both[:1], priors[0]))
     with pytest.raises(PositionError, match="a map of axes 2 W H D, got the shape"):
         locate_organs(one, priors)
+
+
+def test_a_scan_of_a_file_keeps_its_channels(label, tmp_path):
+    """One more than organs; what a network predicts of them has no background."""
+    priors = SpatialPrior.estimate_several(label, organs=[1, 2])
+    scan = save(tmp_path / "scan.nii.gz", torch.cat([label, label, label]))
+
+    def predict(image):
+        assert len(image) == 3
+        return MetaTensor(torch.cat([image[:1] == 1, image[:1] == 2]).float(), affine=image.affine)
+
+    assert check_orientation(scan, priors, predict=predict) == check_orientation(label, priors)
 
 
 def test_what_is_no_volume(tmp_path):
