@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from monai.data import MetaTensor
 
-from stipple_monai.data import read_sections, unique_names
+from stipple_monai.data import read_sections, rounded_label, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.nifti import UNREADABLE
 from stipple_monai.positioning import (
@@ -75,7 +75,7 @@ def check_labels(
     named = list(zip(labels, unique_names(labels), strict=True))
     for path, name in follow(named, "priors", unit="label", shown=progress):
         try:
-            label = open_volume(path)
+            label = rounded_label(open_volume(path))
         except (DatasetError, *UNREADABLE):
             continue
         held = [prior for prior in priors if bool((label == prior.organ).any())]

@@ -64,6 +64,17 @@ def test_a_pair_that_is_mirrored_together_is_found(tmp_path, priors, capsys):
     assert "got 1 problems" in done.err
 
 
+def test_labels_that_are_whole_but_for_rounding(tmp_path, priors):
+    """They are judged; maps with other fractions are left to the check of the data set."""
+    nearly = np.float32(0.9999999)
+    known = [SpatialPrior.load(priors / f"prior_{organ}.nii.gz") for organ in (1, 2, 3)]
+    path = datalist(tmp_path, {"right": organs(5) * nearly, "wrong": organs(6)[::-1] * nearly})
+    (told,) = check_labels(path, known, progress=False).problems
+    assert told.startswith("wrong_label: the label fits the priors better with the axes RAS")
+    half = datalist(tmp_path, {"right": organs(5), "half": organs(6)[::-1] / 2})
+    assert check_labels(half, known, progress=False) == ([], [])
+
+
 @pytest.mark.slow
 def test_organs_in_another_place(tmp_path, priors):
     label = organs(5)
