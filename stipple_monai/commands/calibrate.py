@@ -25,7 +25,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("models", type=Path, help="folder of the final network")
     add_bundle(parser)
     add_overlays(parser)
-    parser.add_argument("--folds", type=int, help="3, or as many as there are labelled scans")
+    parser.add_argument("--folds", type=int, help="3, or as many as there are labelled patients")
     parser.add_argument(
         "--position", default="located", help="of priors in held-out scans, or true"
     )

@@ -1,9 +1,10 @@
 """A calibration by cross-fitting: K networks, each fitted on what it was not trained on.
 
-Words used here. The labelled scans are dealt to K *folds*. The network of a fold is trained on the
-others, with priors estimated from the others, and its logits on the fold's own scans, with priors
-placed there, are *held out*. The calibration is fitted to those of all folds. The *final* network
-is trained on all labelled scans and gets the calibration; the networks of the folds have served.
+Words used here. The patients with labelled scans are dealt to K *folds*. The network of a fold is
+trained on the others' scans, with priors estimated from these, and its logits on the fold's own
+scans, with priors placed there, are *held out*. The calibration is fitted to those of all folds.
+The *final* network is trained on all labelled scans and gets the calibration; the networks of the
+folds have served.
 
 The folder tells how far it is::
 
@@ -17,7 +18,7 @@ The folder tells how far it is::
 and the models' folder, where the final network, its priors and ``calibration.json`` are. Killed at
 any moment, the same command continues.
 
-With one labelled scan nothing can be held out: the numbers are constants
+With one labelled patient nothing can be held out: the numbers are constants
 (:meth:`~stipple_monai.networks.Calibration.unfitted`).
 """
 
@@ -49,7 +50,7 @@ from stipple_monai.bundle import (
 )
 from stipple_monai.calibration import Samples, fit_samples
 from stipple_monai.cross_fitting.samples import read_samples
-from stipple_monai.data import read_sections, write_datalist
+from stipple_monai.data import patient_of, read_sections, write_datalist
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import whole_file
 from stipple_monai.handlers import data_fingerprint
@@ -88,7 +89,8 @@ def calibrate(
 
     Args:
         datalist: JSON with the section ``training``, of which items with a ``label`` take part, and
-            perhaps ``validation``. Pseudo-labelled items train every network and are in no fold.
+            perhaps ``validation``. Pseudo-labelled items are in no fold, and train every network
+            but that which holds out their patient.
         out: folder of the folds.
         models: folder of the final network. Where it has a ``model.pt`` already, that one gets the
             calibration: it must have been trained on these scans with these settings.
@@ -96,7 +98,7 @@ def calibrate(
         overlays: configs on every command, names in the bundle or paths.
         train_overlays: further ones on training.
         infer_overlays: further ones on inference.
-        folds: K, at least 2; None: 3, or as many as there are labelled scans.
+        folds: K, at least 2; None: 3, or as many as there are patients with labelled scans.
         position: where priors are in the held-out scans: ``"located"``, as in inference, or
             ``"true"``, as the label tells; so also if none could be located.
         shrinkage: see :func:`~stipple_monai.calibration.fit_calibration`.
@@ -115,18 +117,21 @@ def calibrate(
     knobs, files = dict(options or {}), (overlays, train_overlays, infer_overlays)
     stage = _Stage(out, configs, files, knobs, seed)
     scans = _items(datalist)
-    labelled = len(scans["labelled"])
-    if folds is not None and not 2 <= folds <= labelled:
+    patients = len({patient_of(item) for item in scans["labelled"]})
+    if folds is not None and not 2 <= folds <= patients:
         raise ValueError(
-            f"`folds` must lie in 2 to the number of labelled scans, {labelled}, got {folds}."
+            "`folds` must lie in 2 to the number of patients with labelled scans, "
+            f"{patients}, got {folds}."
         )
     if position not in ("located", "true"):
         raise ValueError(f"`position` must be 'located' or 'true', got {position!r}.")
-    number = min(MOST_FOLDS, labelled) if folds is None else folds
+    number = min(MOST_FOLDS, patients) if folds is None else folds
+    # folders were begun that dealt each scan by itself
+    alone = patients == len(scans["labelled"])
     settings = {
         **_written(scans, files),
         CONTENTS: config_digests(configs, [*CONFIGS, *chain.from_iterable(files)]),
-        **{"folds": number, "seed": seed, "options": knobs},
+        **{"folds": number if alone else f"{number} of patients", "seed": seed, "options": knobs},
     }
     with only_process(out):
         targets = ["datalist.json", *(path.name for path in out.glob("fold_*"))]
@@ -138,10 +143,13 @@ def calibrate(
     return models / CALIBRATION
 
 
-def _folds(scans: int, number: int, seed: int) -> list[tuple[str, list[int]]]:
-    """Names of the folds and the scans that each holds out; none for a single scan."""
-    order = np.random.default_rng(seed).permutation(scans).tolist()
-    folds = [sorted(order[fold::number]) for fold in range(number)] if number > 1 else []
+def _folds(
+    items: Sequence[Mapping[str, Any]], number: int, seed: int
+) -> list[tuple[str, set[str]]]:
+    """Names of the folds and the patients that each holds out; none for a single patient."""
+    patients = list(dict.fromkeys(map(patient_of, items)))
+    order = np.random.default_rng(seed).permutation(len(patients)).tolist()
+    folds = [{patients[i] for i in order[k::number]} for k in range(number)] if number > 1 else []
     return [(f"fold_{i}", held) for i, held in enumerate(folds, 1)]
 
 
@@ -169,18 +177,16 @@ class _Stage:
 
     def train_folds(self, scans: Mapping[str, list[dict[str, Any]]], number: int) -> list[str]:
         """The network of every fold; the folds' names."""
-        folds = _folds(len(scans["labelled"]), number, self.seed)
+        folds = _folds(scans["labelled"], number, self.seed)
+        every = scans["labelled"] + scans["pseudo"]
         for name, held in folds:
-            rest = [item for i, item in enumerate(scans["labelled"]) if i not in held]
-            sections = {
-                "training": rest + scans["pseudo"],
-                "held_out": [scans["labelled"][i] for i in held],
-                "validation": scans["validation"],
-            }
+            out = [item for item in scans["labelled"] if patient_of(item) in held]
+            rest = [item for item in every if patient_of(item) not in held]
+            sections = {"training": rest, "held_out": out, "validation": scans["validation"]}
             folder = self.out / name
             write_datalist(folder / "datalist.json", sections)
             # as many steps as the final network, or the fold's would be less sure of itself
-            more = 1 + len(held) / len(sections["training"])
+            more = 1 + (len(every) - len(rest)) / len(rest)
             slices = {"slices_per_scan": math.ceil(self.slices_per_scan * more)}
             self.train(name, folder / "datalist.json", folder / "models", knobs=slices)
         return [name for name, _ in folds]

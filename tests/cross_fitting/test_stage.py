@@ -79,6 +79,31 @@ def test_pseudo_labelled_scans_train_every_network_and_are_in_no_fold(
     assert len(out) == 1
 
 
+def test_a_patients_scans_are_held_out_together(datalist, tmp_path, monkeypatch):
+    def dealt(self, name, path, models, **_):
+        whose = {s: {i["patient"] for i in read_datalist(path, s)} for s in ("training", "held_out")}
+        found[name] = whose["held_out"]
+        assert whose["training"].isdisjoint(whose["held_out"])
+
+    def stop(*_, **__):
+        raise RuntimeError("dealt")
+
+    found = {}
+    monkeypatch.setattr("stipple_monai.cross_fitting.stage._Stage.train", dealt)
+    monkeypatch.setattr("stipple_monai.cross_fitting.stage._Stage.fit", stop)
+    items = read_datalist(datalist, "training")
+    scans = [{**item, "patient": who} for item, who in zip(items, "aab", strict=True)]
+    other = {**read_datalist(datalist, "test")[0], "patient": "a", "pseudo_label": {"round": 1}}
+    write_datalist(tmp_path / "split.json", {"training": [*scans, other]})
+    with pytest.raises(RuntimeError, match="dealt"):
+        again(tmp_path / "split.json", tmp_path, folds=None)
+    assert sorted(map(sorted, found.values())) == [["a"], ["b"]]
+    settings = json.loads((tmp_path / "eval" / "settings.json").read_text())
+    assert settings["folds"] == "2 of patients"
+    with pytest.raises(ValueError, match=r"`folds` must lie in 2 to .* patients .*, 2, got 3"):
+        again(tmp_path / "split.json", tmp_path, folds=3)
+
+
 def test_the_calibration_is_fitted_to_all_folds_and_in_the_weights(done):
     calibration = Calibration.load(done / "models" / "calibration.json")
     assert calibration.record["fitted"]
