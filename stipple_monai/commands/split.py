@@ -1,27 +1,28 @@
 """``split``: a datalist into sections, into folds, or into the sections of one fold."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from stipple_monai.commands.options import Commands, whole_number
 from stipple_monai.data import (
     Item,
     assign_folds,
-    fold_sections,
     fold_strata,
     keep_sections,
     read_content,
     read_datalist,
     read_nnunet_splits,
     read_sections,
+    sections_of_fold,
     split_datalist,
     write_datalist,
     write_nnunet_splits,
 )
 from stipple_monai.ownership import claim, refuse_foreign, refuse_inputs
 from stipple_monai.segmentation import further_scans
+
+_Sections: TypeAlias = dict[str, list[Item]]
 
 
 def add_parser(commands: Commands) -> None:
@@ -72,10 +73,11 @@ def run(options: argparse.Namespace) -> None:
     refuse_inputs(outputs, inputs)
     for path in outputs:
         refuse_foreign(path.absolute().parent, [path.absolute()])
+    left: _Sections = {}
     if options.fold is not None:
-        sections = _sections_of_fold(options)
+        sections, left = _sections_of_fold(options)
     elif options.labelled is not None:
-        sections = _drawn(options)
+        sections, left = _drawn(options)
     else:
         items = _with_folds(options)
         sections = {**read_sections(options.datalist), options.section: items}
@@ -86,11 +88,13 @@ def run(options: argparse.Namespace) -> None:
     kept: dict[str, Any] = {k: content[k] for k in ("labels", "modality") if k in content}
     claim(options.out.parent, [options.out], inputs=inputs)
     write_datalist(options.out, sections, metadata=kept)
+    for name in filter(left.get, left):
+        print(f"left out: {name}, {len(left[name])} of {options.datalist}")
     print(", ".join(f"{name}: {len(items)}" for name, items in sections.items()))
 
 
-def _drawn(options: argparse.Namespace) -> dict[str, list[Item]]:
-    """Sections drawn from one, behind what the datalist has in them; says what is left out."""
+def _drawn(options: argparse.Namespace) -> tuple[_Sections, _Sections]:
+    """Sections drawn from one, behind what the datalist has in them, and what is left out."""
     drawn = split_datalist(
         read_datalist(options.datalist, options.section),
         labelled=options.labelled,
@@ -104,10 +108,7 @@ def _drawn(options: argparse.Namespace) -> dict[str, list[Item]]:
     more = further_scans(options.unlabelled, sections) if options.unlabelled else []
     sections["unlabelled"] = [*sections.get("unlabelled", []), *more]
     added = [item["image"] for item in more]
-    for name, items in left.items():
-        if gone := [item for item in items if item["image"] not in added]:
-            print(f"left out: {name}, {len(gone)} of {options.datalist}")
-    return sections
+    return sections, {n: [i for i in some if i["image"] not in added] for n, some in left.items()}
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -129,11 +130,11 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("`--nnunet` must be given with --folds or --from-nnunet.")
 
 
-def _sections_of_fold(options: argparse.Namespace) -> Mapping[str, list[Item]]:
+def _sections_of_fold(options: argparse.Namespace) -> tuple[_Sections, _Sections]:
     items = read_datalist(options.datalist, options.section)
-    if options.section != "unlabelled":
-        items += read_datalist(options.datalist, "unlabelled", optional=True)
-    return fold_sections(items, fold=options.fold, proportion=options.proportion)
+    there = {**read_sections(options.datalist), options.section: items}
+    fold, proportion = options.fold, options.proportion
+    return sections_of_fold(there, options.section, fold=fold, proportion=proportion)
 
 
 def _with_folds(options: argparse.Namespace) -> list[Item]:

@@ -26,6 +26,7 @@ from stipple_monai.data.folds import (
     assign_folds,
     fold_sections,
     read_nnunet_splits,
+    sections_of_fold,
     write_nnunet_splits,
 )
 from stipple_monai.data.grids import (
@@ -50,6 +51,7 @@ from stipple_monai.data.repeated import (
 )
 from stipple_monai.data.sections import (
     keep_sections,
+    patient_name,
     patient_of,
     split_datalist,
 )
@@ -79,6 +81,7 @@ __all__ = [
     "label_names",
     "onto_grid",
     "organ_volumes",
+    "patient_name",
     "patient_of",
     "plain_name",
     "read_content",
@@ -89,6 +92,7 @@ __all__ = [
     "read_sections",
     "read_volume",
     "rounded_label",
+    "sections_of_fold",
     "split_datalist",
     "stem_of",
     "unique_names",

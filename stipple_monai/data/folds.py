@@ -144,6 +144,8 @@ def fold_sections(
 
     Returns:
         The sections ``training``, ``unlabelled`` (with their labels under ``truth``) and ``test``.
+        Scans without label of patients that are tested are in none, since self-training would
+        train on them.
 
     Raises:
         DatasetError: no item has that fold, or none of the others keeps its label.
@@ -158,6 +160,8 @@ def fold_sections(
             if "label" in item:
                 item["truth"] = item.pop("label")
             sections["unlabelled"].append(item)
+    tested = {patient_of(item) for item in sections["test"]}
+    sections["unlabelled"] = [i for i in sections["unlabelled"] if patient_of(i) not in tested]
     if not sections["test"] or not sections["training"]:
         raise DatasetError(
             f"`fold` must have items, and others must keep labels at {proportion:g}, got fold "
@@ -165,6 +169,33 @@ def fold_sections(
             "datalist with split --folds first."
         )
     return sections
+
+
+def sections_of_fold(
+    there: Mapping[str, Sequence[Item]], section: str, *, fold: int, proportion: float = 1.0
+) -> tuple[dict[str, list[Item]], dict[str, list[Item]]]:
+    """One fold of a datalist, see :func:`fold_sections`, and what of the datalist it leaves out.
+
+    Args:
+        there: sections of the datalist.
+        section: that is divided; ``unlabelled`` is taken with it.
+        fold: the one that is held out.
+        proportion: of labels.
+
+    Returns:
+        The sections, and the items that are in none: what else the datalist had to validate and
+        test on, and scans without label of patients that are tested.
+
+    Raises:
+        DatasetError: see :func:`fold_sections`.
+    """
+    taken = dict.fromkeys((section, "unlabelled"))
+    items = [item for name in taken for item in there.get(name, [])]
+    sections = fold_sections(items, fold=fold, proportion=proportion)
+    kept = {str(item["image"]) for found in sections.values() for item in found}
+    left = {name: list(found) for name, found in there.items() if name not in taken}
+    gone = [item for item in items if str(item["image"]) not in kept]
+    return sections, {"unlabelled scans of patients to test": gone, **left}
 
 
 def write_nnunet_splits(path: str | Path, items: Iterable[Mapping[str, Any]]) -> None:

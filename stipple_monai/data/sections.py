@@ -138,4 +138,17 @@ def _by_patient(items: Iterable[Mapping[str, Any]]) -> dict[str, list[Item]]:
 
 def patient_of(item: Mapping[str, Any]) -> str:
     """Whose scan an item is: its ``patient``, or else its image."""
-    return str(item.get("patient", item["image"]))
+    return patient_name(item) or str(item["image"])
+
+
+def patient_name(item: Mapping[str, Any]) -> str:
+    """An item's ``patient`` as text, empty where it is absent, null or blank.
+
+    Example:
+        >>> [patient_name({"patient": told}) for told in (7, 7.0, "7 ", " ", None)]
+        ['7', '7', '7', '', '']
+    """
+    told = item.get("patient")
+    if isinstance(told, float) and told.is_integer():
+        told = int(told)
+    return "" if told is None else str(told).strip()

@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.data import ignored_value, label_names, read_content, unique_names
+from stipple_monai.data import (
+    ignored_value,
+    label_names,
+    patient_name,
+    read_content,
+    unique_names,
+)
 from stipple_monai.errors import DatasetError
 from stipple_monai.ingest.cases import Case, Source
 from stipple_monai.ingest.folders import listed
@@ -125,7 +131,7 @@ def find_msd(root: Path, labels: Path | None) -> Source:
             root / str(item["label"]) if item.get("label") else None,
             test=section == "test",
             section=section,
-            patient=str(item.get("patient", "")),
+            patient=patient_name(item),
         )
         for name, (section, item, images) in zip(names, found, strict=True)
     ]

@@ -12,7 +12,13 @@ from helpers.real_data import DATA, real
 from monai.data import MetaTensor, load_decathlon_datalist
 from monai.transforms import LoadImage
 
-from stipple_monai.data import ignored_value, read_datalist, split_datalist, write_datalist
+from stipple_monai.data import (
+    ignored_value,
+    patient_of,
+    read_datalist,
+    split_datalist,
+    write_datalist,
+)
 from stipple_monai.data.checks import check_pair, read_volume
 from stipple_monai.errors import DatasetError
 
@@ -85,6 +91,23 @@ def test_items_without_label_train_without():
     assert sections["unlabelled"] == bare
     with pytest.raises(DatasetError, match=r"at least 9 \+ 2 \+ 4 patients with labels, got 14"):
         split_datalist(ITEMS + bare, labelled=9, validation=2, test=4, seed=0)
+
+
+@pytest.mark.parametrize("nobody", [None, "", "  "])
+def test_no_patient_is_a_patient_for_each_scan(nobody):
+    items = [{**item, "patient": nobody} for item in ITEMS[:6]]
+    sections = split_datalist(items, labelled=3, validation=1, test=2, seed=0)
+    assert {name: len(found) for name, found in sections.items() if found} == {
+        "training": 3,
+        "validation": 1,
+        "test": 2,
+    }
+
+
+def test_a_patient_is_one_however_it_is_written():
+    written = [{**item, "patient": p} for item, p in zip(ITEMS, [7, 7.0, "7", " 7 "], strict=False)]
+    assert {patient_of(item) for item in written} == {"7"}
+    assert patient_of({"image": "a", "patient": 7.5}) == "7.5"
 
 
 def test_a_patient_with_a_scan_without_label_trains_without():

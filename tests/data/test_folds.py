@@ -1,6 +1,7 @@
 """Folds and nested label proportions, in the datalist and as nnU-Net's splits."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,6 +212,29 @@ def test_the_command(datalist, tmp_path, capsys):
     again = tmp_path / "again.json"
     assert main(["split", str(datalist), str(again), "--from-nnunet", str(splits)]) == 0
     assert folds_of(read_datalist(again, "training")) == folds_of(items)
+
+
+def test_a_fold_of_a_datalist_with_further_sections(datalist, tmp_path, capsys):
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    items = [
+        {**item, "fold": i % 3, "patient": f"P{i}"} for i, item in enumerate(content["training"])
+    ]
+    for number in range(4):
+        (tmp_path / f"u{number}.nii.gz").touch()
+    more = [{"image": f"u{i}.nii.gz", "patient": f"P{i}"} for i in range(4)]
+    sections = {"training": items[:10], "validation": items[10:11], "test": items[11:]}
+    datalist.write_text(json.dumps({**sections, "unlabelled": more}), encoding="utf-8")
+    assert main(["split", str(datalist), str(tmp_path / "one.json"), "--fold", "0"]) == 0
+    *left, counts = capsys.readouterr().out.splitlines()
+    of = f"of {datalist}"
+    assert left == [
+        f"left out: unlabelled scans of patients to test, 2 {of}",
+        f"left out: validation, 1 {of}",
+        f"left out: test, 1 {of}",
+    ]
+    assert counts == "training: 6, unlabelled: 2, test: 4"
+    found = read_datalist(tmp_path / "one.json", "unlabelled")
+    assert [Path(item["image"]).name for item in found] == ["u1.nii.gz", "u2.nii.gz"]
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,14 @@ def test_sections_and_patients_of_a_datalist_stay(tmp_path):
     assert {s["name"] for s in skipped} == {"d.nii.gz", "d_seg.nii.gz"}
 
 
+def test_a_patient_that_is_null_is_absent(tmp_path):
+    whose = {"a": None, "b": " ", "c": 7.0, "d": "P1 "}
+    items = [{"image": f"{name}.nii.gz", "patient": who} for name, who in whose.items()]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": items}))
+    found = find_cases(tmp_path, layout="msd")
+    assert [case.patient for case in found.cases] == ["", "", "7", "P1"]
+
+
 def test_an_item_without_image_is_an_error(tmp_path):
     save(tmp_path / "a.nii.gz", body())
     content = {"training": [{"image": "a.nii.gz"}, {"images": "b.nii.gz"}]}
