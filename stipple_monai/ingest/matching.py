@@ -1,8 +1,9 @@
 """Which label belongs to which scan, by the names of their files.
 
 Names are equal, or equal but for words that tell a scan from its label, such as ``ct`` and
-``seg``. Of several scans the one counts that fewest such words have to be taken from; what stays
-ambiguous is an error, since a label on another scan's voxels trains without complaint.
+``seg``; names that tell of two modalities, sequences or time points, as ``t1`` and ``t2`` do, are
+those of two scans. Of several scans the one counts that fewest such words have to be taken from;
+what stays ambiguous is an error, since a label on another scan's voxels trains without complaint.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ VOLUMES = (*NIFTI, *OTHER_GRIDS)
 """Endings of the volumes that are read."""
 
 _ROLES = "labels?|segmentation|seg|masks?|truth|gt"
-_KINDS = f"{_ROLES}|images?|img|scan|volume|cta?|mri?|pet|t[12]w?|flair|dwi|adc"
+_SEEN = "cta?|mri?|pet|t[12]w?|flair|dwi|adc"
+_KINDS = f"{_ROLES}|images?|img|scan|volume|{_SEEN}"
 # a word ends where letters end, or where an upper-case one begins
 _KIND = re.compile(rf"(?i:(?<![a-z])(?:{_KINDS})(?![a-z]))|(?<=[a-z])(?:Seg|SEG|Label|CT|MR|GT)\b")
+# what an image is of; "mr" fits each of the sequences
+_SCANNED = re.compile(_SEEN)
+_SEQUENCES = {"t1", "t2", "flair", "dwi", "adc"}
+_SAME = {"cta": "ct", "mri": "mr", "t1w": "t1", "t2w": "t2"}
 _ROLE = re.compile(rf"(?i:(?<![a-z])(?:{_ROLES})(?![a-z]))")
 
 
@@ -63,6 +69,20 @@ def _words(path: Path) -> Counter[str]:
     return Counter(word.casefold() for word in _KIND.findall(stem(path)))
 
 
+def _contradict(one: Counter[str], two: Counter[str]) -> bool:
+    """Whether words of two names tell of two modalities, sequences or time points."""
+    first, second = (
+        {_SAME.get(word, word) for word in words if _SCANNED.fullmatch(word)}
+        for words in (one, two)
+    )
+    if not first or not second:
+        return False
+    # the sequence says more than that it is one
+    first, second = (kinds - {"mr"} if kinds & _SEQUENCES else kinds for kinds in (first, second))
+    unnamed = {"mr"} in (first, second) and bool((first | second) & _SEQUENCES)
+    return not first & second and not unnamed
+
+
 def _cost(scan: Path, label: Path) -> int | None:
     """How many words have to be taken from both names to make them one; None: they stay two."""
     if folded(stem(scan)) == folded(stem(label)):
@@ -70,6 +90,8 @@ def _cost(scan: Path, label: Path) -> int | None:
     if key(scan) != key(label):
         return None
     one, two = _words(scan), _words(label)
+    if _contradict(one, two):
+        return None
     return 1 + ((one - two) + (two - one)).total()
 
 

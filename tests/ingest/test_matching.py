@@ -74,6 +74,29 @@ def test_what_stays_ambiguous_is_refused_with_both(scans, labels, match):
         match_labels([Path(f"{n}.nii.gz") for n in scans], [Path(f"{n}.nii.gz") for n in labels])
 
 
+@pytest.mark.parametrize(
+    ("scan", "label", "fits"),
+    [
+        ("p_t1", "p_t2_seg", False),
+        ("p_ct", "p_mr_seg", False),
+        ("p_pet", "p_cta_mask", False),
+        ("pMR", "p_ct_label", False),
+        ("p_mr_t1", "p_mr_t2w_seg", False),
+        ("p_ct", "p_seg", True),
+        ("p", "p_ct_seg", True),
+        ("p_t1", "p_t1w_seg", True),
+        ("p_ct", "p_CTA_seg", True),
+        ("p_flair", "p_mri_seg", True),
+        ("p_mr", "p_t2_seg", True),
+        ("p_pet_ct", "p_ct_seg", True),
+        ("img_p", "p_mask", True),
+    ],
+)
+def test_names_of_two_modalities_or_time_points_are_of_two_scans(scan, label, fits):
+    scan, label = Path(f"{scan}.nii.gz"), Path(f"{label}.nii.gz")
+    assert match_labels([scan], [label]) == (({scan: label}, []) if fits else ({}, [label]))
+
+
 def test_the_label_of_the_mr_is_not_the_ct_s(tmp_path):
     save(tmp_path / "src/pat1_ct.nii.gz", body(1))
     save(tmp_path / "src/pat1_mr.nii.gz", body(2))
