@@ -3,11 +3,13 @@
 A scan's label is known again by its organ: laid upon each other, two masks of one patient overlap
 almost wholly, also after resampling and reorientation, and those of two patients do not. A name
 alone would not do (data are moved, and every patient may have a ``label.nii.gz``), but where files
-have the same name, a smaller overlap is enough: a thin organ loses much on a coarse grid.
+have the same name, and one that tells patients apart, a smaller overlap is enough: a thin organ
+loses much on a coarse grid.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +31,12 @@ from stipple_monai.priors.prior import SpatialPrior
 SAME = 0.9
 """Overlap from which on two masks are one patient's."""
 SAME_OF_A_NAME = 0.6
-"""Overlap from which on a mask is that of the case whose file has the same name."""
+"""Overlap from which on a mask is that of the case whose file has the same name of its own."""
 _AS_LIKE = 0.02
+_GENERIC = re.compile(
+    r"(labels?|segmentations?|segs?|masks?|truth|gt|manual|organs?|images?|img|scans?|volume|ct|mr)+"
+)
+"""What every patient's file may be called."""
 _VOLUME_RATIO = 1.3
 
 
@@ -70,9 +76,21 @@ def own_cases(label: Label, prior: SpatialPrior) -> list[int]:
     if not own and label_map.name != UNNAMED:
         name = Path(label_map.name).name
         named = [i for i, case in enumerate(cases) if case.name == name]
-        best = max(named, key=lambda i: overlaps[i], default=None)
-        own = [best] if best is not None and overlaps[best] >= SAME_OF_A_NAME else []
+        if len(named) == 1 and _tells_patients_apart(name, cases):
+            own = [i for i in named if overlaps[i] >= SAME_OF_A_NAME]
     return own
+
+
+def _tells_patients_apart(name: str, cases: Cases) -> bool:
+    """Whether a name that one case alone has is this patient's, and not each one's.
+
+    Of several cases a name without number, such as ``liver.nii.gz``, is told to be one patient's by
+    the others, which are called otherwise; of a single case it is not.
+    """
+    plain = re.sub(r"\.nii(\.gz)?$|[^a-z0-9]", "", name.casefold())
+    if any(letter.isdigit() for letter in plain):
+        return True
+    return len(cases) > 1 and not _GENERIC.fullmatch(plain)
 
 
 def overlap(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -286,20 +287,49 @@ def test_another_patients_label_is_not_known_whatever_its_name(tmp_path):
     assert own_cases(absent, prior) == []
 
 
+def thinner(label):
+    """Without the first slices of its organ."""
+    label = label.clone()
+    first = (label[0].numpy() > 0).any((1, 2)).argmax()
+    label[0, first : first + 4] = 0
+    return label
+
+
 def test_a_name_decides_where_the_overlap_is_not_clear(tmp_path):
     prior = SpatialPrior.estimate(in_files(LABELS, tmp_path))
-    thinner = LABELS[1].clone()
-    inside = thinner[0].numpy() > 0
-    thinner[0, inside.any((1, 2)).argmax() : inside.any((1, 2)).argmax() + 4] = 0
-    crop = organ_masks(open_label(thinner), [1])[0]
+    part = thinner(LABELS[1])
+    crop = organ_masks(open_label(part), [1])[0]
     assert 0.6 < overlap(*crop, prior.cases.items[1], prior.cases) < SAME
-    assert own_cases(thinner, prior) == []
-    thinner.meta["filename_or_obj"] = "moved/scan_1.nii.gz"
-    assert own_cases(thinner, prior) == [1]
+    assert own_cases(part, prior) == []
+    part.meta["filename_or_obj"] = "moved/scan_1.nii.gz"
+    assert own_cases(part, prior) == [1]
     # an organ of three times the volume is another's, whatever the name
     other = organ_of(1, size=13.0)
     other.meta["filename_or_obj"] = "moved/scan_1.nii.gz"
     assert own_cases(other, prior) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "own"),
+    [
+        (["a/label.nii.gz"], []),
+        (["a/liver.nii.gz"], []),
+        (["a/Seg-Mask.nii.gz", "a/other.nii.gz"], []),
+        (["a/scan_1.nii.gz", "b/scan_1.nii.gz"], []),
+        (["a/scan_1.nii.gz"], [0]),
+        (["a/jones.nii.gz", "a/smith.nii.gz"], [0]),
+    ],
+)
+def test_a_name_that_every_patient_may_have_decides_nothing(tmp_path, names, own):
+    for name, label in zip(names, LABELS[1:], strict=False):
+        (path,) = in_files([label], (tmp_path / name).parent)
+        Path(path).replace(tmp_path / name)
+    prior = SpatialPrior.estimate([tmp_path / name for name in names])
+    other = thinner(LABELS[1])
+    crop = organ_masks(open_label(other), [1])[0]
+    assert 0.6 < overlap(*crop, prior.cases.items[0], prior.cases) < SAME
+    other.meta["filename_or_obj"] = f"elsewhere/{Path(names[0]).name}"
+    assert own_cases(other, prior) == own
 
 
 def test_a_scan_that_was_given_twice_is_left_out_twice():
