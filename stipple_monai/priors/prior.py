@@ -41,6 +41,7 @@ from stipple_monai.priors.values import (
     known_case_count,
     known_mode,
     known_offset,
+    known_organ,
     known_smoothing,
     matching_cases,
 )
@@ -71,9 +72,9 @@ class SpatialPrior:
         cases: what each map contributed, with which it can be left out; ``None`` if not kept.
 
     Raises:
-        PriorError: ``probability`` is not a finite 3D array in [0, 1], ``spacing_mm`` is not
-            three positive lengths, ``offset_mm`` is not three finite numbers, or ``cases`` are
-            not those of the prior.
+        PriorError: ``probability`` is not a finite 3D array in [0, 1], ``organ`` is not from 1 to
+            254, ``spacing_mm`` is not three positive lengths, ``offset_mm`` is not three finite
+            numbers, or ``cases`` are not those of the prior.
 
     Example:
         >>> prior = SpatialPrior(torch.ones(4, 4, 2), spacing_mm=(1, 1, 10), organ=1)
@@ -101,7 +102,7 @@ class SpatialPrior:
     ) -> None:
         self.probability = frequencies(probability)
         self.spacing_mm = three_lengths(spacing_mm)
-        self.organ = int(organ)
+        self.organ = known_organ(organ)
         self.case_count = known_case_count(case_count)
         self.center = known_center(center)
         self.offset_mm = known_offset("offset_mm", offset_mm)
@@ -348,7 +349,6 @@ class SpatialPrior:
         """Read a prior that :meth:`save` wrote.
 
         Raises:
-            PriorError: the file is missing, truncated, not NIfTI or not a prior, or was written
-                by a newer version.
+            PriorError: it is missing, truncated, no NIfTI, no prior, or of a newer version.
         """
         return read_prior(path, cls)

@@ -15,6 +15,8 @@ from stipple_monai.priors.organ import is_count, world_point
 
 Mode: TypeAlias = Literal["auto", "nearest", "linear"]
 """How a prior is sampled along z: ``"auto"`` is linear for a density, nearest for a histogram."""
+MOST_ORGANS = 254
+"""The largest label value of an organ."""
 
 
 def frequencies(probability: torch.Tensor | NDArray[Any]) -> torch.Tensor:
@@ -60,7 +62,21 @@ def known_organs(organs: Iterable[Any]) -> list[int]:
             "`organs` must be one label value or more, whole numbers and each once, got "
             f"{organs!r}: make numbers of text with `int`, and a list of a single one."
         )
-    return found
+    return [known_organ(k) for k in found]
+
+
+def known_organ(organ: int) -> int:
+    """Give a label value as an integer, or raise :class:`PriorError`.
+
+    Label maps are ``uint8``; 0 is the background, and 255 is ignored.
+    """
+    if not 1 <= int(organ) <= MOST_ORGANS:
+        raise PriorError(
+            f"`organ` must be a label value from 1 to {MOST_ORGANS}, got {organ}: 0 is the "
+            "background and 255 is ignored; give a larger number another one, such as with "
+            "`ingest --map`."
+        )
+    return int(organ)
 
 
 def known_mode(mode: Mode) -> Mode:

@@ -47,6 +47,17 @@ def test_organs_are_of_any_integral_type(organs):
     assert torch.equal(prior.probability, SpatialPrior.estimate(label()).probability)
 
 
+@pytest.mark.parametrize("organ", [0, -1, 255, 300])
+def test_background_and_what_a_label_map_cannot_hold_are_no_organs(organ):
+    values = np.full((4, 4, 4), organ, np.int16)
+    volume = MetaTensor(values[None], affine=torch.eye(4))
+    match = rf"`organ` must be a label value from 1 to 254, got {organ}: 0 is the background"
+    with pytest.raises(PriorError, match=match):
+        SpatialPrior.estimate(volume, organ=organ)
+    with pytest.raises(PriorError, match=match):
+        SpatialPrior(np.ones((2, 2, 2)), spacing_mm=(1, 1, 1), organ=organ)
+
+
 def test_a_label_map_may_be_of_bfloat16():
     found = SpatialPrior.estimate(label().bfloat16())
     assert torch.equal(found.probability, SpatialPrior.estimate(label()).probability)
