@@ -36,6 +36,7 @@ from stipple_monai.results import (
     on_grid_of,
     organ_records,
     read_records,
+    rename_organs,
     where_known,
     write_record,
     write_tables,
@@ -87,7 +88,7 @@ def fuse(
             without any, the fusion has constants.
         channels: of the network, by label value; each prior's label value where ``None``. Classes
             without a prior count as background.
-        labels: names of the label values.
+        labels: names of the label values; other names do not fuse anew.
         labelled: how many labelled scans the network was trained with, for the constants; as many
             as each prior was estimated from where ``None``.
         decision: ``"dice"``, the label map of the highest expected Dice, or ``"argmax"``.
@@ -119,6 +120,7 @@ def fuse(
         left = {item["name"] for item in todo}
         if left:
             _fuse_all(run, maps, truths, out, left=left, decision=decision, progress=progress)
+        rename_organs(out, run.labels)
         add_remarks(out, priors=known)
         if truths:
             write_csv(out / GAIN, GAIN_COLUMNS, _gain(out))

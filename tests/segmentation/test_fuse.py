@@ -127,6 +127,16 @@ def test_the_constants_know_the_labels_of_the_network(data, fused, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_other_names_do_not_fuse_again(data, fused, tmp_path):
+    out = shutil.copytree(fused, tmp_path / "out")
+    before = (out / "s0_seg.nii.gz").stat().st_mtime_ns
+    given = {"priors": data / "priors", "like": [data / "scans"]}
+    fuse([data / "nnunet"], out, **given, labels={1: "Leber", 2: "Milz"})
+    rows = list(csv.DictReader((out / "volumes.csv").open(encoding="utf-8")))
+    assert {row["name"] for row in rows} == {"Leber", "Milz"}
+    assert (out / "s0_seg.nii.gz").stat().st_mtime_ns == before
+
+
 @pytest.mark.slow
 def test_patients_numbers_of_four_digits_are_no_channels(data, fused, tmp_path):
     for i, name in enumerate(NAMES[:2]):
