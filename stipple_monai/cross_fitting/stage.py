@@ -117,21 +117,13 @@ def calibrate(
     knobs, files = dict(options or {}), (overlays, train_overlays, infer_overlays)
     stage = _Stage(out, configs, files, knobs, seed)
     scans = _items(datalist)
-    patients = len({patient_of(item) for item in scans["labelled"]})
-    if folds is not None and not 2 <= folds <= patients:
-        raise ValueError(
-            "`folds` must lie in 2 to the number of patients with labelled scans, "
-            f"{patients}, got {folds}."
-        )
+    number = _number_of_folds(scans["labelled"], folds)
     if position not in ("located", "true"):
         raise ValueError(f"`position` must be 'located' or 'true', got {position!r}.")
-    number = min(MOST_FOLDS, patients) if folds is None else folds
-    # folders were begun that dealt each scan by itself
-    alone = patients == len(scans["labelled"])
     settings = {
-        **_written(scans, files),
+        **_written(scans, files, number),
         CONTENTS: config_digests(configs, [*CONFIGS, *chain.from_iterable(files)]),
-        **{"folds": number if alone else f"{number} of patients", "seed": seed, "options": knobs},
+        **{"seed": seed, "options": knobs},
     }
     with only_process(out):
         targets = ["datalist.json", *(path.name for path in out.glob("fold_*"))]
@@ -143,11 +135,27 @@ def calibrate(
     return models / CALIBRATION
 
 
+def _patients(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(map(patient_of, items)))
+
+
+def _number_of_folds(labelled: Sequence[Mapping[str, Any]], asked: int | None) -> int:
+    patients = len(_patients(labelled))
+    if asked is None:
+        return min(MOST_FOLDS, patients)
+    if not 2 <= asked <= patients:
+        raise ValueError(
+            f"`folds` must lie in 2 to the number of patients with labelled scans, {patients}, got "
+            f"{asked}."
+        )
+    return asked
+
+
 def _folds(
     items: Sequence[Mapping[str, Any]], number: int, seed: int
 ) -> list[tuple[str, set[str]]]:
     """Names of the folds and the patients that each holds out; none for a single patient."""
-    patients = list(dict.fromkeys(map(patient_of, items)))
+    patients = _patients(items)
     order = np.random.default_rng(seed).permutation(len(patients)).tolist()
     folds = [{patients[i] for i in order[k::number]} for k in range(number)] if number > 1 else []
     return [(f"fold_{i}", held) for i, held in enumerate(folds, 1)]
@@ -283,10 +291,15 @@ def _items(datalist: str | Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _written(
-    scans: Mapping[str, list[dict[str, Any]]], overlays: Sequence[Sequence[str | Path]]
+    scans: Mapping[str, list[dict[str, Any]]],
+    overlays: Sequence[Sequence[str | Path]],
+    folds: int,
 ) -> dict[str, Any]:
     """What a folder was begun with, as JSON."""
+    # older folders have a number alone, and dealt each scan of a patient by itself
+    alone = len(_patients(scans["labelled"])) == len(scans["labelled"])
     return {
+        "folds": folds if alone else f"{folds} of patients",
         "scans": {name: [str(item["image"]) for item in items] for name, items in scans.items()},
         "labels": [str(item["label"]) for item in scans["labelled"] + scans["pseudo"]],
         "data": {name: data_fingerprint(items)["sha256"] for name, items in scans.items()},

@@ -55,10 +55,8 @@ def choose_intensity(found: Fingerprint, *, paper: bool = False) -> dict[str, Ch
     """CT in the window of its organs; anything else by each scan's own percentiles."""
     seen = found.intensity
     if found.mixed:
-        why = (
-            f"{found.modality} have no unit in common: each channel's own 0.5 and 99.5 percentiles"
-        )
-        return {"percentiles": Choice(True, f"{why}, in each scan")}
+        why = f"{found.modality} have no unit in common: each scan's own 0.5 and 99.5 percentiles"
+        return {"percentiles": Choice(True, f"{why}, of each channel")}
     if found.modality != "CT":
         why = f"{found.modality} has no unit: each scan's own 0.5 and 99.5 percentiles"
         return {"percentiles": Choice(True, why)}
@@ -96,8 +94,8 @@ def refuse_window(found: Fingerprint, settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"`window_hu` must not be given for channels of several modalities, got "
             f"{settings.get('window_hu', 'percentiles: false')} for {found.modality}: set "
-            "`percentiles` to true, or give an `intensity` that treats each channel by itself. Where "
-            "all are CT, name all so in the datalist's `modality`."
+            "`percentiles` to true, or give an `intensity` that treats each channel by itself. "
+            "Where all are CT, name all so in the datalist's `modality`."
         )
 
 

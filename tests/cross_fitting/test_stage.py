@@ -81,7 +81,9 @@ def test_pseudo_labelled_scans_train_every_network_and_are_in_no_fold(
 
 def test_a_patients_scans_are_held_out_together(datalist, tmp_path, monkeypatch):
     def dealt(self, name, path, models, **_):
-        whose = {s: {i["patient"] for i in read_datalist(path, s)} for s in ("training", "held_out")}
+        whose = {
+            s: {i["patient"] for i in read_datalist(path, s)} for s in ("training", "held_out")
+        }
         found[name] = whose["held_out"]
         assert whose["training"].isdisjoint(whose["held_out"])
 

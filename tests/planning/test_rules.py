@@ -34,7 +34,7 @@ def test_channels_of_several_modalities_have_no_window():
     assert {k: c.value for k, c in rules.choose_intensity(pet).items()} == {"percentiles": True}
     read = {"percentiles": False, "window_hu": [0, 1], "intensity": [{"a_min": "$@window_hu[0]"}]}
     for settings in ({"window_hu": [-100, 250]}, {"percentiles": False}, read):
-        with pytest.raises(ValueError, match="`window_hu` must not be given for .* CT . PET"):
+        with pytest.raises(ValueError, match=r"`window_hu` must not be given for .* CT \+ PET"):
             rules.refuse_window(pet, settings)
     own = {**read, "intensity": [{"a_min": 0}]}
     for settings in ({}, {"percentiles": True, "window_hu": [0, 1]}, own):
