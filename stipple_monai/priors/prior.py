@@ -37,6 +37,7 @@ from stipple_monai.priors.organ import (
 from stipple_monai.priors.prior_file import read_prior, write_prior
 from stipple_monai.priors.values import (
     Mode,
+    check_left_out,
     frequencies,
     known_case_count,
     known_mode,
@@ -323,12 +324,7 @@ class SpatialPrior:
 
     def _leave_out(self, without: Sequence[int], box: tuple[slice, ...]) -> torch.Tensor:
         cases = self.known_cases()
-        known = set(range(len(cases)))
-        if not known >= {*without} or known == {*without}:
-            raise PriorError(
-                f"`without` must be numbers of label maps, 0 to {len(cases) - 1}, and leave one of "
-                f"them, got {without}: where none is left, place a neutral prior."
-            )
+        check_left_out(without, len(cases))
         return torch.from_numpy(cases.leave_out(self.probability[box].numpy(), [*{*without}], box))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -79,6 +79,16 @@ def known_organ(organ: int) -> int:
     return int(organ)
 
 
+def check_left_out(without: Sequence[int], cases: int) -> None:
+    """Raise :class:`PriorError` unless numbers are of label maps and leave one of them."""
+    known = set(range(cases))
+    if not known >= {*without} or known == {*without}:
+        raise PriorError(
+            f"`without` must be numbers of label maps, 0 to {cases - 1}, and leave one of them, "
+            f"got {without}: where none is left, place a neutral prior."
+        )
+
+
 def known_mode(mode: Mode) -> Mode:
     """Give ``mode`` back, or raise :class:`PriorError`."""
     if mode not in ("auto", "nearest", "linear"):
