@@ -272,9 +272,10 @@ def _recorded_knobs(path: Path) -> dict[str, Any]:
         known = {name: value for name, value in config.items() if "#" not in name}
     except (OSError, TypeError, KeyError, AttributeError, ValueError):
         return {}
-    # the file of a calibration is beside the weights, wherever these lie now
-    if str(known.get("calibration", "")).endswith(CALIBRATION):
-        del known["calibration"]
+    # a calibration that was fitted lies beside the weights, wherever these are now
+    fitted = path.with_name(CALIBRATION).is_file()
+    if fitted or str(known.get("calibration", "")).endswith(CALIBRATION):
+        known.pop("calibration", None)
     return known
 
 

@@ -29,23 +29,7 @@ def add_parser(commands: Commands) -> None:
         "--plan", type=Path, help="file of `plan`; else one is made, unless overlays are given"
     )
     add_overlays(parser)
-    gamma = parser.add_mutually_exclusive_group()
-    gamma.add_argument(
-        "--shares",
-        nargs="*",
-        type=float,
-        help="γ of each round, as in the paper: share of an organ's predicted voxels, above 0 to 1",
-    )
-    gamma.add_argument(
-        "--rounds",
-        type=whole_number,
-        help="how many, with pseudo-labels chosen by certainty; default 1",
-    )
-    gamma.add_argument(
-        "--counts", nargs="+", type=int, help="the same as a number of voxels of each organ"
-    )
-    parser.add_argument("--minimum", type=float, default=0.0, help="least probability of a voxel")
-    parser.add_argument("--components", type=int, help="only the largest components of an organ")
+    _add_selection(parser)
     parser.add_argument(
         "--fine-tune",
         action=argparse.BooleanOptionalAction,
@@ -67,6 +51,27 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--seed", type=whole_number, default=0, help="of the trainings")
     add_knobs(parser)
     parser.set_defaults(run=run)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add what says how many rounds there are, and which voxels become labels."""
+    gamma = parser.add_mutually_exclusive_group()
+    gamma.add_argument(
+        "--shares",
+        nargs="*",
+        type=float,
+        help="γ of each round, as in the paper: share of an organ's predicted voxels, above 0 to 1",
+    )
+    gamma.add_argument(
+        "--rounds",
+        type=whole_number,
+        help="how many, with pseudo-labels chosen by certainty; default 1",
+    )
+    gamma.add_argument(
+        "--counts", nargs="+", type=int, help="the same as a number of voxels of each organ"
+    )
+    parser.add_argument("--minimum", type=float, default=0.0, help="least probability of a voxel")
+    parser.add_argument("--components", type=int, help="only the largest components of an organ")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -131,9 +131,7 @@ def fuse_logits(
     if minimum_confidence is None:
         minimum_confidence = least_confidence(references, position, max_shift_mm=max_shift_mm)
     _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
-    align = PriorAlign(priors, mode=mode, activation=activation)
-    placed = [align(s, f.position_mm) for s, f in zip(_grids(scans), found, strict=True)]
-    prior = torch.stack([torch.as_tensor(each).as_subclass(Tensor) for each in placed])
+    prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
     adjusted = fuse_placed(logits, prior, strength, floor, calibration, activation)
     positions, confidences = map(torch.stack, zip(*(each[:2] for each in found), strict=True))
     return Fused(adjusted, prior, positions, confidences)
@@ -217,10 +215,15 @@ def _finite(logits: Tensor, name: str) -> Tensor:
     return plain
 
 
-def _grids(scans: Sequence[MetaTensor]) -> list[MetaTensor]:
-    """One channel of each, which takes no memory; also where MONAI does not track metadata."""
-    empty = (torch.empty(1, device=s.device).expand(1, *s.shape[1:]) for s in scans)
-    return [MetaTensor(e, affine=s.affine) for e, s in zip(empty, scans, strict=True)]
+def _place(scans: Sequence[MetaTensor], found: Sequence[Located], align: PriorAlign) -> Tensor:
+    """The priors on the grids of the scans, also where MONAI does not track metadata."""
+    placed = []
+    for scan, located in zip(scans, found, strict=True):
+        # one channel, which takes no memory
+        empty = torch.empty(1, device=scan.device).expand(1, *scan.shape[1:])
+        grid = MetaTensor(empty, affine=scan.affine)
+        placed.append(torch.as_tensor(align(grid, located.position_mm)).as_subclass(Tensor))
+    return torch.stack(placed)
 
 
 def _without_prior(

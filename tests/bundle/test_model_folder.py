@@ -69,6 +69,8 @@ def test_a_folder_of_the_config_alone_knows_its_knobs_by_its_record(tmp_path):
     record["config"]["calibration"] = "equation_2"
     (tmp_path / "provenance.json").write_text(json.dumps(record), encoding="utf-8")
     assert trained_knobs(tmp_path)["calibration"] == "equation_2"
+    (tmp_path / "calibration.json").touch()  # fitted after the training
+    assert "calibration" not in trained_knobs(tmp_path)
     for other in ("[", "[1]", "{}", '{"config": 3}'):
         (tmp_path / "provenance.json").write_text(other, encoding="utf-8")
         assert trained_knobs(tmp_path) == {}

@@ -449,7 +449,9 @@ def test_push_to_hugging_face_has_a_model_card(runs, tmp_path, monkeypatch):
 
 def test_what_cannot_be_published_is_said(runs, tmp_path):
     models = runs.root / "models"
-    with pytest.raises(DatasetError, match=r"`models` must have model\.pt and a prior .* got .*no"):
+    with pytest.raises(
+        DatasetError, match=r"`models` must have model\.pt and the priors, got .*no"
+    ):
         publish_bundle(tmp_path / "out", models=tmp_path / "nothing")
     with pytest.raises(DatasetError, match="`bundle` must be the folder of the bundle"):
         publish_bundle(tmp_path / "out", models=models, bundle=tmp_path)

@@ -23,7 +23,7 @@ PACKAGES = [name for name in SOURCES if name.endswith("/__init__.py")]
 MOST_LINES, MOST_LINES_OF_A_COMMAND, MOST_LINES_OF_A_FUNCTION = 350, 150, 40
 DICOM = {"pydicom", "highdicom", "itk"}
 OPTIONAL = {"ingest": DICOM, "results": DICOM, "data": {"itk"}}
-OPTIONAL |= {"study": {"submitit"}, "__main__": {"shtab"}}
+OPTIONAL |= {"study": {"submitit"}, "__main__": {"shtab"}, "memory": {"resource"}}
 # what the packages of the mathematics take from MONAI
 MATHEMATICS = {
     "calibration",

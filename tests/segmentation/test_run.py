@@ -209,7 +209,7 @@ def test_an_error_in_a_worker_is_told_in_a_line(tmp_path, model):
 @pytest.mark.slow
 def test_what_else_is_missing(tmp_path, model, monkeypatch):
     scan = scans(tmp_path, "a.nii.gz")
-    with pytest.raises(DatasetError, match=r"`models` must be a folder with model.pt"):
+    with pytest.raises(DatasetError, match=r"`models` must have model.pt and the priors"):
         segment([scan], tmp_path / "out", models=tmp_path)
     with pytest.raises(DatasetError, match="`bundle` must be the folder of the bundle"):
         segment([scan], tmp_path / "out", bundle=tmp_path, **model)
