@@ -224,7 +224,7 @@ def test_a_priors_own_label_is_left_out(data, tmp_path):
     only = tmp_path / "q"
     only.mkdir()
     SpatialPrior.estimate(files[:1], organ=1).save(only / "prior_1.nii.gz")
-    with pytest.raises(ValueError, match="and leave one of them, got .0.: where none"):
+    with pytest.raises(ValueError, match=r"and leave one of them, got .0.: where none"):
         fuse(
             [data / "nifti/s0_prob.nii.gz"],
             tmp_path / "r",
