@@ -183,8 +183,8 @@ def sections_of_fold(
         proportion: of labels.
 
     Returns:
-        The sections, and the items that are in none: what else the datalist had to validate and
-        test on, and scans without label of patients that are tested.
+        The sections, and the items that are in none. Those are what else the datalist had to
+        validate and test on, and scans without label of patients that are tested.
 
     Raises:
         DatasetError: see :func:`fold_sections`.
