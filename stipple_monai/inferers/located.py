@@ -298,9 +298,9 @@ def _silence(
     for located, name in zip(found, names, strict=True):
         if located.scan_chose:
             warnings.warn(
-                f"The network's output for {name} fits best at a height at which no labelled scan "
-                "has these organs, and they were placed at the usual one: look at the result. With "
-                "`scan_vote` False they are placed where the output fits best.",
+                f"The network's output for {name} fits best far from the height at which the "
+                "labelled scans have these organs. They were placed at that height: look at the "
+                "result. With `scan_vote` False they are placed where the output fits best.",
                 stacklevel=5,
             )
         for k, confidence in enumerate(located.confidence.tolist()):

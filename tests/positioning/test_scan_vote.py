@@ -160,7 +160,7 @@ def test_fusing_warns_of_a_scan_whose_place_was_chosen(priors):
     odds = torch.logit(maps.as_tensor(), eps=1e-6)
     logits = torch.cat([torch.zeros(1, *SHAPE), odds])[None]
     with pytest.warns(
-        UserWarning, match=r"output for scan_7 fits best at a height at which no .* the usual"
+        UserWarning, match=r"output for scan_7 fits best far from the height .* placed at that"
     ):
         fused = fuse_logits(logits, AFFINE, priors, names=["scan_7"])
     assert fused.position_mm[0, :, 2].tolist() == pytest.approx([UP_MM] * 2, abs=1)
