@@ -15,6 +15,7 @@ from stipple_monai.ownership import (
     begun_with,
     claim,
     end_part,
+    made_anew,
     owned,
     remember,
     replace_set,
@@ -165,3 +166,35 @@ def test_settings_of_another_command_are_not_taken_over(tmp_path):
     path.write_text('{"models": {}, "configs": {}}')
     with pytest.raises(DatasetError, match=r"where another wrote settings\.json: choose another"):
         remember(path, {"seed": 1, "configs": {}})
+
+
+def _make_half(out, given):
+    with made_anew(out, **given) as work:
+        (work / "a.csv").write_text("new")
+        raise RuntimeError("half")
+
+
+def test_a_set_is_made_anew_or_not_at_all(tmp_path):
+    out, given = tmp_path / "out", {"command": "c", "made_with": {"a": 1}}
+    with made_anew(out, **given) as work:
+        (work / "a.csv").write_text("old")
+        (work / "b.csv").write_text("old")
+    (out / "mine.csv").write_text("mine")
+    with pytest.raises(RuntimeError, match="half"):
+        _make_half(out, given)
+    there = {p.name: p.read_text() for p in out.glob("*.csv")}
+    assert there == {"a.csv": "old", "b.csv": "old", "mine.csv": "mine"}
+    left = begin_part(out, given["made_with"])
+    (left / "c.csv").write_text("of a killed command")
+    with made_anew(out, **given) as work:
+        (work / "a.csv").write_text("new")
+    assert {p.name: p.read_text() for p in out.glob("*.csv")} == {
+        "a.csv": "new",
+        "mine.csv": "mine",
+    }
+    assert not left.exists()
+    with (
+        pytest.raises(DatasetError, match=r"got .*mine\.csv"),
+        made_anew(out, **given, targets=["mine.csv"]),
+    ):
+        pass

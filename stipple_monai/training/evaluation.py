@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from stipple_monai.bundle import (
 from stipple_monai.data import files_of_item, first_file, read_datalist, stem_of, unique_names
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, read_json
-from stipple_monai.ownership import adopt, begin_part, begin_set, replace_set
+from stipple_monai.ownership import adopt, made_anew
 
 EVALUATION = "evaluation"
 SCORES = "scores.csv"
@@ -82,27 +81,23 @@ def evaluate(
     return out / SCORES
 
 
-@contextmanager
 def _in_place_of_the_older(
     out: Path, items: Sequence[Mapping[str, Any]], model: Model
-) -> Iterator[Path]:
+) -> AbstractContextManager[Path]:
     """Give the folder in which an evaluation is made, whose files end up in ``out``."""
     scans = unique_names([first_file(item["image"]) for item in items])
     targets = [*TABLES, *(f"{scan}_seg.nii.gz" for scan in scans)]
     if out == model.folder / EVALUATION or _is_evaluation(out):
         # by a version that did not keep what it wrote
         adopt(out, [out / name for name in {*targets, *_older_maps(out)}], _COMMAND)
-    mark = {"evaluation": str(out)}
-    # what a killed one has left, of whatever scans
-    shutil.rmtree(begin_part(out, mark))
-    inputs = [file for item in items for file in files_of_item(item)]
-    work = begin_set(out, targets, command=_COMMAND, made_with=mark, inputs=inputs, overwrite=True)
-    try:
-        yield work
-        adopt(work, [p for p in work.iterdir() if p.is_file() and p.name[0] != "."], _COMMAND)
-        replace_set(work, out, command=_COMMAND, last=SCORES)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    return made_anew(
+        out,
+        command=_COMMAND,
+        made_with={"evaluation": str(out)},
+        targets=targets,
+        inputs=[file for item in items for file in files_of_item(item)],
+        last=SCORES,
+    )
 
 
 def _older_maps(folder: Path) -> set[str]:
