@@ -15,6 +15,7 @@ from stipple_monai.commands.options import (
 )
 from stipple_monai.planning import plan_once
 from stipple_monai.self_training import self_train
+from stipple_monai.training import hardly_trained
 
 
 def add_parser(commands: Commands) -> None:
@@ -104,5 +105,8 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             options=knobs,
         )
+        fused = not {"baseline", "paper"} & {*map(str, options.overlays)}
+        if fused and (note := hardly_trained(options.out / "round_0" / "models")):
+            print(f"warning: round 0: {note}")
         models = shlex.quote(str(options.out))
         print(f"{folder}\nnext: stipple segment SCANS --models {models} --out results")

@@ -18,6 +18,7 @@ from stipple_monai.__main__ import main, make_parser
 from stipple_monai.bundle import BUNDLE
 from stipple_monai.commands import calibrate, demo, phantom, self_train
 from stipple_monai.data import keep_sections, label_names, read_datalist
+from stipple_monai.files import write_csv
 
 
 def listed(path, count=8):
@@ -355,6 +356,18 @@ def test_self_train_takes_a_plan_behind_the_overlays(tmp_path, monkeypatch, over
     assert main([*words, *(["--overlays", *overlays] if overlays else [])]) == 0
     assert calls[0]["overlays"] == [*overlays, plan]
     assert calls[0]["shares"] == [None]
+
+
+@pytest.mark.parametrize(("overlays", "said"), [([], True), (["paper"], False)])
+def test_self_train_tells_of_a_first_network_that_has_hardly_learnt(
+    tmp_path, monkeypatch, capsys, overlays, said
+):
+    monkeypatch.setattr(self_train, "self_train", lambda _, out, **__: out / "round_1")
+    curve = [[epoch, 1.8] for epoch in range(3)]
+    write_csv(tmp_path / "round_0" / "models" / "curve.csv", ["epoch", "loss"], curve)
+    words = ["self-train", "data.json", str(tmp_path), "--plan", str(tmp_path / "plan.yaml")]
+    assert main([*words, *(["--overlays", *overlays] if overlays else [])]) == 0
+    assert ("warning: round 0: the training loss is still 1.80" in capsys.readouterr().out) == said
 
 
 def test_split_of_a_fold_of_the_unlabelled_section_counts_it_once(tmp_path):
