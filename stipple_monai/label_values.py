@@ -17,6 +17,9 @@ from stipple_monai.errors import DatasetError
 NEARLY = 1e-3
 """How far a label value may lie from a whole number."""
 
+IGNORED = 255
+"""Value of voxels of which a label map knows nothing: they are neither learnt nor scored."""
+
 
 def whole_labels(array: NDArray[Any], name: str) -> NDArray[Any]:
     """Round the values of a label map that are whole but for rounding.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.label_values import IGNORED
 
 __all__ = ["Reliability", "reliability"]
 
@@ -39,7 +40,7 @@ def reliability(
     *,
     bins: int = 10,
     minimum: float = 0.01,
-    ignore: int = 255,
+    ignore: int = IGNORED,
 ) -> Reliability:
     """Compare probabilities with what came true.
 

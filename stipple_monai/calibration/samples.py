@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stipple_monai.errors import DatasetError, PriorError
+from stipple_monai.label_values import IGNORED
 from stipple_monai.networks import DEFAULT_FLOOR, SILENT, prior_odds
 
 __all__ = ["Samples", "draw_samples", "join_samples"]
@@ -57,7 +58,7 @@ def draw_samples(
     floor: float = DEFAULT_FLOOR,
     most: int | None = 2000,
     seed: int = 0,
-    ignore: int = 255,
+    ignore: int = IGNORED,
 ) -> Samples:
     """Draw the voxels of one scan.
 

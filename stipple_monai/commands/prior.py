@@ -1,15 +1,14 @@
 """``prior``: the spatial priors of a data set's organs."""
 
 import argparse
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from stipple_monai.bundle import configs_of, only_process, progress_only, run_bundle
 from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
 from stipple_monai.data import label_names
-from stipple_monai.ownership import adopt, begin_part, refuse_foreign, replace_set
+from stipple_monai.label_values import IGNORED
+from stipple_monai.ownership import made_anew, refuse_foreign
 from stipple_monai.priors import prior_files
 from stipple_monai.segmentation import refuse_training
 
@@ -33,29 +32,18 @@ def run(options: argparse.Namespace) -> None:
     Of all organs that the datalist names, unless settings say of which.
     """
     knobs = read_knobs(options.set)
-    named = sorted(value for value in label_names(options.datalist) if value not in (0, 255))
+    named = sorted(value for value in label_names(options.datalist) if value not in (0, IGNORED))
     if named and not options.overlays:
         knobs.setdefault("organs", named)
-    with _in_place_of_the_older(options.out.resolve()) as work, progress_only():
+    out = options.out.resolve()
+    refuse_training(out)
+    # Priors that were estimated with others know their offsets among those alone.
+    with only_process(out), _in_place_of_the_older(out) as work, progress_only():
         places = {"datalist": options.datalist, "models_dir": work}
         run_bundle(configs_of(options.bundle), ["prior", *options.overlays], **{**knobs, **places})
 
 
-@contextmanager
-def _in_place_of_the_older(out: Path) -> Iterator[Path]:
-    """Give the folder in which priors are made, which replace the older ones in ``out`` at once.
-
-    Priors that were estimated with others know their offsets among those alone.
-    """
-    refuse_training(out)
-    with only_process(out):
-        refuse_foreign(out, prior_files(out), _COMMAND)
-        made_with = {"priors": str(out)}
-        shutil.rmtree(begin_part(out, made_with))
-        work = begin_part(out, made_with)
-        try:
-            yield work
-            adopt(work, [path for path in work.iterdir() if path.name[0] != "."], _COMMAND)
-            replace_set(work, out, command=_COMMAND, last=prior_files(work)[-1].name)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+def _in_place_of_the_older(out: Path) -> AbstractContextManager[Path]:
+    """Where all priors are made, which replace all older ones in ``out`` at once."""
+    refuse_foreign(out, prior_files(out), _COMMAND)
+    return made_anew(out, command=_COMMAND, made_with={"priors": str(out)})

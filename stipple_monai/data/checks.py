@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
 from stipple_monai.errors import DatasetError
-from stipple_monai.label_values import whole_tensor
+from stipple_monai.label_values import IGNORED, whole_tensor
 from stipple_monai.nifti import UNREADABLE, corner_distance_mm, with_one_geometry
 
 
@@ -92,7 +92,7 @@ def check_pair(
     classes: int,
     values: Sequence[int] | None = None,
     channels: int = 1,
-    ignore: int | None = 255,
+    ignore: int | None = IGNORED,
     tolerance_mm: float = 0.1,
 ) -> None:
     """Raise unless label and image lie on one grid and hold what they may hold.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from stipple_monai.engines.checks import check_shares, check_weights
 from stipple_monai.engines.schedule import done_share
 from stipple_monai.engines.unlabelled import unlabelled_slices
+from stipple_monai.label_values import IGNORED
 
 __all__ = [
     "AdversarialSegmentationTrainer",
@@ -80,7 +81,7 @@ class Discriminator(nn.Module):
         return F.interpolate(self.layers(x), size=x.shape[2:], mode="bilinear")
 
 
-def label_map(label: Tensor, *, classes: int, ignore_index: int = 255) -> Tensor:
+def label_map(label: Tensor, *, classes: int, ignore_index: int = IGNORED) -> Tensor:
     """One-hot map of a label, 0 throughout at ignored voxels.
 
     Args:
@@ -119,7 +120,7 @@ def confidence_loss(logits: Tensor, *, is_label: bool, where: Tensor) -> Tensor:
 
 
 def discriminator_loss(
-    discriminator: nn.Module, predicted: Tensor, label: Tensor, *, ignore_index: int = 255
+    discriminator: nn.Module, predicted: Tensor, label: Tensor, *, ignore_index: int = IGNORED
 ) -> Tensor:
     """Loss of the discriminator on labelled slices, eq. 1 of Hung et al. as a mean over voxels.
 
@@ -207,7 +208,7 @@ class AdversarialSegmentationTrainer(SupervisedTrainer):
         self_taught_weight: float,
         threshold: float,
         self_taught_start: float,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORED,
         **kwargs: Any,
     ) -> None:
         _check_options(

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from stipple_monai.engines.checks import check_shares, check_weights
 from stipple_monai.engines.schedule import done_share
 from stipple_monai.engines.unlabelled import unlabelled_slices
+from stipple_monai.label_values import IGNORED
 
 __all__ = ["CopyPasteTrainer", "draw_box", "largest_parts", "mix_labelled", "mix_unlabelled"]
 
@@ -69,7 +70,7 @@ def mix_labelled(labelled: Slices, box: Tensor) -> Slices:
 
 
 def mix_unlabelled(
-    labelled: Slices, unlabelled: Slices, box: Tensor, *, ignore_index: int = 255
+    labelled: Slices, unlabelled: Slices, box: Tensor, *, ignore_index: int = IGNORED
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix each labelled slice with an unlabelled one.
 
@@ -154,7 +155,7 @@ class CopyPasteTrainer(SupervisedTrainer):
         decay: float,
         unlabelled_weight: float,
         box_share: float = 2 / 3,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORED,
         **kwargs: Any,
     ) -> None:
         _check_options(pretraining_share, decay, unlabelled_weight, box_share)

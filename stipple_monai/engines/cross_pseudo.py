@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stipple_monai.engines.checks import check_shares, check_weights
 from stipple_monai.engines.schedule import done_share, ramp
 from stipple_monai.engines.unlabelled import unlabelled_slices
+from stipple_monai.label_values import IGNORED
 
 __all__ = ["CrossPseudoTrainer", "cross_pseudo_loss"]
 
@@ -75,7 +76,7 @@ class CrossPseudoTrainer(SupervisedTrainer):
         second: nn.Module,
         pseudo_weight: float,
         ramp_share: float,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORED,
         **kwargs: Any,
     ) -> None:
         check_weights(pseudo_weight=pseudo_weight)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from stipple_monai.engines.checks import check_weights
 from stipple_monai.engines.schedule import done_share, ramp
 from stipple_monai.engines.unlabelled import unlabelled_slices
+from stipple_monai.label_values import IGNORED
 
 __all__ = [
     "MeanTeacherTrainer",
@@ -157,7 +158,7 @@ class MeanTeacherTrainer(SupervisedTrainer):
         noise_limit: float,
         passes: int,
         consistency_weight: float,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORED,
         **kwargs: Any,
     ) -> None:
         if not 0 < decay < 1:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stipple_monai.engines.checks import check_shares, check_weights
 from stipple_monai.engines.unlabelled import unlabelled_slices
+from stipple_monai.label_values import IGNORED
 
 __all__ = ["UniMatchTrainer", "confident_classes", "draw_boxes", "strong_view"]
 
@@ -32,7 +33,7 @@ RATIO = (0.3, 1 / 0.3)
 """Of the box's height to its width, likewise."""
 
 
-def confident_classes(logits: Tensor, *, threshold: float, ignore_index: int = 255) -> Tensor:
+def confident_classes(logits: Tensor, *, threshold: float, ignore_index: int = IGNORED) -> Tensor:
     """The most probable class of each voxel whose probability reaches a threshold.
 
     Args:
@@ -134,7 +135,7 @@ class UniMatchTrainer(SupervisedTrainer):
         perturbed_weight: float,
         feature_dropout: float,
         cutmix_prob: float = 0.5,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORED,
         **kwargs: Any,
     ) -> None:
         check_shares(threshold=threshold, cutmix_prob=cutmix_prob)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from stipple_monai.label_values import IGNORED
+
 __all__ = ["unlabelled_slices"]
 
 
-def unlabelled_slices(label: Tensor, *, ignore_index: int = 255) -> Tensor:
+def unlabelled_slices(label: Tensor, *, ignore_index: int = IGNORED) -> Tensor:
     """Find the unlabelled slices of a batch.
 
     Args:

@@ -10,6 +10,8 @@ import torch
 from monai.metrics import CumulativeIterationMetric, do_metric_reduction
 from torch import Tensor
 
+from stipple_monai.label_values import IGNORED
+
 
 class SliceDice(CumulativeIterationMetric):
     """Mean Dice of the organs over slices or patches, for ``monai.handlers.IgniteMetricHandler``.
@@ -27,7 +29,7 @@ class SliceDice(CumulativeIterationMetric):
         tensor([[0.5000]])
     """
 
-    def __init__(self, *, ignore_index: int = 255) -> None:
+    def __init__(self, *, ignore_index: int = IGNORED) -> None:
         super().__init__()
         self.ignore_index = ignore_index
 

@@ -23,6 +23,7 @@ from scipy import ndimage
 from scipy.spatial.distance import jensenshannon
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.label_values import IGNORED
 
 Flip: TypeAlias = tuple[int, ...]
 Verdict: TypeAlias = Literal["confirmed", "contradicted", "undecided"]
@@ -104,10 +105,10 @@ def check_alignment(
             f"`label` must have the image's shape (W, H, D), got {label.shape} for {image.shape}."
         )
     organs: list[dict[Flip, Intensities]] = []
-    values = [int(value) for value in np.unique(label) if value not in (0, 255)]
+    values = [int(value) for value in np.unique(label) if value not in (0, IGNORED)]
     if not values:
         raise DatasetError("`label` must hold an organ, got none: there is nothing to check.")
-    boxes = ndimage.find_objects(np.where(label == 255, 0, label).astype(np.int32))
+    boxes = ndimage.find_objects(np.where(label == IGNORED, 0, label).astype(np.int32))
     for value in values:
         organs.append(_organ(image, label == value, boxes[value - 1], spacing_mm))
     flips = [flip for flip in FLIPS if all(label.shape[axis] > 1 for axis in flip)]

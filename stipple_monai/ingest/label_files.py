@@ -23,12 +23,12 @@ from stipple_monai.ingest.dicom_labels import (
 )
 from stipple_monai.ingest.matching import is_volume, stem
 from stipple_monai.ingest.series import Series
-from stipple_monai.label_values import whole_labels
+from stipple_monai.label_values import IGNORED, whole_labels
 
 itk, _ = optional_import("itk")
 
 PICTURES = (".png",)
-_MOST = _IGNORED = 255
+_MOST = IGNORED
 
 
 class LabelMap(NamedTuple):
@@ -89,13 +89,13 @@ def read_label(
     array, names, by_header, notes = read
     if not table:
         if ignore is not None:
-            array = np.where(array == ignore, _IGNORED, array)
+            array = np.where(array == ignore, IGNORED, array)
         return LabelMap(_as_labels(array, path), names, by_header, notes)
     numbers = [int(v) for v in np.unique(array)]
     notes = [*notes, *_absent(numbers, names, choose or {})]
     chosen = np.zeros(array.shape, np.int64)
     if ignore is not None:
-        chosen[array == ignore] = _IGNORED
+        chosen[array == ignore] = IGNORED
     kept: dict[int, str] = {}
     for number, label in _chosen(numbers, names, table, path).items():
         chosen[array == number] = label

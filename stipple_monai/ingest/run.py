@@ -29,6 +29,7 @@ from stipple_monai.ingest.folders import listed
 from stipple_monai.ingest.pairs import Options, read_pair
 from stipple_monai.ingest.qa_report import QA_JSON, QA_MARKDOWN, write_qa_report
 from stipple_monai.ingest.sources import find_cases
+from stipple_monai.label_values import IGNORED
 from stipple_monai.nifti import UNREADABLE
 from stipple_monai.ownership import begin_set, replace_set
 from stipple_monai.progress import follow
@@ -235,7 +236,7 @@ def _label_names(records: Iterable[Mapping[str, Any]], options: Options) -> dict
             )
     named = {value: " + ".join(called) for value, called in by_value.items() if called}
     known = {0: "background", **named, **options.names}
-    values = sorted({0, *by_value, *options.names} - {255})
+    values = sorted({0, *by_value, *options.names} - {IGNORED})
     return {str(value): known.get(value, f"organ {value}") for value in values}
 
 

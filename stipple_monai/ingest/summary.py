@@ -10,6 +10,7 @@ from stipple_monai.files import read_json
 from stipple_monai.ingest.cases import Layout
 from stipple_monai.ingest.qa_report import QA_JSON
 from stipple_monai.ingest.volume_layouts import LABEL_FOLDERS, MASK_FOLDER
+from stipple_monai.label_values import IGNORED
 
 NAMED = 3
 """So many names are told of many."""
@@ -38,7 +39,7 @@ def summary_lines(folder: str | Path) -> list[str]:
     usable = [record for record in content["cases"] if record["status"] != "refused"]
     bare = [record["name"] for record in usable if not record["label"]]
     names = {int(value): name for value, name in content["names"].items() if int(value) > 0}
-    names.pop(255, None)
+    names.pop(IGNORED, None)
     found = _scans_by_value(usable)
     lines = [_counts(content, usable, bare, found)]
     if len(bare) == len(usable):

@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from stipple_monai.errors import PriorError
+from stipple_monai.label_values import IGNORED
 from stipple_monai.losses.labels import LabelCheck
 
 __all__ = ["AtlasPriorLoss"]
@@ -69,7 +70,7 @@ class AtlasPriorLoss(nn.Module):
         gamma: float = 2.0,
         atlas_gamma: float = 2.0,
         atlas_factor: float = 1.0,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORED,
     ) -> None:
         super().__init__()
         # Between 0 and 1, the focal weight's slope is infinite where a voxel is certain.

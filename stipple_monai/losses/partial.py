@@ -16,6 +16,7 @@ from monai.losses import DiceLoss
 from torch import nn
 
 from stipple_monai.errors import DatasetError
+from stipple_monai.label_values import IGNORED
 from stipple_monai.losses.labels import LabelCheck
 
 __all__ = ["PartialDiceCELoss"]
@@ -71,7 +72,7 @@ class PartialDiceCELoss(nn.Module):
         weight: Sequence[float] | torch.Tensor | None = None,
         lambda_dice: float = 1.0,
         lambda_ce: float = 1.0,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORED,
     ) -> None:
         super().__init__()
         _check_activation(softmax=softmax, sigmoid=sigmoid)

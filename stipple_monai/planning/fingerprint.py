@@ -26,14 +26,13 @@ from stipple_monai.data import (
     read_sections,
 )
 from stipple_monai.errors import DatasetError
-from stipple_monai.label_values import whole_labels
+from stipple_monai.label_values import IGNORED, whole_labels
 from stipple_monai.nifti import NIFTI, UNREADABLE, open_nifti, voxel_ml
 from stipple_monai.parallel import map_in_order
 from stipple_monai.priors import spacing_along_ras
 from stipple_monai.progress import follow
 
 SECTIONS = ("training", "unlabelled", "validation")
-IGNORED = 255
 MOST_SCANS = 40
 """Scans whose voxels are read."""
 VOXELS = 20_000

@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from stipple_monai.planning.fingerprint import IGNORED, Fingerprint
+from stipple_monai.label_values import IGNORED
+from stipple_monai.planning.fingerprint import Fingerprint
 from stipple_monai.priors import ONE_LABEL_MM
 
 THICKEST = 3

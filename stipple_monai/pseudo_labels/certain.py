@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 
 from stipple_monai.calibration import CAUTION, decide, dice_threshold
+from stipple_monai.label_values import IGNORED
 from stipple_monai.pseudo_labels.checks import check_options, check_probability
 from stipple_monai.pseudo_labels.selection import largest_components
 
@@ -33,7 +34,7 @@ def select_certain(
     background_minimum: float = BACKGROUND_MINIMUM,
     components: int | None = None,
     caution: float = CAUTION,
-    ignore: int = 255,
+    ignore: int = IGNORED,
 ) -> torch.Tensor:
     """Turn a prediction into the label map of the best Dice, without uncertain background.
 

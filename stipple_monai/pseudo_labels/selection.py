@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from stipple_monai.label_values import IGNORED
 from stipple_monai.pseudo_labels.checks import check_options, check_probability
 
 __all__ = ["select_top_k"]
@@ -30,7 +31,7 @@ def select_top_k(
     minimum: float = 0.0,
     background_minimum: float = 0.0,
     components: int | None = None,
-    ignore: int = 255,
+    ignore: int = IGNORED,
 ) -> torch.Tensor:
     """Turn a prediction into a partly labelled volume that keeps its most confident voxels.
 

@@ -27,6 +27,7 @@ from stipple_monai.data import (
     unique_names,
 )
 from stipple_monai.errors import DatasetError, PositionError
+from stipple_monai.label_values import IGNORED
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.page import Block, Text, Viewer
 from stipple_monai.report.viewer import Placed, make_viewer
@@ -107,7 +108,7 @@ def organ_names(
         # a split may have lost what the data set's own list says
         whole = Path(datalist).with_name("dataset.json")
         names = label_names(datalist) or (label_names(whole) if whole.is_file() else {})
-    names = {k: name for k, name in sorted(names.items()) if k not in (0, 255)}
+    names = {k: name for k, name in sorted(names.items()) if k not in (0, IGNORED)}
     return names or {k: f"organ {k}" for k in sorted(values)}
 
 
@@ -134,7 +135,7 @@ def label_values(labels: Iterable[str | Path]) -> set[int]:
             found |= {int(v) for v in np.unique(read_label_map(label).numpy())}
         except DatasetError:
             continue
-    return found - {0, 255}
+    return found - {0, IGNORED}
 
 
 def choose(scores: Mapping[str, float], words: Sequence[str] = WORDS) -> dict[str, str]:

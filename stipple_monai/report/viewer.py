@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stipple_monai.files import whole_file
+from stipple_monai.label_values import IGNORED
 from stipple_monai.priors import SpatialPrior
 from stipple_monai.report.layers import decoded, enlarged, label_layer, prior_layer, uri
 from stipple_monai.report.page import Mark, PlaneView, Slice, Viewer
@@ -191,8 +192,9 @@ def _keys(labels: Mapping[str, NDArray[Any]], organs: Sequence[int], axis: int) 
     if len(labels) == 2:
         one, other = labels.values()
         wrong = np.zeros(one.shape[axis], np.int64)
+        known = (one != IGNORED) & (other != IGNORED)
         for k in organs:
-            wrong += ((one == k) ^ (other == k)).sum(others)
+            wrong += (((one == k) ^ (other == k)) & known).sum(others)
         if wrong.any():
             keys["largest error"] = int(wrong.argmax())
     return keys

@@ -32,6 +32,7 @@ from monai.transforms import MapTransform
 from stipple_monai.calibration import reliability
 from stipple_monai.files import write_csv
 from stipple_monai.inferers import CONFIDENCE_META, POSITION_META
+from stipple_monai.label_values import IGNORED
 from stipple_monai.memory import process_peak_mib
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import SpatialPrior
@@ -89,7 +90,7 @@ def score(predicted: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[flo
 
 
 def where_known(
-    predicted: torch.Tensor, truth: torch.Tensor, organ: int, *, ignore: int = 255
+    predicted: torch.Tensor, truth: torch.Tensor, organ: int, *, ignore: int = IGNORED
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The masks of an organ in two label maps, both without what the truth says to ignore.
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from stipple_monai.data import onto_grid, read_grid, stem_of
 from stipple_monai.errors import DatasetError
-from stipple_monai.label_values import whole_labels
+from stipple_monai.label_values import IGNORED, whole_labels
 from stipple_monai.nifti import NIFTI, corner_distance_mm, open_nifti
 
 SUM_TOLERANCE = 0.02
@@ -288,7 +288,7 @@ def read_truth(
             f"`calibrate` must have label maps, with values from 0 to 255, got {path} with "
             f"{array.min():g} to {array.max():g}: it may be the scan."
         )
-    truth = np.where(array == 255, 255, 0).astype(np.uint8)
+    truth = np.where(array == IGNORED, IGNORED, 0).astype(np.uint8)
     for number, organ in enumerate(organs, 1):
         truth[array == organ] = number
     return torch.from_numpy(np.ascontiguousarray(truth))[None]

@@ -14,6 +14,7 @@ from monai.transforms import RandomizableTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, ensure_tuple, ensure_tuple_rep
 
 from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.label_values import IGNORED
 from stipple_monai.positioning import measure_position
 from stipple_monai.priors import Mode, SpatialPrior, known_mode, own_cases
 from stipple_monai.pseudo_labels import select_certain, select_top_k
@@ -269,7 +270,7 @@ class SelectPseudoLabels(Transform):
         minimum: float = 0.0,
         background_minimum: float | None = None,
         components: int | None = None,
-        ignore: int = 255,
+        ignore: int = IGNORED,
     ) -> None:
         if rule not in ("top_k", "certain"):
             raise ValueError(f"`rule` must be 'top_k' or 'certain', got {rule!r}.")

@@ -13,6 +13,7 @@ from monai.transforms import MapTransform, Randomizable
 from monai.utils import TransformBackends, ensure_tuple
 
 from stipple_monai.errors import PriorError
+from stipple_monai.label_values import IGNORED
 from stipple_monai.priors import Mode, SpatialPrior
 from stipple_monai.transforms.array import (
     OrganPosition,
@@ -225,7 +226,7 @@ class SelectPseudoLabelsd(MapTransform):
         minimum: float = 0.0,
         background_minimum: float | None = None,
         components: int | None = None,
-        ignore: int = 255,
+        ignore: int = IGNORED,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
+from stipple_monai.label_values import IGNORED
 from stipple_monai.visualize.figures import overlay_figure, prior_figure, probability_of
 from stipple_monai.visualize.sections import (
     CONVENTION,
@@ -104,7 +105,7 @@ def comparison_figure(
     chance = probability_of(volumes["prior"], 1)[0]
     scan = volumes["image"]
     voxels = scan[0].numpy()
-    masks = {k: volumes[k][0].numpy() == organ for k in ("truth", "baseline", "stipple")}
+    masks = _masks(volumes, organ)
     counts = _count(kind, **masks)
     index = int(counts.argmax())
     count = int(counts[index])
@@ -125,6 +126,13 @@ def comparison_figure(
     figure.suptitle(title, size=12)
     write_png(figure, path, f"{title}. Image, baseline, STIPPLE and prior. {CONVENTION}")
     return index, count
+
+
+def _masks(volumes: Mapping[str, MetaTensor], organ: int) -> dict[str, NDArray[np.bool_]]:
+    """Where the organ is, after truth and predictions; nowhere where the truth is not known."""
+    known = volumes["truth"][0].numpy() != IGNORED
+    names = ("truth", "baseline", "stipple")
+    return {name: (volumes[name][0].numpy() == organ) & known for name in names}
 
 
 def _four_panels(
@@ -191,7 +199,7 @@ def best_case_for(
     best, most = None, 0
     for index, case in enumerate(cases):
         volumes = on_one_grid(**{name: case[name] for name in ("truth", "baseline", "stipple")})
-        count = int(_count(kind, **{k: v[0].numpy() == organ for k, v in volumes.items()}).max())
+        count = int(_count(kind, **_masks(volumes, organ)).max())
         if count > most:
             best, most = index, count
     return best

@@ -123,6 +123,25 @@ def test_the_slices_that_matter(tmp_path):
     assert axial.slices[0].layers["prediction"]
 
 
+def test_voxels_of_which_nothing_is_known_are_no_error(tmp_path):
+    truth, affine = in_ras()
+    prediction = np.zeros_like(truth)
+    prediction[2:9, 2:9, 3] = 1  # 49 voxels more than the truth knows
+    truth[2:9, 2:9, 3] = 255
+    made = make_viewer(
+        volume(truth, affine),
+        tmp_path / "s.png",
+        title="t",
+        organs={1: "organ"},
+        truth=volume(truth, affine),
+        prediction=volume(prediction, affine),
+        scroll=False,
+    )
+    axial = made.planes[0]
+    wrong = axial.slices[axial.keys["largest error"]].where
+    assert wrong.split(",")[0] in ("slice 10 of 12", "slice 11 of 12")
+
+
 def test_labels_without_the_organs_have_no_largest_area(tmp_path):
     empty, affine = in_ras()
     empty[:] = 0

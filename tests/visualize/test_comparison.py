@@ -399,6 +399,19 @@ def test_the_slice_is_the_one_that_changed_most(case, kept, kind):
 
 
 @pytest.mark.slow
+def test_what_the_truth_does_not_know_is_neither_right_nor_wrong(case, kept):
+    kind = KINDS[1]
+    index, count = comparison_figure(**case, path="x.png", kind=kind)
+    truth = case["truth"].clone()
+    truth[0, ..., index][truth[0, ..., index] == 0] = 255
+    unknown = {**case, "truth": truth}
+    counts = counts_by_hand(kind, case["truth"], case["baseline"], case["stipple"])
+    rest = [n for i, n in enumerate(counts) if i != index]
+    assert comparison_figure(**unknown, path="y.png", kind=kind)[1] == max(rest) < count
+    assert best_case_for(kind, [unknown, case]) == 1
+
+
+@pytest.mark.slow
 def test_errors_are_painted_where_they_are(case, kept):
     index, _ = comparison_figure(**case, path="x.png", kind=KINDS[1])
     truth, baseline, stipple = (
