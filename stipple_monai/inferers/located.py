@@ -32,7 +32,7 @@ from stipple_monai.priors import Center, Mode, SpatialPrior, organ_position
 from stipple_monai.transforms import PriorAlign
 
 MINIMUM_CONFIDENCE_ALONE = 0.51
-MINIMUM_CONFIDENCE_TOGETHER = 0.2
+MINIMUM_CONFIDENCE_HELPED = 0.2
 """Below these, positions were wrong so often that no prior was better, see `docs/results.md`."""
 
 
@@ -129,7 +129,9 @@ def fuse_logits(
     scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
     found = [_locate(s, priors, references, scan_vote=scan_vote, **search) for s in scans]
     if minimum_confidence is None:
-        minimum_confidence = least_confidence(references, position, max_shift_mm=max_shift_mm)
+        minimum_confidence = least_confidence(
+            references, position, max_shift_mm=max_shift_mm, scan_vote=scan_vote
+        )
     _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
     prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
     adjusted = fuse_placed(logits, prior, strength, floor, calibration, activation)
@@ -276,16 +278,21 @@ def checked_calibration(
 
 
 def least_confidence(
-    references: Sequence[SpatialPrior], position: str = "kl", *, max_shift_mm: float | None = None
+    references: Sequence[SpatialPrior],
+    position: str = "kl",
+    *,
+    max_shift_mm: float | None = None,
+    scan_vote: bool = True,
 ) -> float:
-    """What is certain enough for organs that are located together, or one by one.
+    """What is certain enough for organs that others or the scan help to locate, or nothing.
 
     Raises:
         PositionError: organs that are located together are of several estimations.
     """
     alone = position == "prediction_center" or max_shift_mm is not None
-    together = not alone and positioned_together(references)
-    return MINIMUM_CONFIDENCE_TOGETHER if together else MINIMUM_CONFIDENCE_ALONE
+    scan = scan_vote and all(r.from_top_mm is not None for r in references)
+    helped = not alone and (positioned_together(references) or scan)
+    return MINIMUM_CONFIDENCE_HELPED if helped else MINIMUM_CONFIDENCE_ALONE
 
 
 def _silence(

@@ -67,8 +67,8 @@ class PriorDrivenInferer(Inferer):
         mode: see :meth:`SpatialPrior.place`.
         minimum_confidence: an organ whose position is less certain keeps a neutral prior, with a
             warning; 0 places every prior. ``None`` takes 0.51 for organs that are located one by
-            one, which says that another place is as good, and 0.2 where they are located
-            together: what is ambiguous for one organ the others decide.
+            one without the scan's vote, which says that another place is as good, and otherwise
+            0.2: what is ambiguous for one organ, other organs or the scan decide.
         spread_mm, max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.locate_organs`.
         scan_vote: likewise; False for crops.
         calibration: how much network and prior count, or the file of it. ``None`` takes the
@@ -127,7 +127,10 @@ class PriorDrivenInferer(Inferer):
         self.labelled, self.prior_in_training = _counts(self.priors, labelled), prior_in_training
         self.image_channels, self.activation = image_channels, activation
         self.minimum_confidence = minimum_confidence = _known_confidence(
-            minimum_confidence, self.references, position, max_shift_mm=max_shift_mm
+            minimum_confidence,
+            least_confidence(
+                self.references, position, max_shift_mm=max_shift_mm, scan_vote=scan_vote
+            ),
         )
         self.search: dict[str, Any] = {
             **{"position": position, "mode": mode, "minimum_confidence": minimum_confidence},
@@ -288,14 +291,7 @@ def _counts(priors: Sequence[SpatialPrior], labelled: int | Sequence[int] | None
     return known
 
 
-def _known_confidence(
-    minimum: float | None,
-    references: Sequence[SpatialPrior],
-    position: str,
-    *,
-    max_shift_mm: float | None,
-) -> float:
-    least = least_confidence(references, position, max_shift_mm=max_shift_mm)
+def _known_confidence(minimum: float | None, least: float) -> float:
     minimum = least if minimum is None else minimum
     if not 0 <= minimum <= 1:
         raise PositionError(f"`minimum_confidence` must lie in [0, 1], got {minimum}.")

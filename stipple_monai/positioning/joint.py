@@ -30,7 +30,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from stipple_monai.errors import PositionError
-from stipple_monai.positioning.scan_vote import expected_center
+from stipple_monai.positioning.scan_vote import expected_center, place_alone
 from stipple_monai.positioning.single import (
     DEFAULT_EPSILON,
     around_center,
@@ -107,8 +107,7 @@ def locate_organs(
         epsilon: least probability.
         scan_vote: whether, of places that are far apart, the height at which scans of the priors'
             label maps have the organs may choose one, see `stipple_monai.positioning.scan_vote`;
-            only where organs are positioned together. False for scans that begin elsewhere, such
-            as crops.
+            not with ``max_shift_mm``. False for scans that begin elsewhere, such as crops.
 
     Returns:
         Positions and confidences. A confidence is ``S / (S + S')``: ``S`` is the share of the
@@ -149,19 +148,25 @@ def locate_organs(
     coarse = coarse_affine(affine, cells)
     shares = supported_shares(coarse_evidence(maps, cells, epsilon=epsilon), references, coarse)
     together = max_shift_mm is None and positioned_together(references)
-    expected = expected_center(references, affine, maps.shape[1:]) if scan_vote else None
-    star = _points(shares, references, coarse, spread_mm, expected) if together else None
+    shape = maps.shape[1:]
+    chose = False
+    if together:
+        expected = expected_center(references, affine, shape) if scan_vote else None
+        points, chose = _points(shares, references, coarse, spread_mm, expected)
+        position = torch.stack(points)
     for k, reference in enumerate(references):
-        if star is not None:
-            position[k] = star[0][k]
-        elif found[k]:
+        if not together and found[k]:
             point = locate_organ(MetaTensor(maps[k : k + 1], affine=affine), reference, **search)
             assert point is not None
             position[k] = point
-        else:
-            continue
-        confidence[k] = _confidence(shares[k], coarse, position[k])
-    return Located(position, confidence, star is not None and star[1])
+            usual = expected_center([reference], affine, shape)
+            if scan_vote and max_shift_mm is None and usual is not None:
+                other = _chosen_by_scan(shares[k], usual, coarse, spread_mm)
+                if other is not None:
+                    position[k], chose = other, True
+        if not position[k].isnan().any():
+            confidence[k] = _confidence(shares[k], coarse, position[k])
+    return Located(position, confidence, chose)
 
 
 def check_spread(spread_mm: float) -> None:
@@ -274,6 +279,19 @@ def _points(
         for k in unseen:
             points[k] = torch.stack(centers).mean(0) + offsets[k]
     return points, chose
+
+
+def _chosen_by_scan(
+    share: Votes, expected: Tensor, coarse: Tensor, spread_mm: float
+) -> Tensor | None:
+    """The world point that the scan chooses for an organ by itself, where that is another place."""
+    values, start = share
+    vote = Votes(values / max(_FULL_VOTE, float(values.amax())), start)
+    cell = place_alone(vote, expected, coarse, spread_mm)
+    if cell is None:
+        return None
+    first = torch.tensor(start)
+    return to_world(coarse, peak_near(values, torch.tensor(cell) - first) + first)
 
 
 def _value_at(values: Tensor, index: Tensor) -> float:

@@ -30,6 +30,9 @@ from stipple_monai.spatial import CommonCenter, Votes, common_center, top_middle
 
 SCAN_SPREAD_MM = (60.0, 60.0, 120.0)
 """Along the axes of the body, RAS: the vote is nothing at √2 times as far."""
+ALONE = 0.5
+"""What the vote counts beside a single organ. One that is clearly seen stays where it is, unless
+another place has half as much of it."""
 
 
 def expected_center(
@@ -38,17 +41,19 @@ def expected_center(
     """Where scans like this one have the organs' common centre, ``(3,)`` float64 RAS mm.
 
     Args:
-        references: one per organ.
+        references: one per organ; a single one is the centre itself.
         affine: of the scan, ``(4, 4)`` float64.
         shape: of the scan, ``(W, H, D)``.
 
     Returns:
-        ``None`` where a reference does not know its offset, or its place from the top.
+        ``None`` where a reference does not know its place from the top, or one of several its
+        offset.
     """
+    offsets = [r.offset_mm if len(references) > 1 else (0.0, 0.0, 0.0) for r in references]
     centers = [
-        np.subtract(reference.from_top_mm, reference.offset_mm)
-        for reference in references
-        if reference.from_top_mm is not None and reference.offset_mm is not None
+        np.subtract(reference.from_top_mm, offset)
+        for reference, offset in zip(references, offsets, strict=True)
+        if reference.from_top_mm is not None and offset is not None
     ]
     if not references or len(centers) < len(references):
         return None
@@ -117,3 +122,40 @@ def reconsidered(
     other = common_center([*votes, Votes(scan.values.to(votes[0].values), scan.start)], weight)
     apart = zip(weight, found.center, other.center, strict=True)
     return other if sum(w * (a - b) ** 2 for w, a, b in apart) > 1 else found
+
+
+def place_alone(
+    vote: Votes, expected: Tensor, coarse: Tensor, spread_mm: float
+) -> tuple[int, ...] | None:
+    """The cell that the scan chooses for an organ that is located by itself.
+
+    It is the greatest ``V + w · scan``, ``w`` = :data:`ALONE`, where that is another place than the
+    greatest ``V``: farther than ``σ √2``.
+
+    Args:
+        vote: ``V`` of the organ, at most 1.
+        expected: world point of the organ, ``(3,)`` float64, see :func:`expected_center`.
+        coarse: affine of the cells, ``(4, 4)`` float64.
+        spread_mm: ``σ``.
+
+    Returns:
+        ``None`` where it chooses no other place.
+
+    Example:
+        >>> seen = torch.zeros(1, 1, 60)
+        >>> seen[..., 5], seen[..., 50] = 0.7, 0.9
+        >>> cells = torch.diag(torch.tensor([4.0, 4, 4, 1]).double())
+        >>> place_alone(Votes(seen, (0, 0, 0)), torch.tensor([0, 0, 12.0]).double(), cells, 40)
+        (0, 0, 5)
+    """
+    ranges = [torch.arange(n) + s for n, s in zip(vote.values.shape, vote.start, strict=True)]
+    cell = torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1).double()
+    away = (cell @ coarse[:3, :3].T + coarse[:3, 3] - expected) / torch.tensor(SCAN_SPREAD_MM)
+    scan = (1 - away.square().sum(-1) / 2).clamp(min=0).to(vote.values)
+    before, after = (
+        torch.tensor(np.unravel_index(int(values.argmax()), values.shape))
+        for values in (vote.values, vote.values + ALONE * scan)
+    )
+    if float((coarse[:3, :3] @ (after - before).double()).norm()) <= spread_mm * math.sqrt(2):
+        return None
+    return tuple((after + torch.tensor(vote.start)).tolist())

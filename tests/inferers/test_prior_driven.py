@@ -35,7 +35,7 @@ from stipple_monai.cross_fitting import PartsInferer
 from stipple_monai.errors import PositionError, PriorError
 from stipple_monai.inferers.located import (
     MINIMUM_CONFIDENCE_ALONE,
-    MINIMUM_CONFIDENCE_TOGETHER,
+    MINIMUM_CONFIDENCE_HELPED,
     fuse_logits,
 )
 from stipple_monai.inferers.prior_driven import (
@@ -535,14 +535,20 @@ def test_the_limit_itself_is_certain_enough():
         assert bool(torch.isfinite(found).all()) == used
 
 
-def test_the_least_confidence_depends_on_whether_organs_are_located_together():
-    alone, together = make_priors(), offset_priors()
+def test_the_least_confidence_depends_on_who_helps_to_locate():
+    alone, together, scan = make_priors(), offset_priors(), make_priors()
+    for prior in scan:
+        prior.from_top_mm = (0.0, 0.0, -90.0)
     for priors, options, expected in (
         (alone, {}, MINIMUM_CONFIDENCE_ALONE),
-        (together, {}, MINIMUM_CONFIDENCE_TOGETHER),
+        (together, {}, MINIMUM_CONFIDENCE_HELPED),
         (together, {"max_shift_mm": 9.0}, MINIMUM_CONFIDENCE_ALONE),
         (together, {"references": alone}, MINIMUM_CONFIDENCE_ALONE),
-        (alone, {"references": together}, MINIMUM_CONFIDENCE_TOGETHER),
+        (alone, {"references": together}, MINIMUM_CONFIDENCE_HELPED),
+        (scan, {}, MINIMUM_CONFIDENCE_HELPED),
+        (scan, {"scan_vote": False}, MINIMUM_CONFIDENCE_ALONE),
+        (scan, {"max_shift_mm": 9.0}, MINIMUM_CONFIDENCE_ALONE),
+        (scan, {"position": "prediction_center"}, MINIMUM_CONFIDENCE_ALONE),
         (together, {"minimum_confidence": 0.4}, 0.4),
         (alone, {"minimum_confidence": 0}, 0),
     ):

@@ -1,5 +1,7 @@
 """What a scan's own extent tells of where its organs are."""
 
+from copy import copy
+
 import numpy as np
 import pytest
 import torch
@@ -182,3 +184,52 @@ def test_the_inferer_passes_it_on(priors):
     with pytest.warns(UserWarning, match="look at the result"):
         assert heights() == pytest.approx([UP_MM] * 2, abs=1)
     assert heights(scan_vote=False) == pytest.approx([DOWN_MM] * 2, abs=1)
+
+
+@pytest.fixture(scope="module")
+def one():
+    (prior,) = SpatialPrior.estimate_several([LABEL], organs=[1], smoothing_mm=None)
+    return prior
+
+
+def maps_of_one(*heights, probability):
+    """One organ at several heights, each with its probability."""
+    maps = torch.full((1, *SHAPE), 1e-4)
+    for d, p in zip(heights, probability, strict=True):
+        maps[0][cubes((6, 10, d)).as_tensor()[0] == 1] = p
+    return MetaTensor(maps, affine=AFFINE)
+
+
+def test_a_single_organ_is_placed_at_the_usual_height_of_two(one):
+    maps = maps_of_one(10, 50, probability=(0.99, 0.9))
+    alone, found = (locate_organs(maps, [one], scan_vote=vote) for vote in (False, True))
+    assert alone.position_mm[0, 2] == pytest.approx(DOWN_MM, abs=1)
+    assert not alone.scan_chose
+    assert found.position_mm[0, 2] == pytest.approx(UP_MM, abs=1)
+    assert found.scan_chose
+    assert 0.2 < found.confidence[0] < 0.5 < alone.confidence[0]
+
+
+def test_a_single_organ_that_is_clear_stays_where_it_is(one):
+    seen = 0.99, 0.02  # a trace at the usual height, less than half of it
+    found = locate_organs(maps_of_one(10, 50, probability=seen), [one])
+    assert found.position_mm[0, 2] == pytest.approx(DOWN_MM, abs=1)
+    assert not found.scan_chose
+
+
+def test_a_single_organ_near_its_place_is_where_it_fits_best(one):
+    maps = maps_of_one(44, probability=(0.99,))
+    found, alone = (locate_organs(maps, [one], scan_vote=vote) for vote in (True, False))
+    assert torch.equal(found.position_mm, alone.position_mm)
+
+
+def test_organs_that_are_placed_one_by_one_have_a_vote_each(priors):
+    maps = predicted(LABEL, LOW, probability=(0.9, 0.99))
+    apart = [copy(prior) for prior in priors]
+    for prior in apart:
+        prior.offset_mm = None
+    assert locate_organs(maps, apart).position_mm[:, 2].tolist() == pytest.approx(
+        [UP_MM] * 2, abs=1
+    )
+    near = locate_organs(maps, priors, max_shift_mm=1000)
+    assert not near.scan_chose
