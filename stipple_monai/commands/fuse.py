@@ -15,6 +15,8 @@ from stipple_monai.commands.options import (
 )
 from stipple_monai.segmentation import fuse, mean_gain
 
+_CROPS = "place organs by the maps alone, whatever their height in the scan: for crops"
+
 
 def add_parser(commands: Commands) -> None:
     """Add the command's parser."""
@@ -51,6 +53,7 @@ def add_parser(commands: Commands) -> None:
         default="dice",
         help="the label map of the highest expected Dice, or the most probable class",
     )
+    parser.add_argument("--no-scan-vote", dest="scan_vote", action="store_false", help=_CROPS)
     add_labels(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the results that are there"
@@ -71,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
             labels=read_names(options.labels),
             labelled=options.labelled,
             decision=options.decision,
+            scan_vote=options.scan_vote,
             overwrite=options.overwrite,
         )
         gained = mean_gain(options.out)

@@ -124,19 +124,17 @@ def fuse_logits(
     probability = _without_prior(coarse, calibration, locate_with, activation, len(priors))
     search: dict[str, Any] = {"max_shift_mm": max_shift_mm, "minimum": minimum, "epsilon": epsilon}
     check_options(position, locate_with, spread_mm, **search)
-    search["spread_mm"] = None if position == "prediction_center" else spread_mm
+    vote = {"scan_vote": scan_vote}
+    search |= {"spread_mm": None if position == "prediction_center" else spread_mm, **vote}
     affines = affines_of(torch.as_tensor(affine), scans=len(logits), name="affine")
     scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
-    found = [_locate(s, priors, references, scan_vote=scan_vote, **search) for s in scans]
+    found = [_locate(s, priors, references, **search) for s in scans]
     if minimum_confidence is None:
-        minimum_confidence = least_confidence(
-            references, position, max_shift_mm=max_shift_mm, scan_vote=scan_vote
-        )
+        minimum_confidence = least_confidence(references, position, max_shift_mm, **vote)
     _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
     prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
     adjusted = fuse_placed(logits, prior, strength, floor, calibration, activation)
-    positions, confidences = map(torch.stack, zip(*(each[:2] for each in found), strict=True))
-    return Fused(adjusted, prior, positions, confidences)
+    return Fused(adjusted, prior, *map(torch.stack, zip(*(f[:2] for f in found), strict=True)))
 
 
 def fuse_placed(
@@ -280,8 +278,8 @@ def checked_calibration(
 def least_confidence(
     references: Sequence[SpatialPrior],
     position: str = "kl",
-    *,
     max_shift_mm: float | None = None,
+    *,
     scan_vote: bool = True,
 ) -> float:
     """What is certain enough for organs that others or the scan help to locate, or nothing.

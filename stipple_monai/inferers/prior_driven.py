@@ -126,12 +126,8 @@ class PriorDrivenInferer(Inferer):
         self.calibration = known_calibration(calibration, organs=len(self.priors))
         self.labelled, self.prior_in_training = _counts(self.priors, labelled), prior_in_training
         self.image_channels, self.activation = image_channels, activation
-        self.minimum_confidence = minimum_confidence = _known_confidence(
-            minimum_confidence,
-            least_confidence(
-                self.references, position, max_shift_mm=max_shift_mm, scan_vote=scan_vote
-            ),
-        )
+        least = least_confidence(self.references, position, max_shift_mm, scan_vote=scan_vote)
+        self.minimum_confidence = minimum_confidence = _known_confidence(minimum_confidence, least)
         self.search: dict[str, Any] = {
             **{"position": position, "mode": mode, "minimum_confidence": minimum_confidence},
             **{"locate_with": locate_with, "spread_mm": spread_mm, "scan_vote": scan_vote},

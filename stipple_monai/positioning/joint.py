@@ -143,27 +143,21 @@ def locate_organs(
     found = ((surest >= minimum) & (surest > epsilon)).tolist()
     if not any(found):
         return Located(position, confidence)
-
     cells = cells_of(affine, JOINT_CELL_MM)
     coarse = coarse_affine(affine, cells)
     shares = supported_shares(coarse_evidence(maps, cells, epsilon=epsilon), references, coarse)
     together = max_shift_mm is None and positioned_together(references)
-    shape = maps.shape[1:]
-    chose = False
+    shape, chose, heard = maps.shape[1:], False, scan_vote and max_shift_mm is None
     if together:
-        expected = expected_center(references, affine, shape) if scan_vote else None
-        points, chose = _points(shares, references, coarse, spread_mm, expected)
-        position = torch.stack(points)
+        expected = expected_center(references, affine, shape) if heard else None
+        position, chose = _points(shares, references, coarse, spread_mm, expected)
     for k, reference in enumerate(references):
         if not together and found[k]:
             point = locate_organ(MetaTensor(maps[k : k + 1], affine=affine), reference, **search)
             assert point is not None
-            position[k] = point
-            usual = expected_center([reference], affine, shape)
-            if scan_vote and max_shift_mm is None and usual is not None:
-                other = _chosen_by_scan(shares[k], usual, coarse, spread_mm)
-                if other is not None:
-                    position[k], chose = other, True
+            usual = expected_center([reference], affine, shape) if heard else None
+            other = _chosen_by_scan(shares[k], usual, coarse, spread_mm)
+            position[k], chose = (point, chose) if other is None else (other, True)
         if not position[k].isnan().any():
             confidence[k] = _confidence(shares[k], coarse, position[k])
     return Located(position, confidence, chose)
@@ -256,8 +250,8 @@ def _points(
     coarse: Tensor,
     spread_mm: float,
     expected: Tensor | None,
-) -> tuple[list[Tensor], bool]:
-    """The world point of each organ's place, and whether the scan chose; see `locate_organs`."""
+) -> tuple[Tensor, bool]:
+    """World points of the organs' places, ``(K, 3)``, and whether the scan chose."""
     votes = [Votes(s / max(_FULL_VOTE, float(s.amax())), start) for s, start in shares]
     together, chose = chosen_together(votes, references, coarse, spread_mm, expected)
     cells = together.places
@@ -278,13 +272,15 @@ def _points(
     if centers:
         for k in unseen:
             points[k] = torch.stack(centers).mean(0) + offsets[k]
-    return points, chose
+    return torch.stack(points), chose
 
 
 def _chosen_by_scan(
-    share: Votes, expected: Tensor, coarse: Tensor, spread_mm: float
+    share: Votes, expected: Tensor | None, coarse: Tensor, spread_mm: float
 ) -> Tensor | None:
     """The world point that the scan chooses for an organ by itself, where that is another place."""
+    if expected is None:
+        return None
     values, start = share
     vote = Votes(values / max(_FULL_VOTE, float(values.amax())), start)
     cell = place_alone(vote, expected, coarse, spread_mm)

@@ -74,6 +74,7 @@ def fuse(
     labels: Mapping[int, str] | None = None,
     labelled: int | None = None,
     decision: Literal["dice", "argmax"] = "dice",
+    scan_vote: bool = True,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -92,6 +93,7 @@ def fuse(
         labelled: how many labelled scans the network was trained with, for the constants; as many
             as each prior was estimated from where ``None``.
         decision: ``"dice"``, the label map of the highest expected Dice, or ``"argmax"``.
+        scan_vote: see :func:`~stipple_monai.locate_organs`; False for crops.
         overwrite: fuse anew and replace what is there.
         progress: tell how far it is.
 
@@ -109,7 +111,7 @@ def fuse(
     taken = [(channels or {}).get(organ, organ) for organ in organs]
     counts = [p.case_count for p in known] if labelled is None else labelled
     constants = Calibration.unfitted(len(organs), labelled=counts)
-    run = _Run(organs, taken, known, labels or {}, constants)
+    run = _Run(organs, taken, known, labels or {}, constants, scan_vote)
     truths = _truths(calibrate, maps)
     items = [{"image": _files(each), "name": each.name} for each in maps]
     settings = {"decision": decision, "labelled": labelled, **_settings(run, priors, truths)}
@@ -127,12 +129,11 @@ def fuse(
         return write_tables(out)
 
 
-def _settings(
-    run: _Run, priors: str | Path, truths: Mapping[str, Path]
-) -> dict[str, Mapping[str, Any] | Sequence[int]]:
+def _settings(run: _Run, priors: str | Path, truths: Mapping[str, Path]) -> dict[str, Any]:
     return {
         "priors": {str(o): sha256(prior_path(priors, o)) for o in run.organs},
         "channels": run.channels,
+        "scan_vote": run.scan_vote,
         "calibrate": {name: fingerprint(path) for name, path in truths.items()},
     }
 
@@ -164,6 +165,7 @@ class _Run(NamedTuple):
     priors: Sequence[SpatialPrior]
     labels: Mapping[int, str]
     constants: Calibration
+    scan_vote: bool
 
     def read(self, each: MapFile, truth: Path | None) -> tuple[Tensor, Any, Tensor | None]:
         """Probabilities, their affine, and the label map on their grid."""
@@ -184,9 +186,8 @@ class _Run(NamedTuple):
         logits = probability.clamp(min=LEAST).log()[None]
         priors = [p if truth is None else _without(p, truth) for p in self.priors]
         grid = torch.as_tensor(affine)
-        return logits, fuse_logits(
-            logits, grid, priors, calibration=calibration, names=[str(each.path)]
-        )
+        options: dict[str, Any] = {"calibration": calibration, "scan_vote": self.scan_vote}
+        return logits, fuse_logits(logits, grid, priors, names=[str(each.path)], **options)
 
 
 def mean_gain(folder: str | Path) -> list[tuple[str, int, float, float]]:

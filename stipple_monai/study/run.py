@@ -37,7 +37,7 @@ from stipple_monai.bundle import (
     run_bundle,
     whole_folder,
 )
-from stipple_monai.data import read_datalist, write_datalist
+from stipple_monai.data import label_names, read_datalist, write_datalist
 from stipple_monai.errors import StudyError
 from stipple_monai.files import (
     read_csv,
@@ -147,8 +147,9 @@ def run_job(study: Study, job: Job, datalist: Path, out: Path, configs: Path) ->
     with FileLock(f"{network}.lock", blocking=False):
         remove_unfinished(network)
         sections, test = divide(read_datalist(datalist, "training"), study, job)
-        write_datalist(training, sections)
-        write_datalist(testing, {"test": test})
+        labels = {str(value): name for value, name in label_names(datalist).items()}
+        write_datalist(training, sections, metadata={"labels": labels})
+        write_datalist(testing, {"test": test}, metadata={"labels": labels})
         for method in job.methods:
             if not (place / "methods" / method.name).exists():
                 _run_cell(study, job, method, place, configs)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -125,6 +126,26 @@ def test_the_constants_know_the_labels_of_the_network(data, fused, tmp_path):
     with pytest.raises(PriorError, match="`labelled` must be a number of label maps"):
         fuse([one], tmp_path / "no", priors=data / "priors", labelled=-1)
     assert not (tmp_path / "no").exists()
+
+
+def test_maps_of_crops_are_placed_without_the_scans_vote(data, tmp_path, monkeypatch):
+    one = tmp_path / "maps"
+    one.mkdir()
+    shutil.copy(data / "nifti/s0_prob.nii.gz", one)
+    module = sys.modules["stipple_monai.segmentation.fuse"]
+    votes, real = [], module.fuse_logits
+
+    def noted(*args, scan_vote, **options):
+        votes.append(scan_vote)
+        return real(*args, scan_vote=scan_vote, **options)
+
+    monkeypatch.setattr(module, "fuse_logits", noted)
+    words = ["fuse", str(one), "--priors", str(data / "priors"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--no-scan-vote"]) == 0
+    assert main([*words, "--overwrite"]) == 0
+    assert votes == [False, True]
+    with pytest.raises(DatasetError, match="must have no results made with other settings"):
+        fuse([one], tmp_path / "out", priors=data / "priors", scan_vote=False)
 
 
 def test_other_names_do_not_fuse_again(data, fused, tmp_path):

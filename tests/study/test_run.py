@@ -19,7 +19,7 @@ from helpers.forks import exit_status, fork, needs_fork
 
 from stipple_monai import DatasetError
 from stipple_monai.__main__ import main
-from stipple_monai.bundle import BUNDLE, weights_folder
+from stipple_monai.bundle import BUNDLE, read_model, weights_folder
 from stipple_monai.data import read_datalist, write_datalist
 from stipple_monai.errors import StudyError
 from stipple_monai.files import read_csv, sha256, write_csv, write_json
@@ -63,7 +63,10 @@ def written(folder, **entries):
 def dataset(folder):
     (folder / "data").mkdir()
     items = [bright_scan(folder / "data", number) for number in range(6)]
-    write_datalist(folder / "data" / "dataset.json", {"training": items})
+    labels = {"0": "background", "1": "cube"}
+    write_datalist(
+        folder / "data" / "dataset.json", {"training": items}, metadata={"labels": labels}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +157,12 @@ def test_published_rows_are_those_of_the_results(done, tmp_path):
     steps = {(row["method"], row["proportion"]): int(row["steps"]) for row in published}
     assert steps["stipple", "0.5"] > steps["stipple_single", "0.5"] > 0
     assert steps["stipple", "1.0"] == steps["stipple_single", "1.0"]
+
+
+def test_networks_know_what_their_organs_are_called(done):
+    models = list((done / "out" / "cells").glob("*/networks/*/*/models"))
+    assert models
+    assert {name for folder in models for name in read_model(folder).organs.values()} == {"cube"}
 
 
 def test_the_report_is_there_with_pictures(done):
