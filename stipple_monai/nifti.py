@@ -45,6 +45,10 @@ VOXEL_MM = (0.01, 200.0)
 _SAME_MM = 0.1
 
 
+RAS_REMEDY = "load it with `affine_lps_to_ras=True`, as MONAI does by default"
+"""Of errors about a volume whose affine `leads_to_lps`."""
+
+
 def is_invertible(affine: Any) -> bool:
     """Whether an affine is a finite 4 × 4 matrix that leads back from the world to voxels.
 
@@ -55,6 +59,23 @@ def is_invertible(affine: Any) -> bool:
     matrix = np.asarray(affine, dtype=np.float64)
     usable = matrix.shape == (4, 4) and bool(np.isfinite(matrix).all())
     return usable and float(np.linalg.det(matrix[:3, :3])) != 0
+
+
+def leads_to_lps(volume: Any) -> bool:
+    """Whether MONAI's metadata say that an affine leads to LPS, not to RAS.
+
+    Its readers of ITK, DICOM and NRRD leave it so where they are told ``affine_lps_to_ras=False``.
+
+    Args:
+        volume: a MetaTensor of one scan or of a batch.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> [leads_to_lps(MetaTensor(np.eye(4), meta={"space": s})) for s in ("RAS", "LPS")]
+        [False, True]
+    """
+    space = volume.meta.get("space")
+    return "LPS" in (space if isinstance(space, list | tuple) else [space])
 
 
 def voxel_ml(affine: NDArray[np.floating[Any]]) -> float:

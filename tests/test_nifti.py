@@ -9,11 +9,21 @@ import pytest
 import torch
 from helpers.boxes import SHAPE, blob, body
 from helpers.threshold_model import write_model
+from monai.data import MetaTensor
+from monai.inferers import SimpleInferer
+from monai.utils import SpaceKeys
 
-from stipple_monai import OrganPosition, SpatialPrior, organ_position
+from stipple_monai import (
+    OrganPosition,
+    PriorAlign,
+    PriorDrivenInferer,
+    SpatialPrior,
+    locate_organ,
+    organ_position,
+)
 from stipple_monai.__main__ import main
 from stipple_monai.data import read_grid, read_volume
-from stipple_monai.errors import DatasetError
+from stipple_monai.errors import DatasetError, PositionError, PriorError
 from stipple_monai.nifti import VOXEL_MM, with_one_geometry
 from stipple_monai.segmentation import segment
 from stipple_monai.transforms import LoadScand
@@ -178,3 +188,28 @@ def test_a_label_of_another_format_lies_where_its_affine_says(tmp_path):
     nib.save(nib.MGHImage(blob().astype(np.uint8), TRUE * 1e-4), tmp_path / "b.mgz")
     with pytest.raises(DatasetError, match=r"in mm, got voxels of .*b\.mgz"):
         organ_position(tmp_path / "b.mgz")
+
+
+@pytest.mark.parametrize("space", ["LPS", SpaceKeys.LPS])
+def test_a_world_that_is_lps_is_refused_by_all(space):
+    """As MONAI's readers leave it with ``affine_lps_to_ras=False``."""
+
+    def volume(space):
+        label = torch.from_numpy(blob().astype(np.float32))[None]
+        return MetaTensor(label, affine=torch.from_numpy(TRUE), meta={"space": space})
+
+    prior = SpatialPrior.estimate([volume("RAS")], bins=5)
+    point = OrganPosition([prior])(volume("RAS"))
+    lps, match = volume(space), r"must have an affine to RAS mm, got .*LPS: .*lps_to_ras=True"
+    for read in (organ_position, OrganPosition([prior])):
+        with pytest.raises(DatasetError, match=match):
+            read(lps)
+    with pytest.raises(PriorError, match=match):
+        PriorAlign([prior])(lps, point)
+    with pytest.raises(PositionError, match=match):
+        locate_organ(lps, prior)
+    infer, batch = PriorDrivenInferer(SimpleInferer(), [prior]), lps[None]
+    for spaces in (space, [space]):
+        batch.meta["space"] = spaces
+        with pytest.raises(PositionError, match=match):
+            infer(batch, torch.nn.Conv3d(1, 2, 1))

@@ -33,6 +33,7 @@ from stipple_monai.inferers.network_parts import (
     network_parts,
 )
 from stipple_monai.networks import Calibration
+from stipple_monai.nifti import RAS_REMEDY, leads_to_lps
 from stipple_monai.positioning import DEFAULT_EPSILON, DEFAULT_SPREAD_MM
 from stipple_monai.priors import Mode, SpatialPrior
 from stipple_monai.transforms import PriorAlign
@@ -208,6 +209,10 @@ class PriorDrivenInferer(Inferer):
                 "`inputs` must be a MetaTensor, whose affine says where the scan lies, got "
                 f"{type(inputs).__name__}: keep MONAI's metadata, or place the prior yourself and "
                 "pass it in the channels behind the image's."
+            )
+        if leads_to_lps(inputs):
+            raise PositionError(
+                f"`inputs` must have an affine to RAS mm, got one to LPS: {RAS_REMEDY}."
             )
         logits = self._logits(inputs, net.backbone, *args, **kwargs)
         coarse = None

@@ -24,7 +24,7 @@ import torch
 from monai.data import MetaTensor
 
 from stipple_monai.errors import PositionError
-from stipple_monai.nifti import is_invertible
+from stipple_monai.nifti import RAS_REMEDY, is_invertible, leads_to_lps
 from stipple_monai.priors import (
     Label,
     SpatialPrior,
@@ -179,6 +179,10 @@ def check_probability(probability: MetaTensor, *, organs: int) -> None:
         what = "one organ's map with the axes 1" if organs == 1 else f"a map of axes {organs}"
         raise PositionError(
             f"`probability` must be {what} W H D, got the shape {tuple(probability.shape)}."
+        )
+    if leads_to_lps(probability):
+        raise PositionError(
+            f"`probability` must have an affine to RAS mm, got one to LPS: {RAS_REMEDY}."
         )
     if not is_invertible(probability.affine.cpu()):
         raise PositionError(

@@ -26,7 +26,13 @@ from numpy.typing import NDArray
 
 from stipple_monai.errors import DatasetError, PositionError, PriorError
 from stipple_monai.label_values import whole_labels
-from stipple_monai.nifti import UNREADABLE, is_invertible, with_one_geometry
+from stipple_monai.nifti import (
+    RAS_REMEDY,
+    UNREADABLE,
+    is_invertible,
+    leads_to_lps,
+    with_one_geometry,
+)
 
 Center: TypeAlias = Literal["bbox", "mass", "groupwise"]
 Label: TypeAlias = MetaTensor | str | os.PathLike[str]
@@ -103,6 +109,8 @@ def open_label(label: Label) -> LabelMap:
     array: Any
     if isinstance(label, MetaTensor):
         name = str(label.meta.get("filename_or_obj", UNNAMED))
+        if leads_to_lps(label):
+            raise DatasetError(f"{name} must have an affine to RAS mm, got LPS: {RAS_REMEDY}.")
         values = label.detach().cpu()
         # a type that numpy has not; its whole numbers up to 256 are exact
         array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()

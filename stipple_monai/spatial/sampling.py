@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from stipple_monai.errors import PriorError
+from stipple_monai.nifti import RAS_REMEDY, leads_to_lps
 
 # A voxel this close to an edge (in voxels) lies on it, whatever rounding did to its coordinate.
 _EDGE = 1e-4
@@ -226,6 +227,8 @@ def grid_affine(like: MetaTensor) -> torch.Tensor:
             f"`like` must have the axes C W H D, got the shape {tuple(like.shape)}; keep a slice "
             "as W × H × 1 and squeeze it after the prior is placed."
         )
+    if leads_to_lps(like):
+        raise PriorError(f"`like` must have an affine to RAS mm, got one to LPS: {RAS_REMEDY}.")
     affine = like.affine.to(dtype=torch.float64, device="cpu")
     if not bool(torch.isfinite(affine).all()) or affine.shape != (4, 4) or float(affine.det()) == 0:
         raise PriorError(f"`like` must have an invertible 4 × 4 affine, got {affine.tolist()}.")

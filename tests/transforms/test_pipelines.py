@@ -9,6 +9,7 @@ from monai.data import (
     DataLoader,
     Dataset,
     MetaTensor,
+    PersistentDataset,
     ThreadDataLoader,
     get_track_meta,
     set_track_meta,
@@ -251,6 +252,16 @@ def test_cache_that_is_not_copied_stays_whole():
     known = dataset._cache[0][POSITION_KEY].clone()
     assert len({dataset[0]["image"].as_tensor().sum().item() for _ in range(5)}) > 1
     assert torch.equal(dataset._cache[0][POSITION_KEY], known)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"), [({}, False), ({"track_meta": True, "weights_only": False}, True)]
+)
+def test_a_persistent_dataset_keeps_the_place_where_it_is_told_to(options, kept, tmp_path):
+    pipeline = Compose([OrganPositiond("label", PRIORS), RandFlipd(BOTH, prob=0.0), *ours()[1:]])
+    data = PersistentDataset([item()], pipeline, cache_dir=tmp_path, **options)
+    first, second = data[0]["image"].as_tensor(), data[0]["image"].as_tensor()
+    assert torch.equal(first, second) == kept
 
 
 @pytest.mark.slow
