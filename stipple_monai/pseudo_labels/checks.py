@@ -56,5 +56,6 @@ def check_probability(probability: torch.Tensor) -> None:
         if not (low >= 1 - TOLERANCE and high <= 1 + TOLERANCE):
             raise ValueError(
                 "`probability` must sum to 1 over its channels, background included, got sums "
-                f"in [{low:g}, {high:g}]; sigmoid outputs go in one organ at a time."
+                f"in [{low:g}, {high:g}]; sigmoid outputs go in one organ at a time, and an "
+                "inverse transform that pads with 0 comes after this."
             )

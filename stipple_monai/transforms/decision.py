@@ -16,6 +16,9 @@ from stipple_monai.networks import Calibration
 
 _TORCH = [TransformBackends.TORCH]
 
+_SLACK = 0.02
+"""Of sums over channels: bfloat16 rounds."""
+
 
 class DecideLabel(Transform):
     """Make a label map of calibrated probabilities.
@@ -61,8 +64,8 @@ class DecideLabel(Transform):
         Returns uint8 ``(1, *spatial)`` of the same type.
 
         Raises:
-            DatasetError: ``probability`` has a batch's axis in front of its channels, or NaN or
-                infinity.
+            DatasetError: ``probability`` has a batch's axis in front of its channels, NaN or
+                infinity, or is of several organs and does not sum to 1.
         """
         p = torch.as_tensor(probability)
         if p.ndim > 4:
@@ -76,6 +79,7 @@ class DecideLabel(Transform):
                 "`probability` must be finite, got NaN or infinity: look for them in the scan and "
                 "the weights."
             )
+        _check_sums(p)
         if self.rule != "argmax":
             label = decide(p, self.thresholds, caution=self.caution)
         elif len(p) == 1:
@@ -83,6 +87,26 @@ class DecideLabel(Transform):
         else:
             label = p.argmax(0, keepdim=True)
         return convert_to_dst_type(label, probability, dtype=torch.uint8)[0]
+
+
+def _check_sums(p: torch.Tensor) -> None:
+    """A sigmoid's outputs have no background in front: the first organ would be taken for it."""
+    if len(p) == 1:
+        return
+    some = (slice(None), *[slice(None, None, 4)] * (p.ndim - 1))
+    seen = p.detach().as_subclass(torch.Tensor)[some].float()
+    low, high = seen.aminmax()
+    if low < 0 or high > 1 + _SLACK:
+        return  # logits: argmax may have them, the other rules refuse them
+    total = seen.sum(0)
+    # An inverse transform pads with 0, and mixes that into the voxels beside it.
+    total = total[total > 0]
+    if 2 * int(((total - 1).abs() > _SLACK).sum()) > len(total):
+        raise DatasetError(
+            "`probability` must sum to 1 over its channels, background first, got "
+            f"{float(total.median()):.3g} in the median voxel: decide a sigmoid's outputs one "
+            "organ at a time, `probability[k : k + 1]`."
+        )
 
 
 class DecideLabeld(MapTransform):

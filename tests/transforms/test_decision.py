@@ -57,6 +57,26 @@ def test_probabilities_that_are_none_are_refused(rule):
         DecideLabel(rule)(torch.full((2, 3, 3, 3), torch.nan))
 
 
+@pytest.mark.parametrize("rule", ["argmax", "dice"])
+def test_a_sigmoid_of_several_organs_is_refused(rule):
+    """Its first organ would be taken for the background."""
+    organs = torch.zeros(2, 8, 8, 8)
+    organs[0, 1:4], organs[1, 4:7] = 0.9, 0.8
+    for p in (organs, (organs * 12 - 6).sigmoid(), organs.numpy()):
+        with pytest.raises(DatasetError, match=r"must sum to 1 .* one organ at a time, `prob"):
+            DecideLabel(rule)(p)
+    assert [int(DecideLabel(rule)(p[None]).sum()) for p in organs] == [192, 192]
+
+
+def test_what_an_inverse_transform_padded_is_background():
+    padded = torch.nn.functional.pad(P, (9, 0, 9, 9, 9, 9)).bfloat16()
+    label = DecideLabel()(padded)
+    assert torch.equal(label[:, 9:-9, 9:-9, 9:], DecideLabel()(P.bfloat16()))
+    assert label.sum() == label[:, 9:-9, 9:-9, 9:].sum()
+    logits = P.log()
+    assert torch.equal(DecideLabel()(logits), DecideLabel()(P))
+
+
 def test_errors():
     with pytest.raises(ValueError, match="`rule` must be 'argmax', 'dice' or 'fitted', got 'best'"):
         DecideLabel("best")
