@@ -27,7 +27,8 @@ class PartialDiceCELoss(nn.Module):
 
     Where every voxel is known it equals `monai.losses.DiceCELoss` of the same options, with
     integer labels instead of one-hot. It fits into `monai.losses.DeepSupervisionLoss`, whose
-    nearest-neighbour reduction of the label keeps `ignore_index`.
+    nearest-neighbour reduction of the label keeps `ignore_index`; it takes labels of a float dtype
+    or uint8, since torch reduces no others.
 
     Args:
         softmax: logits ``(B, K+1, *spatial)`` of background and K organs, labels 0 to K.
