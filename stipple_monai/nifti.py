@@ -74,6 +74,9 @@ def leads_to_lps(volume: Any) -> bool:
         >>> [leads_to_lps(MetaTensor(np.eye(4), meta={"space": s})) for s in ("RAS", "LPS")]
         [False, True]
     """
+    # some versions of MONAI Deploy say LPS of the affine that they have from this key, which is RAS
+    if "nifti_affine_transform" in volume.meta:
+        return False
     space = volume.meta.get("space")
     return "LPS" in (space if isinstance(space, list | tuple) else [space])
 

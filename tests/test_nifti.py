@@ -24,7 +24,7 @@ from stipple_monai import (
 from stipple_monai.__main__ import main
 from stipple_monai.data import read_grid, read_volume
 from stipple_monai.errors import DatasetError, PositionError, PriorError
-from stipple_monai.nifti import VOXEL_MM, with_one_geometry
+from stipple_monai.nifti import VOXEL_MM, leads_to_lps, with_one_geometry
 from stipple_monai.segmentation import segment
 from stipple_monai.transforms import LoadScand
 
@@ -213,3 +213,8 @@ def test_a_world_that_is_lps_is_refused_by_all(space):
         batch.meta["space"] = spaces
         with pytest.raises(PositionError, match=match):
             infer(batch, torch.nn.Conv3d(1, 2, 1))
+
+
+def test_what_monai_deploy_calls_lps_and_is_ras_is_taken():
+    meta = {"space": "LPS", "nifti_affine_transform": np.eye(4)}
+    assert not leads_to_lps(MetaTensor(np.zeros((1, 2, 2, 2)), affine=np.eye(4), meta=meta))

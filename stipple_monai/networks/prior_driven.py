@@ -13,6 +13,7 @@ The prior travels in the channels behind the image's. It is the one form that th
 all pass on; an optional second argument is silently dropped by several of them.
 """
 
+import re
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,8 @@ class PriorDrivenNet(nn.Module):
 
     The output are adjusted logits (`stipple_monai.networks.fusion`), so losses and activations
     stay those of the bare network. The weights are the backbone's alone: a checkpoint of the bare
-    network loads as it is, one that was saved through DDP likewise, and so does one of the wrapper.
+    network loads as it is, one that was saved through DDP or ``torch.compile`` likewise, and so
+    does one of the wrapper. (``copy_model_state`` of a bare one needs ``dst_prefix="network."``.)
     A calibration is a buffer, which checkpoints and exports keep; without one there is none.
 
     Args:
@@ -228,7 +230,7 @@ def _leave_out_no_calibration(
 def _accept_bare_keys(
     module: PriorDrivenNet, state_dict: dict[str, Any], prefix: str, *_: object
 ) -> None:
-    """Rename the keys of a bare network's state dict, or of a DDP one, to the wrapper's.
+    """Rename the keys of a bare network's state dict, or of a DDP or compiled one, to its own.
 
     The calibration of a state takes the place of the module's, whose number of organs may be
     unknown; a state without one leaves it.
@@ -236,7 +238,7 @@ def _accept_bare_keys(
     expected = {*module.state_dict(), "calibration"}
     for key in [key for key in state_dict if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        inner = name.removeprefix("module.")
+        inner = re.sub(r"^((module|_orig_mod)\.)+", "", name)
         for candidate in (name, f"network.{name}", inner, f"network.{inner}"):
             if candidate in expected:
                 state_dict[prefix + candidate] = state_dict.pop(key)

@@ -87,7 +87,8 @@ class PriorAlignd(MapTransform):
         position_key: positions that :class:`OrganPositiond`, a datalist or a locator gave.
         prior_key: where the priors go, one name per image.
         label_key: where ``position_key`` is missing, measure this label; right only while it
-            is whole. Without either, the prior is neutral, with a warning.
+            is whole: after a crop there is a warning. Without either, the prior is neutral, with a
+            warning.
         leave_one_out: in a scan that a prior was made of, place the prior of the other scans, so
             that a network is not taught to lean on its own label; with no other, a neutral prior.
             The cases come from :class:`OrganPositiond` with the same argument; where
@@ -154,6 +155,7 @@ class PriorAlignd(MapTransform):
         if not measured:
             return d[self.position_key], left_out
         if label is not None:
+            _warn_of_crop(label, self.label_key)
             return self.measure(label, left_out), left_out
         warnings.warn(
             f"There is neither {self.position_key!r} nor {self.label_key!r}: the prior stays "
@@ -161,6 +163,19 @@ class PriorAlignd(MapTransform):
             stacklevel=3,
         )
         return torch.full((len(self.align.priors), 3), torch.nan), left_out
+
+
+def _warn_of_crop(label: Any, key: str | None) -> None:
+    """Warn where a label has lost voxels, so that an organ's centre in it may be another."""
+    done = [str(each["class"]) for each in getattr(label, "applied_operations", [])]
+    # what lies outside a foreground has no organ
+    crops = [name for name in done if "Crop" in name and "Foreground" not in name]
+    if crops:
+        warnings.warn(
+            f"Positions were measured in {key!r} after {crops[0]}, which may have cut organs: put "
+            "OrganPositiond before it.",
+            stacklevel=4,
+        )
 
 
 class PriorAugmentd(Randomizable, MapTransform):

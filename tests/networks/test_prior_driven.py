@@ -350,7 +350,10 @@ def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in state.items()}
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "network.", "module.network."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "network.", "module.network.", "_orig_mod.", "module._orig_mod.network."],
+)
 @pytest.mark.parametrize("nested", [False, True])
 def test_checkpoints_load_strictly(prefix, nested):
     source = SliceUNet(1, 3, (4, 6))

@@ -20,6 +20,7 @@ from monai.data import (
 from monai.transforms import (
     Compose,
     ConcatItemsd,
+    CropForegroundd,
     DeleteItemsd,
     Invertd,
     LoadImaged,
@@ -615,6 +616,17 @@ def test_without_position_and_label_the_prior_is_neutral_with_a_warning(label_ke
     with pytest.warns(UserWarning, match="There is neither 'organ_position' nor"):
         placed = aligned(data, label_key=label_key)
     torch.testing.assert_close(placed, torch.full((2, *SHAPE), 1 / 3))
+
+
+def test_positions_that_are_measured_after_a_crop_are_warned_of():
+    data = sample(position=False)
+    crop = SpatialCropd(["image", "label"], roi_start=(1, 0, 0), roi_end=SHAPE)
+    with pytest.warns(UserWarning, match=r"'label' after SpatialCrop, .*put OrganPositiond before"):
+        aligned(crop(data))
+    whole = CropForegroundd(["image", "label"], source_key="label", margin=20, allow_smaller=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aligned(whole(data))
 
 
 def test_where_there_is_no_image_nothing_is_measured_or_warned_of():
