@@ -233,3 +233,12 @@ def test_organs_that_are_placed_one_by_one_have_a_vote_each(priors):
     )
     near = locate_organs(maps, priors, max_shift_mm=1000)
     assert not near.scan_chose
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_places_a_single_organ_as_the_cpu_does(one):
+    maps = maps_of_one(10, 50, probability=(0.99, 0.9))
+    expected, found = locate_organs(maps, [one]), locate_organs(maps.cuda(), [one])
+    assert found.scan_chose
+    torch.testing.assert_close(found.position_mm, expected.position_mm, atol=1e-3, rtol=0)
