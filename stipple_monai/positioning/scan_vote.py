@@ -149,9 +149,15 @@ def place_alone(
         (0, 0, 5)
     """
     ranges = [torch.arange(n) + s for n, s in zip(vote.values.shape, vote.start, strict=True)]
-    cell = torch.stack(torch.meshgrid(*ranges, indexing="ij"), dim=-1).double()
-    away = (cell @ coarse[:3, :3].T + coarse[:3, 3] - expected) / torch.tensor(SCAN_SPREAD_MM)
-    scan = (1 - away.square().sum(-1) / 2).clamp(min=0).to(vote.values)
+    i, j, k = ranges[0][:, None, None], ranges[1][:, None], ranges[2]
+    # in widths, axis by axis of the body: no array of points
+    steps = (coarse[:3] / torch.tensor(SCAN_SPREAD_MM)[:, None]).tolist()
+    middle = (expected / torch.tensor(SCAN_SPREAD_MM)).tolist()
+    away = sum(
+        (a * i + b * j + c * k + d - m).square()
+        for (a, b, c, d), m in zip(steps, middle, strict=True)
+    )
+    scan = (1 - away / 2).clamp(min=0).to(vote.values)
     before, after = (
         torch.tensor(np.unravel_index(int(values.argmax()), values.shape))
         for values in (vote.values, vote.values + ALONE * scan)

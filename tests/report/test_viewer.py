@@ -101,21 +101,26 @@ def test_places_of_slices_are_in_mm(tmp_path):
     assert [v.keys for v in made.planes] == [{"middle": 6}, {"middle": 13}, {"middle": 10}]
 
 
-def test_the_slices_that_matter(tmp_path):
-    truth, affine = in_ras()
-    prediction = np.zeros_like(truth)
-    prediction[2:9, 2:9, 3] = 1  # 49 wrong voxels on slice 3, 16 missed ones on 9 and on 10
-    truth[14, 20, 10] = 1
+def still_axial(truth, prediction, affine, folder):
+    """The axial plane of a viewer that cannot be scrolled."""
     made = make_viewer(
         volume(truth, affine),
-        tmp_path / "s.png",
+        folder / "s.png",
         title="t",
         organs={1: "organ"},
         truth=volume(truth, affine),
         prediction=volume(prediction, affine),
         scroll=False,
     )
-    axial = made.planes[0]
+    return made.planes[0]
+
+
+def test_the_slices_that_matter(tmp_path):
+    truth, affine = in_ras()
+    prediction = np.zeros_like(truth)
+    prediction[2:9, 2:9, 3] = 1  # 49 wrong voxels on slice 3, 16 missed ones on 9 and on 10
+    truth[14, 20, 10] = 1
+    axial = still_axial(truth, prediction, affine, tmp_path)
     assert axial.keys == {"largest area": 1, "largest error": 0}
     assert [s.where.split(",")[0] for s in axial.slices] == ["slice 4 of 12", "slice 11 of 12"]
     assert not axial.scrolls
@@ -128,16 +133,7 @@ def test_voxels_of_which_nothing_is_known_are_no_error(tmp_path):
     prediction = np.zeros_like(truth)
     prediction[2:9, 2:9, 3] = 1  # 49 voxels more than the truth knows
     truth[2:9, 2:9, 3] = 255
-    made = make_viewer(
-        volume(truth, affine),
-        tmp_path / "s.png",
-        title="t",
-        organs={1: "organ"},
-        truth=volume(truth, affine),
-        prediction=volume(prediction, affine),
-        scroll=False,
-    )
-    axial = made.planes[0]
+    axial = still_axial(truth, prediction, affine, tmp_path)
     wrong = axial.slices[axial.keys["largest error"]].where
     assert wrong.split(",")[0] in ("slice 10 of 12", "slice 11 of 12")
 
