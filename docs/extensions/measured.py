@@ -37,6 +37,7 @@ from stipple_monai.study import (
     organ_positions,
     organ_table,
     position_table,
+    recipe_table,
     steps_table,
 )
 from stipple_monai.study.tables import interval, p_value
@@ -316,6 +317,7 @@ KINDS: dict[str, Callable[[str, Place], str]] = {
     "reached": study_table(never_loses),
     "positions": study_table(organ_positions),
     "steps": study_table(steps_table),
+    "recipe": study_table(recipe_table),
     "table4": study_table(position_table),
     "curve": curve,
     "labels": labels_figure,

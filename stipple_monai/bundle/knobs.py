@@ -25,16 +25,16 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
     known: dict[str, Any] = {}
     for name in names:
         for key, value in read_config(config_path(configs, name)).items():
-            if key == _first(key) and not _has_numbers(known.get(key)):
+            if key == part_of(key) and not _has_numbers(known.get(key)):
                 known[key] = value
-            known.setdefault(_first(key), None)
+            known.setdefault(part_of(key), None)
     if isinstance(knobs, Mapping):
         check_values(knobs)
         for name, value in knobs.items():
             _check_kind(name, value, known.get(name))
-    unknown = sorted(knob for knob in knobs if _first(knob) not in known)
+    unknown = sorted(knob for knob in knobs if part_of(knob) not in known)
     if unknown:
-        meant = get_close_matches(_first(unknown[0]), known, n=1)
+        meant = get_close_matches(part_of(unknown[0]), known, n=1)
         raise ValueError(
             f"Knobs must be in the configs, got {', '.join(unknown)}"
             + (f": did you mean {meant[0]}?" if meant else ".")
@@ -104,5 +104,6 @@ def refuse_given(options: Iterable[str], given: Collection[str]) -> None:
         )
 
 
-def _first(knob: str) -> str:
+def part_of(knob: str) -> str:
+    """The part of a config that a knob is in, such as ``optimizer`` of ``optimizer#lr``."""
     return knob.lstrip("+%").partition("#")[0].partition("::")[0]

@@ -22,7 +22,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from stipple_monai.bundle.configs import BUNDLE, as_written, config_path, configs_of
-from stipple_monai.bundle.knobs import check_knobs
+from stipple_monai.bundle.knobs import check_knobs, part_of
 from stipple_monai.bundle.model_folder import (
     CALIBRATION,
     MODEL,
@@ -154,10 +154,7 @@ def _merged(
     parser.read_config([str(base), *(str(config_path(configs, overlay)) for overlay in overlays)])
     # an overlay's folders of its own keep networks apart; here is only one
     parser.update({k: v for k, v in parser.load_config_file(base).items() if k in _FOLDERS})
-    known = {
-        key: as_written(value) for key, value in options.items() if key.partition("#")[0] in parser
-    }
-    parser.update(known)
+    parser.update({k: as_written(value) for k, value in options.items() if part_of(k) in parser})
     return {key: value for key, value in parser.get().items() if key != "_meta_"}
 
 

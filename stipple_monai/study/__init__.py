@@ -20,6 +20,7 @@ from stipple_monai.study.organs import (
 from stipple_monai.study.plan import (
     Study,
 )
+from stipple_monai.study.recipe import recipe_table
 from stipple_monai.study.report import (
     curves_by_method,
     is_study,
@@ -58,6 +59,7 @@ __all__ = [
     "organ_positions",
     "organ_table",
     "position_table",
+    "recipe_table",
     "rewrite_report",
     "run_study",
     "steps_table",

@@ -21,6 +21,7 @@ from stipple_monai.study.figures import (
     loss_by_position_error,
 )
 from stipple_monai.study.organs import organ_table
+from stipple_monai.study.recipe import recipe_table
 from stipple_monai.study.steps import steps_table
 from stipple_monai.study.tables import (
     DASH,
@@ -33,7 +34,7 @@ from stipple_monai.study.tables import (
     position_table,
     rounds_table,
 )
-from stipple_monai.study.titles import TITLES
+from stipple_monai.study.titles import RECIPE, TITLES
 from stipple_monai.visualize import KINDS
 
 STUDY = "study.json"
@@ -191,12 +192,14 @@ def _tables(results: Results, rounds: Sequence[Row]) -> list[Table | None]:
     rivals = RIVALS if set(results.methods) & (set(RIVALS) - set(ABLATION)) else ()
     others = [m for m in results.methods if m not in TITLES and m not in bins]
     ablated = any(method.startswith("steps_") for method in results.methods)
+    varied = set(results.methods) & set(RECIPE)
     return [
         dice_table(results, ABLATION, "What the prior and the pseudo-labels do (table 2)"),
         comparison_table(results),
         draws_table(results),
         dice_table(results, rivals, "Against other methods (table 3)"),
         steps_table(results) if ablated else None,
+        recipe_table(results) if varied else None,
         position_table(results),
         dice_table(results, others, "Further methods"),
         measures_table(results),

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+RECIPE = {
+    "no_noise": "without noise",
+    "no_blur": "without blur",
+    "no_brightness": "without brightness",
+    "no_contrast": "without contrast",
+    "no_gamma": "without gamma",
+    "no_intensities": "without any of these",
+    "paper_geometry": "±6° and ±10 % instead of ±15° and ±25 %",
+    "label_smoothing": "labels smoothed by 0.1",
+}
+"""What differs in the training of a method, and of its ``…_alone`` and ``…_afterwards``."""
+
 TITLES = {
     "baseline": "Network alone",
     "prior_alone": "Prior alone",
@@ -56,5 +68,8 @@ TITLES = {
     "stipple_bins_7": "STIPPLE of the paper, 7 bins",
     "stipple_bins_10": "STIPPLE of the paper, 10 bins",
     "stipple_bins_all": "STIPPLE of the paper, every slice of its own",
+    **{f"{method}_alone": f"Network alone, {words}" for method, words in RECIPE.items()},
+    **{f"{m}_afterwards": f"Prior added after training, {words}" for m, words in RECIPE.items()},
+    **{method: f"STIPPLE, {words}" for method, words in RECIPE.items()},
 }
 """What tables call the methods, in their order."""

@@ -52,3 +52,13 @@ def test_a_run_leaves_no_scans_behind(monkeypatch, fails):
         assert held[0]() is None
     finally:
         gc.enable()
+
+
+def test_a_knob_of_a_part_that_the_configs_have_not_is_for_others(monkeypatch):
+    given = {}
+    monkeypatch.setattr("monai.bundle.run", lambda **knobs: given.update(knobs))
+    knobs = {"optimizer#weight_decay": 0.1, "inferer#mode": "linear", "organs": [1], "logs": "x"}
+    run_bundle(configs_of(BUNDLE), ["inference"], **knobs)
+    assert given.keys() & knobs.keys() == {"inferer#mode", "organs", "logs"}
+    run_bundle(configs_of(BUNDLE), ["prior", "train"], **knobs)
+    assert given["optimizer#weight_decay"] == 0.1
