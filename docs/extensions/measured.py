@@ -68,11 +68,17 @@ class Place(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A study in a table of several: its name, an organ or all of them, and its title."""
+    """A study in a table of several: name, an organ and a share of labels or all, and title."""
 
     study: str
     organ: int | None
+    share: float | None
     title: str
+
+    def rows(self, methods: Sequence[str]) -> list[dict[str, str]]:
+        """Its rows of these methods."""
+        rows = (row for row in rows_of(self.study) if row["method"] in methods)
+        return [row for row in rows if self.share in (None, float(row["proportion"]))]
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -151,12 +157,14 @@ def labelled(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def shown(names: str) -> list[Shown]:
-    """What ``STUDY=TITLE; STUDY:ORGAN=TITLE; …`` asks for."""
+    """What ``STUDY=TITLE; STUDY:ORGAN=TITLE; STUDY@SHARE=TITLE; …`` asks for."""
     found = []
     for part in names.split(";"):
         name, _, title = part.partition("=")
-        study, _, organ = name.strip().partition(":")
-        found.append(Shown(study, int(organ) if organ else None, title.strip()))
+        study, _, share = name.strip().partition("@")
+        study, _, organ = study.partition(":")
+        asked = int(organ) if organ else None, float(share) if share else None
+        found.append(Shown(study, *asked, title.strip()))
     return found
 
 
@@ -168,10 +176,10 @@ def side_by_side(
     Those are of the cells that all methods of one network have been tested in. A method that has
     not, such as one whose training is not over, is left out.
     """
-    rows = without_half_cells(rows_of(asked.study))
+    rows = without_half_cells(asked.rows(methods))
     cells = {m: {cell_of(r) for r in rows if r["method"] == m} for m in methods}
     together = cells["baseline"]
-    kept = [r for r in rows if r["method"] in methods and cell_of(r) in together]
+    kept = [r for r in rows if cell_of(r) in together]
     results = Results(kept)
     (proportion,) = results.proportions
     done = [method for method in methods if together <= cells[method]]
@@ -198,7 +206,7 @@ def instead(names: str, place: Place) -> str:
     other, method = methods.split()
     body = []
     for asked in shown(studies):
-        rows = [row for row in rows_of(asked.study) if row["method"] in (other, method)]
+        rows = asked.rows((other, method))
         for share in dict.fromkeys(row["proportion"] for row in rows):
             of = {
                 m: [r for r in rows if (r["method"], r["proportion"]) == (m, share)]
