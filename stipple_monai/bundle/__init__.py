@@ -11,6 +11,7 @@ from stipple_monai.bundle.configs import (
     config_path,
     configs_of,
     merged_configs,
+    part_of,
 )
 from stipple_monai.bundle.knobs import (
     check_knobs,
@@ -65,6 +66,7 @@ __all__ = [
     "load_weights",
     "merged_configs",
     "only_process",
+    "part_of",
     "progress_only",
     "publish_bundle",
     "read_model",

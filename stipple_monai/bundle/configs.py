@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,21 @@ def merged_configs(
     """
     parser = ConfigParser()
     parser.read_config([str(config_path(configs, name)) for name in names])
-    parser.update(as_written(knobs))
+    parser.update(as_written(of_parts(knobs, parser.get())))
     return parser
+
+
+def part_of(knob: str) -> str:
+    """The part of a config that a knob is in, such as ``optimizer`` of ``optimizer#lr``."""
+    return knob.lstrip("+%").partition("#")[0].partition("::")[0]
+
+
+def of_parts(knobs: Mapping[str, Any], parts: Container[str]) -> dict[str, Any]:
+    """Knobs without those within a part that is not there.
+
+    Such as ``optimizer#lr`` beside inference.yaml: it is another config's, and MONAI would stop.
+    """
+    return {k: v for k, v in knobs.items() if part_of(k) == k or part_of(k) in parts}
 
 
 def config_digests(configs: Path, names: Iterable[str | Path]) -> dict[str, str]:

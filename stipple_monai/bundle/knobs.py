@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from stipple_monai.bundle.configs import config_path, read_config
+from stipple_monai.bundle.configs import config_path, part_of, read_config
 
 
 def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]) -> None:
@@ -23,8 +23,9 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
         ValueError: a knob is unknown, or text where the configs have numbers.
     """
     known: dict[str, Any] = {}
-    for name in names:
-        for key, value in read_config(config_path(configs, name)).items():
+    contents = [read_config(config_path(configs, name)) for name in names]
+    for content in contents:
+        for key, value in content.items():
             if key == part_of(key) and not _has_numbers(known.get(key)):
                 known[key] = value
             known.setdefault(part_of(key), None)
@@ -39,6 +40,25 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
             f"Knobs must be in the configs, got {', '.join(unknown)}"
             + (f": did you mean {meant[0]}?" if meant else ".")
         )
+    for knob in knobs:
+        if not any(_has_place(content, knob) for content in contents):
+            raise ValueError(
+                f"Knobs must be in the configs, got {knob}: there is no "
+                f"{knob.rpartition('#')[0]} in them."
+            )
+
+
+def _has_place(content: Any, knob: str) -> bool:
+    """Whether a config has what a knob is a value of; its last name may be new."""
+    for name in knob.lstrip("+%").split("#")[:-1]:
+        if isinstance(content, Mapping) and name in content:
+            content = content[name]
+        elif isinstance(content, list) and name.isdigit() and int(name) < len(content):
+            content = content[int(name)]
+        else:
+            # what an expression stands for is not known before it runs
+            return isinstance(content, str)
+    return True
 
 
 def check_values(knobs: Mapping[str, Any]) -> None:
@@ -102,8 +122,3 @@ def refuse_given(options: Iterable[str], given: Collection[str]) -> None:
             "`options` must not have knobs that follow from other arguments, got "
             f"{', '.join(taken)}: give those arguments."
         )
-
-
-def part_of(knob: str) -> str:
-    """The part of a config that a knob is in, such as ``optimizer`` of ``optimizer#lr``."""
-    return knob.lstrip("+%").partition("#")[0].partition("::")[0]

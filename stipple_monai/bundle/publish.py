@@ -21,8 +21,8 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from stipple_monai.bundle.configs import BUNDLE, as_written, config_path, configs_of
-from stipple_monai.bundle.knobs import check_knobs, part_of
+from stipple_monai.bundle.configs import BUNDLE, as_written, config_path, configs_of, part_of
+from stipple_monai.bundle.knobs import check_knobs
 from stipple_monai.bundle.model_folder import (
     CALIBRATION,
     MODEL,

@@ -19,8 +19,13 @@ from typing import Any
 import monai.bundle
 from filelock import FileLock, Timeout
 
-from stipple_monai.bundle.configs import as_written, config_path, read_config
-from stipple_monai.bundle.knobs import part_of
+from stipple_monai.bundle.configs import (
+    as_written,
+    config_path,
+    of_parts,
+    part_of,
+    read_config,
+)
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import remove_unfinished
 from stipple_monai.memory import process_peak_mib
@@ -40,16 +45,11 @@ def run_bundle(configs: Path, names: Sequence[str | Path], **knobs: Any) -> None
             path is any file.
         **knobs: values that replace those of the configs, also by None. Paths stay what they are
             whatever their names; of strings, those that begin with ``$``, ``@`` or ``%`` are in
-            MONAI's language. Those in a part that these configs have not, such as ``optimizer#lr``
-            beside inference.yaml, are for other configs and left out.
+            MONAI's language. Those within a part that these configs have not are left out.
     """
     parts = {part_of(key) for name in names for key in read_config(config_path(configs, name))}
     # MONAI takes None for "not given".
-    given = {
-        k: "$None" if v is None else as_written(v)
-        for k, v in knobs.items()
-        if part_of(k) in parts or part_of(k) == k
-    }
+    given = {k: "$None" if v is None else as_written(v) for k, v in of_parts(knobs, parts).items()}
     try:
         monai.bundle.run(
             config_file=[str(config_path(configs, name)) for name in names],

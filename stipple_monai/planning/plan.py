@@ -114,13 +114,15 @@ def make_plan(
 
     Raises:
         DatasetError: see `take_fingerprint`.
-        ValueError: no config has one of the ``options``, ``dimensions`` is not 2 or 3, a window is
+        ValueError: no config has one of the ``options``, or it is within a part of a config,
+            ``dimensions`` is not 2 or 3, a window is
             given for channels of several modalities, or the memory of the GPU is neither given nor
             here to be asked.
     """
     if dimensions not in (None, 2, 3):
         raise ValueError(f"`dimensions` must be 2 or 3, got {dimensions}: leave it out.")
     given = dict(options or {})
+    rules.refuse_nested(given)
     configs = configs_of(bundle)
     more = ["patch_3d"] if dimensions == 3 else []
     check_knobs(configs, ["prior", "train", "inference", *more], given)

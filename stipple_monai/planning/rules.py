@@ -9,9 +9,10 @@ eight voxels wide.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from stipple_monai.bundle import part_of
 from stipple_monai.label_values import IGNORED
 from stipple_monai.planning.fingerprint import Fingerprint
 from stipple_monai.priors import ONE_LABEL_MM
@@ -217,6 +218,20 @@ def refuse_ignored(found: Fingerprint, organs: Sequence[int]) -> None:
         raise ValueError(
             f"`organs` must be values that labels have, {list(found.organs)} ({IGNORED} is "
             f"ignored), got {list(organs)}: leave the others out."
+        )
+
+
+def refuse_nested(given: Iterable[str]) -> None:
+    """Stop at knobs within a part of a config: a plan lies over configs that lack that part.
+
+    Raises:
+        ValueError: there is one.
+    """
+    nested = [knob for knob in given if part_of(knob) != knob]
+    if nested:
+        raise ValueError(
+            f"A plan must have whole knobs, got {', '.join(nested)}: give that to the command that "
+            "trains."
         )
 
 

@@ -35,6 +35,7 @@ from stipple_monai.bundle import (
     config_path,
     configs_of,
     only_process,
+    part_of,
     read_model,
     remove_checkpoints,
     run_bundle,
@@ -123,7 +124,8 @@ def train(
         found: Fingerprint | None = None
         if not files:
             files = [out / PLAN]
-            found = plan_once(datalist, files[0], bundle=bundle, options=knobs, paper=paper)
+            whole = {name: value for name, value in knobs.items() if part_of(name) == name}
+            found = plan_once(datalist, files[0], bundle=bundle, options=whole, paper=paper)
         if not (out / MODEL).is_file():
             used: list[str | Path] = [*(["baseline"] if baseline else []), *files]
             told = {"configs": configs, "overlays": used, "train_overlays": train_overlays}

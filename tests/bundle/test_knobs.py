@@ -62,3 +62,14 @@ def test_names_of_knobs_alone_are_looked_for(tmp_path):
     (tmp_path / "list.yaml").write_text("[max_epochs]", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"list\.yaml must hold a mapping, got list"):
         check_knobs(CONFIGS, [tmp_path / "list.yaml"], ["max_epochs"])
+
+
+def test_a_knob_within_a_part_must_have_its_place():
+    for knob in ("optimizer#weight_decay", "train#appearance#4#gamma", "train#dataset#data#0"):
+        check_knobs(CONFIGS, ["prior", "train"], {knob: 0.1})
+    for knob, place in {
+        "train#appearance#9#prob": "train#appearance#9",
+        "train#appearence#0#prob": "train#appearence#0",
+    }.items():
+        with pytest.raises(ValueError, match=f"got {knob}: there is no {place}"):
+            check_knobs(CONFIGS, ["prior", "train"], {knob: 0.1})

@@ -67,6 +67,8 @@ def test_what_is_given_wins_and_others_follow(phantom):
     assert plan.choices["batch_size"].why.startswith("given; else 12, a step takes")
     with pytest.raises(ValueError, match="Knobs must be in the configs, got slice_sise"):
         make_plan(phantom, options={"slice_sise": 1}, progress=False)
+    with pytest.raises(ValueError, match="plan must have whole knobs, got optimizer#weight_decay"):
+        make_plan(phantom, options={"optimizer#weight_decay": 0.1}, progress=False)
     with pytest.raises(ValueError, match="`dimensions` must be 2 or 3, got 4"):
         make_plan(phantom, dimensions=4, progress=False)
 

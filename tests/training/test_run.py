@@ -41,6 +41,8 @@ from stipple_monai.training import evaluation as module_of_evaluation
 from stipple_monai.training import run as module
 
 VALUE = 63
+MORE = {"val_interval": 1, "optimizer#weight_decay": 0.001}
+"""Knobs of the run; the second is within a part that only train.yaml has."""
 pytestmark = pytest.mark.filterwarnings("ignore:Organ . is predicted nowhere")
 
 
@@ -79,8 +81,8 @@ class Printed:
 
 
 def command(datalist, out):
-    settings = [f"{name}={value}" for name, value in KNOBS.items()]
-    return ["train", str(datalist), "--out", str(out), "--set", *settings, "val_interval=1"]
+    settings = [f"{name}={value}" for name, value in (KNOBS | MORE).items()]
+    return ["train", str(datalist), "--out", str(out), "--set", *settings]
 
 
 def test_the_folder_is_whole(trained, datalist):
@@ -99,7 +101,7 @@ def test_the_folder_is_whole(trained, datalist):
     }
     model = read_model(out)
     assert dict(model.organs) == {VALUE: "spleen"}
-    assert model.knobs == KNOBS | {"val_interval": 1}
+    assert model.knobs == KNOBS | MORE
     assert model.training["modality"] == "CT"
     assert model.training["spacing_mm"]["median"] == [2.0, 2.0, 6.0]
     assert model.training["intensity"]["mean"] == pytest.approx(70, abs=5)
@@ -144,7 +146,7 @@ def test_a_network_that_has_hardly_begun_to_learn_is_told_of(losses, said, tmp_p
 def test_a_trained_folder_is_left_as_it_is(trained, datalist):
     out, _ = trained
     before = (out / "model.pt").stat().st_mtime_ns
-    again = {"options": KNOBS | {"val_interval": 1}}
+    again = {"options": KNOBS | MORE}
     assert train(datalist, out, **again) == out / "model.pt"
     assert (out / "model.pt").stat().st_mtime_ns == before
     with pytest.raises(DatasetError, match=r"with other .*, seed \(0, now 1\), see"):
