@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from stipple_monai.bundle import BUNDLE, check_knobs, configs_of
+from stipple_monai.bundle import BUNDLE, check_knobs, configs_of, part_of
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import write_text
 from stipple_monai.planning import rules
@@ -159,7 +159,7 @@ def plan_once(
         datalist: as for `make_plan`.
         path: of the plan.
         bundle: as for `make_plan`.
-        options: likewise.
+        options: likewise; those within a part of a config are not the plan's.
         paper: likewise.
 
     Returns:
@@ -167,7 +167,8 @@ def plan_once(
     """
     if Path(path).is_file():
         return None
-    made = make_plan(datalist, bundle=bundle, options=options, paper=paper)
+    whole = {name: value for name, value in (options or {}).items() if part_of(name) == name}
+    made = make_plan(datalist, bundle=bundle, options=whole, paper=paper)
     made.write(path, bundle)
     print(f"plan: {path}", flush=True)
     return made.fingerprint

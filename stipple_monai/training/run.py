@@ -35,7 +35,6 @@ from stipple_monai.bundle import (
     config_path,
     configs_of,
     only_process,
-    part_of,
     read_model,
     remove_checkpoints,
     run_bundle,
@@ -124,8 +123,7 @@ def train(
         found: Fingerprint | None = None
         if not files:
             files = [out / PLAN]
-            whole = {name: value for name, value in knobs.items() if part_of(name) == name}
-            found = plan_once(datalist, files[0], bundle=bundle, options=whole, paper=paper)
+            found = plan_once(datalist, files[0], bundle=bundle, options=knobs, paper=paper)
         if not (out / MODEL).is_file():
             used: list[str | Path] = [*(["baseline"] if baseline else []), *files]
             told = {"configs": configs, "overlays": used, "train_overlays": train_overlays}
