@@ -68,19 +68,22 @@ class Patient(NamedTuple):
     width_mm: dict[str, float]
 
 
-def width_mm(image: Path, label: Path, brighter: float) -> float:
-    """Extent from left to right, median over slices."""
+def widths_mm(image: Path, label: Path) -> dict[str, float]:
+    """Extent from left to right by each measure, median over slices."""
     scan, organs = (nib.as_closest_canonical(nib.load(path)) for path in (image, label))
     values, found = np.asarray(scan.dataobj), np.asarray(organs.dataobj)
     low, high = np.percentile(values, (1, 99))
-    sizes = []
+    sizes = defaultdict(list)
     for k in np.flatnonzero((found > 0).any((0, 1))):
-        bright = ndimage.gaussian_filter(values[..., k], 1) > low + brighter * (high - low)
-        parts, count = ndimage.label(ndimage.binary_opening(bright, iterations=2))
-        if count:
-            body = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-            sizes.append(np.ptp(np.flatnonzero(body.any(1))) + 1)
-    return float(np.median(sizes) * scan.header.get_zooms()[0])
+        smooth = ndimage.gaussian_filter(values[..., k], 1)
+        for measure, share in BRIGHTER.items():
+            bright = smooth > low + share * (high - low)
+            parts, count = ndimage.label(ndimage.binary_opening(bright, iterations=2))
+            if count:
+                body = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+                sizes[measure].append(np.ptp(np.flatnonzero(body.any(1))) + 1)
+    zoom = scan.header.get_zooms()[0]
+    return {measure: float(np.median(found) * zoom) for measure, found in sizes.items()}
 
 
 def read_patients(folder: Path, organs: Sequence[int]) -> list[Patient]:
@@ -89,8 +92,7 @@ def read_patients(folder: Path, organs: Sequence[int]) -> list[Patient]:
     for label in sorted((folder / "labelsTr").glob("*.nii.gz")):
         crops = organ_masks(open_label(label), organs)
         there = {k: crop for k, crop in zip(organs, crops, strict=True) if crop is not None}
-        image = folder / "imagesTr" / label.name
-        found.append(Patient(there, {k: width_mm(image, label, x) for k, x in BRIGHTER.items()}))
+        found.append(Patient(there, widths_mm(folder / "imagesTr" / label.name, label)))
     return found
 
 
@@ -113,7 +115,7 @@ def density(values: NDArray[np.float32], width_mm: float) -> NDArray[np.float32]
 
 def above_floor(label: NDArray[np.float32], p: NDArray[np.floating]) -> float:
     """Log-likelihood of a label, above that of the floor everywhere."""
-    return nats(label, p) - nats(label, np.full(1, FLOOR) * np.ones_like(label))
+    return nats(label, p) - nats(label, np.full_like(label, FLOOR))
 
 
 def best_width(labels: Sequence[NDArray[np.float32]]) -> float:
