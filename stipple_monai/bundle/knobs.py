@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
+from pydoc import locate
 from typing import Any
+
+from monai.bundle import ConfigComponent
 
 from stipple_monai.bundle.configs import config_path, part_of, read_config
 
 
-def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]) -> None:
+def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Collection[str]) -> None:
     """Stop at a knob that none of the configs has: MONAI would take it and change nothing.
 
     Args:
@@ -41,24 +45,51 @@ def check_knobs(configs: Path, names: Sequence[str | Path], knobs: Iterable[str]
             + (f": did you mean {meant[0]}?" if meant else ".")
         )
     for knob in knobs:
-        if not any(_has_place(content, knob) for content in contents):
-            raise ValueError(
-                f"Knobs must be in the configs, got {knob}: there is no "
-                f"{knob.rpartition('#')[0]} in them."
-            )
+        _check_place(knob, contents, knobs)
 
 
-def _has_place(content: Any, knob: str) -> bool:
-    """Whether a config has what a knob is a value of; its last name may be new."""
+def _check_place(knob: str, contents: Iterable[Any], knobs: Container[str]) -> None:
+    """Raise where no config has what a knob is a value of, or that takes no such value."""
+    inside, _, name = knob.lstrip("+%").rpartition("#")
+    places = [place for content in contents for place in _places(content, knob)]
+    if not places:
+        raise ValueError(f"Knobs must be in the configs, got {knob}: there is no {inside} in them.")
+    if name.startswith("_") or f"{inside}#_target_" in knobs:
+        return
+    taken = [_arguments(place) for place in places]
+    if all(names is not None and name not in names for names in taken):
+        raise ValueError(
+            f"Knobs must be in the configs, got {knob}: {places[0]['_target_']} has no argument "
+            f"{name}, but {', '.join(taken[0] or ())}."
+        )
+
+
+def _places(content: Any, knob: str) -> list[Any]:
+    """What a knob is a value of, in a config that has it; its last name may be new."""
     for name in knob.lstrip("+%").split("#")[:-1]:
         if isinstance(content, Mapping) and name in content:
             content = content[name]
         elif isinstance(content, list) and name.isdigit() and int(name) < len(content):
             content = content[int(name)]
+        elif isinstance(content, str):  # what an expression stands for is not known before it runs
+            return [content]
         else:
-            # what an expression stands for is not known before it runs
-            return isinstance(content, str)
-    return True
+            return []
+    return [content]
+
+
+def _arguments(place: Any) -> list[str] | None:
+    """What the class or function takes that a config names here; None: anything, or not known."""
+    target = place.get("_target_") if isinstance(place, Mapping) else None
+    if isinstance(target, str):
+        target = locate(str(ConfigComponent(config=dict(place)).resolve_module_name()))
+    try:
+        arguments = signature(target).parameters  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    if any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
+        return None
+    return list(arguments)
 
 
 def check_values(knobs: Mapping[str, Any]) -> None:

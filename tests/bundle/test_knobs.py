@@ -73,3 +73,15 @@ def test_a_knob_within_a_part_must_have_its_place():
     }.items():
         with pytest.raises(ValueError, match=f"got {knob}: there is no {place}"):
             check_knobs(CONFIGS, ["prior", "train"], {knob: 0.1})
+
+
+def test_a_knob_within_a_part_must_be_an_argument_of_it():
+    with pytest.raises(
+        ValueError,
+        match=r"got optimizer#weight_decy: torch\.optim\.Adam has no .* weight_decy, but params",
+    ):
+        check_knobs(CONFIGS, ["train"], {"optimizer#weight_decy": 0.1})
+    # MONAI's own words, another class than the config's, and what takes any argument
+    check_knobs(CONFIGS, ["train"], {"backbone#_disabled_": True})
+    check_knobs(CONFIGS, ["train"], {"backbone#act": "relu", "backbone#_target_": "UNet"})
+    check_knobs(CONFIGS, ["train"], {"train#dataloader#prefetch_factor": 2})
