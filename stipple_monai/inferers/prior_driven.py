@@ -144,7 +144,9 @@ class PriorDrivenInferer(Inferer):
             inputs: ``(B, C, W, H, D)``. With the image's channels alone, a MetaTensor whose
                 affine locates the prior; with prior channels behind them, the position is known.
             network: a :class:`PriorDrivenNet`, also inside DDP or ``torch.compile``, or exported to
-                TorchScript; or any network that returns logits.
+                TorchScript; or any network that returns logits. Its backbone is run by itself: what
+                was compiled as a whole runs here as if it were not, but
+                ``PriorDrivenNet(torch.compile(backbone), …)`` runs compiled.
             *args: passed on to the inferer and the backbone.
             **kwargs: likewise.
 

@@ -380,6 +380,23 @@ def test_the_network_is_found_inside_wrappers(wrap):
     assert torch.equal(infer(inputs, wrap(net)).as_tensor(), infer(inputs, net).as_tensor())
 
 
+def test_a_backbone_that_was_compiled_runs_compiled_and_what_is_around_it_does_not():
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    inputs, infer = batch_of(scan()), PriorDrivenInferer(SimpleInferer(), make_priors())
+    expected = infer(inputs, PriorDrivenNet(Threshold(), image_channels=1)).as_tensor()
+    for net, graphs in (
+        (torch.compile(PriorDrivenNet(Threshold(), image_channels=1), backend=backend), 0),
+        (PriorDrivenNet(torch.compile(Threshold(), backend=backend), image_channels=1), 1),
+    ):
+        assert torch.equal(infer(inputs, net).as_tensor(), expected)
+        assert len(compiled) == graphs
+
+
 def test_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
