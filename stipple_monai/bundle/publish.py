@@ -29,6 +29,7 @@ from stipple_monai.bundle.model_folder import (
     WEIGHTS,
     check_weights,
     read_model,
+    trained_knobs,
     weights_folder,
 )
 from stipple_monai.bundle.weights import load_weights, reason
@@ -139,10 +140,22 @@ def _known(
 ) -> tuple[Sequence[str | Path], dict[str, Any]]:
     """Overlays and knobs as the folder of the weights knows them, or else as they are given."""
     if not (models / MODEL).is_file():
-        return overlays, dict(options)
+        return overlays, {**_recorded(models, configs, overlays), **options}
     model = read_model(models)
     model.agree(configs, overlays=overlays, options=options)
     return model.overlays, {**model.knobs, **options}
+
+
+def _recorded(models: Path, configs: Path, overlays: Sequence[str | Path]) -> dict[str, Any]:
+    """Knobs that inference takes from the record of the training, which is not handed on."""
+    merged = _merged(configs, "inference", overlays, {})
+    asked = [k for k, v in merged.items() if str(v).startswith(f"$@trained.get('{k}'")]
+    alone, known = (
+        ConfigParser({**merged, "trained": trained, "models_dir": as_written(models)})
+        for trained in ({}, trained_knobs(models))
+    )
+    values = {knob: known.get_parsed_content(knob) for knob in asked}
+    return {k: v for k, v in values.items() if v != alone.get_parsed_content(k)}
 
 
 def _merged(

@@ -29,6 +29,7 @@ from stipple_monai.positioning import (
     positioned_together,
 )
 from stipple_monai.priors import Center, Mode, SpatialPrior, organ_position
+from stipple_monai.spatial import Extent
 from stipple_monai.transforms import PriorAlign
 
 MINIMUM_CONFIDENCE_ALONE = 0.51
@@ -73,6 +74,7 @@ def fuse_logits(
     strength: float = 1.0,
     floor: float = DEFAULT_FLOOR,
     names: Sequence[str] | None = None,
+    extents: Sequence[Extent] | None = None,
 ) -> Fused:
     """Fuse any network's logits with priors.
 
@@ -93,10 +95,11 @@ def fuse_logits(
         max_shift_mm: how far from the prediction.
         minimum: of a prediction.
         epsilon: least probability.
-        scan_vote: False for crops.
+        scan_vote: False for scans that begin elsewhere than the labelled ones.
         strength: see :func:`~stipple_monai.softmax_logits`.
         floor: likewise.
         names: of the scans, for warnings.
+        extents: grids of the whole scans, of which the logits may show a part; None: their own.
 
     Returns:
         Adjusted logits, and how they came about. An organ that is predicted nowhere, or whose
@@ -128,6 +131,8 @@ def fuse_logits(
     search |= {"spread_mm": None if position == "prediction_center" else spread_mm, **vote}
     affines = affines_of(torch.as_tensor(affine), scans=len(logits), name="affine")
     scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
+    for scan, extent in zip(scans, extents or (), strict=extents is not None):
+        scan.meta.update(original_affine=extent.affine, spatial_shape=extent.shape)
     found = [_locate(s, priors, references, **search) for s in scans]
     if minimum_confidence is None:
         minimum_confidence = least_confidence(references, position, max_shift_mm, **vote)

@@ -52,9 +52,14 @@ def network_parts(
         prior_in_training: whether it was trained with the prior.
         image_channels: of a network that is no `PriorDrivenNet`.
         activation: likewise.
+
+    Raises:
+        PriorError: a `PriorDrivenNet` is inside a module that is no known wrapper, or lost its
+            settings when it was exported.
     """
     inner = _unwrap(network)
     if not _is_prior_driven(inner):
+        _refuse_inside(network)
         return NetworkParts(
             backbone=network,
             image_channels=image_channels,
@@ -67,6 +72,11 @@ def network_parts(
             ),
         )
     net = cast(PriorDrivenNet, inner)
+    if not hasattr(net, "image_channels"):
+        raise PriorError(
+            "`network` must know its image channels, got a PriorDrivenNet that was traced or "
+            "frozen, which loses them: export it with torch.jit.script, and do not freeze it."
+        )
     own = getattr(net, "calibration", None)
     known = calibration == CONSTANTS and own is not None and len(own) > 0
     return NetworkParts(
@@ -154,6 +164,16 @@ def _numbers(
         return Calibration.identity(len(labelled), activation=activation)
     checked_calibration(calibration, activation=activation)
     return calibration
+
+
+def _refuse_inside(network: Any) -> None:
+    """Raise where a `PriorDrivenNet` is a part of the network, or its owner: it adds the prior."""
+    owner = getattr(network, "__self__", network)
+    if isinstance(owner, nn.Module) and any(map(_is_prior_driven, owner.modules())):
+        raise PriorError(
+            "`network` must be the PriorDrivenNet itself, got what has it inside, whose prior "
+            f"would count twice, {type(owner).__name__}: pass that module."
+        )
 
 
 def _unwrap(network: nn.Module) -> nn.Module:

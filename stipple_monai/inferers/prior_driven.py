@@ -36,6 +36,7 @@ from stipple_monai.networks import Calibration
 from stipple_monai.nifti import RAS_REMEDY, leads_to_lps
 from stipple_monai.positioning import DEFAULT_EPSILON, DEFAULT_SPREAD_MM
 from stipple_monai.priors import Mode, SpatialPrior
+from stipple_monai.spatial import Extent, scan_extent
 from stipple_monai.transforms import PriorAlign
 
 POSITION_META = "organ_position_mm"
@@ -71,7 +72,8 @@ class PriorDrivenInferer(Inferer):
             one without the scan's vote, which says that another place is as good, and otherwise
             0.2: what is ambiguous for one organ, other organs or the scan decide.
         spread_mm, max_shift_mm, minimum, epsilon: see :func:`~stipple_monai.locate_organs`.
-        scan_vote: likewise; False for crops.
+        scan_vote: likewise; False for scans that begin elsewhere than the labelled ones. MONAI's
+            crops and pads do not matter.
         calibration: how much network and prior count, or the file of it. ``None`` takes the
             network's own, or equation 2 where it has none; ``"equation_2"`` that alone, and
             ``"constants"`` the network's own or `Calibration.unfitted`. A file ``….json`` that is
@@ -143,7 +145,7 @@ class PriorDrivenInferer(Inferer):
         Args:
             inputs: ``(B, C, W, H, D)``. With the image's channels alone, a MetaTensor whose
                 affine locates the prior; with prior channels behind them, the position is known.
-            network: a :class:`PriorDrivenNet`, also inside DDP or ``torch.compile``, or exported to
+            network: a :class:`PriorDrivenNet`, also inside DDP or ``torch.compile``, or scripted to
                 TorchScript; or any network that returns logits. Its backbone is run by itself: what
                 was compiled as a whole runs here as if it were not, but
                 ``PriorDrivenNet(torch.compile(backbone), …)`` runs compiled.
@@ -158,11 +160,11 @@ class PriorDrivenInferer(Inferer):
             position is too uncertain, its prior is neutral, with a warning.
 
         Raises:
-            PriorError: priors, calibration and network do not belong together, or the network
-            returns no single tensor of logits on the grid of ``inputs``.
+            PriorError: priors, calibration and network do not belong together, ``inputs`` have
+            other axes, or the network returns no single tensor of logits on their grid.
             PositionError: ``inputs`` have no affine.
         """
-        net = self._parts(network, channels=inputs.shape[1])
+        net = self._parts(network, inputs)
         if inputs.shape[1] > net.image_channels and net.calibration is None:
             return self._run(inputs, network, *args, **kwargs).to(device=self.device)
         if inputs.shape[1] > net.image_channels:
@@ -195,7 +197,7 @@ class PriorDrivenInferer(Inferer):
         Raises:
             PriorError, PositionError: as in a call.
         """
-        net = self._parts(network, channels=inputs.shape[1])
+        net = self._parts(network, inputs)
         if inputs.shape[1] > net.image_channels:
             image, prior = inputs[:, : net.image_channels], inputs[:, net.image_channels :]
             logits = self._logits(image, net.backbone, *args, **kwargs)
@@ -233,19 +235,26 @@ class PriorDrivenInferer(Inferer):
             strength=net.strength,
             floor=net.floor,
             names=_file_names(inputs),
+            extents=_extents(inputs),
             **self.search,
         )
         inputs.meta[POSITION_META] = fused.position_mm
         inputs.meta[CONFIDENCE_META] = fused.confidence
         return logits, fused
 
-    def _parts(self, network: nn.Module, *, channels: int) -> NetworkParts:
+    def _parts(self, network: nn.Module, inputs: Tensor) -> NetworkParts:
+        if inputs.ndim != 5:
+            raise PriorError(
+                "`inputs` must have the axes B C W H D, got the shape "
+                f"{tuple(inputs.shape)}: a single scan is `image[None]`, a slice has one voxel "
+                "along D."
+            )
         return network_parts(
             network,
             calibration=self.calibration,
             labelled=self.labelled,
             prior_in_training=self.prior_in_training,
-            image_channels=self.image_channels or channels,
+            image_channels=self.image_channels or inputs.shape[1],
             activation=self.activation,
         )
 
@@ -299,6 +308,30 @@ def _known_confidence(minimum: float | None, least: float) -> float:
     if not 0 <= minimum <= 1:
         raise PositionError(f"`minimum_confidence` must lie in [0, 1], got {minimum}.")
     return minimum
+
+
+def _extents(inputs: MetaTensor) -> list[Extent]:
+    """The grids of the whole scans of a batch, of which transforms may have left a part."""
+    affines = affines_of(inputs.affine, scans=len(inputs), name="inputs")
+    part = torch.empty(1).expand(inputs.shape[1:])  # takes no memory
+    return [
+        scan_extent(MetaTensor(part, affine=affine, meta=_notes(inputs, i)))
+        for i, affine in enumerate(affines)
+    ]
+
+
+def _notes(inputs: MetaTensor, scan: int) -> dict[str, Any]:
+    """What the reader noted of the grid of one scan of a batch."""
+    notes = {}
+    for key, axes in (("original_affine", 2), ("spatial_shape", 1), ("as_closest_canonical", 0)):
+        value = inputs.meta.get(key)
+        if value is None:
+            continue
+        if isinstance(value, list | tuple):  # numbers, or what a loader made of several scans'
+            value = torch.stack([torch.as_tensor(v) for v in value], dim=-1)
+        noted = torch.as_tensor(value).cpu()
+        notes[key] = noted[scan] if noted.ndim > axes else noted
+    return notes
 
 
 def _file_names(inputs: MetaTensor) -> list[str]:

@@ -49,6 +49,7 @@ from stipple_monai.spatial import (
     correlate,
     in_blocks,
     peak_near,
+    scan_extent,
     seen_box,
 )
 
@@ -107,7 +108,9 @@ def locate_organs(
         epsilon: least probability.
         scan_vote: whether, of places that are far apart, the height at which scans of the priors'
             label maps have the organs may choose one, see `stipple_monai.positioning.scan_vote`;
-            not with ``max_shift_mm``. False for scans that begin elsewhere, such as crops.
+            not with ``max_shift_mm``. False for scans that begin elsewhere, such as those that were
+            cropped before they were saved; MONAI's crops and pads do not matter, see
+            :func:`~stipple_monai.spatial.scan_extent`.
 
     Returns:
         Positions and confidences. A confidence is ``S / (S + S')``: ``S`` is the share of the
@@ -147,15 +150,15 @@ def locate_organs(
     coarse = coarse_affine(affine, cells)
     shares = supported_shares(coarse_evidence(maps, cells, epsilon=epsilon), references, coarse)
     together = max_shift_mm is None and positioned_together(references)
-    shape, chose, heard = maps.shape[1:], False, scan_vote and max_shift_mm is None
+    scan, chose, heard = scan_extent(probability), False, scan_vote and max_shift_mm is None
     if together:
-        expected = expected_center(references, affine, shape) if heard else None
+        expected = expected_center(references, scan) if heard else None
         position, chose = _points(shares, references, coarse, spread_mm, expected)
     for k, reference in enumerate(references):
         if not together and found[k]:
             point = locate_organ(MetaTensor(maps[k : k + 1], affine=affine), reference, **search)
             assert point is not None
-            usual = expected_center([reference], affine, shape) if heard else None
+            usual = expected_center([reference], scan) if heard else None
             other = _chosen_by_scan(shares[k], usual, coarse, spread_mm)
             position[k], chose = (point, chose) if other is None else (other, True)
         if not position[k].isnan().any():

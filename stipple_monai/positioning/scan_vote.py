@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from stipple_monai.priors import SpatialPrior
-from stipple_monai.spatial import CommonCenter, Votes, common_center, top_middle
+from stipple_monai.spatial import CommonCenter, Extent, Votes, common_center, top_middle
 
 SCAN_SPREAD_MM = (60.0, 60.0, 120.0)
 """Along the axes of the body, RAS: the vote is nothing at √2 times as far."""
@@ -35,15 +35,12 @@ ALONE = 0.5
 another place has half as much of it."""
 
 
-def expected_center(
-    references: Sequence[SpatialPrior], affine: Tensor, shape: Sequence[int]
-) -> Tensor | None:
+def expected_center(references: Sequence[SpatialPrior], scan: Extent) -> Tensor | None:
     """Where scans like this one have the organs' common centre, ``(3,)`` float64 RAS mm.
 
     Args:
         references: one per organ; a single one is the centre itself.
-        affine: of the scan, ``(4, 4)`` float64.
-        shape: of the scan, ``(W, H, D)``.
+        scan: its grid, see :func:`~stipple_monai.spatial.scan_extent`.
 
     Returns:
         ``None`` where a reference does not know its place from the top, or one of several its
@@ -57,7 +54,7 @@ def expected_center(
     ]
     if not references or len(centers) < len(references):
         return None
-    return torch.from_numpy(top_middle(affine.numpy(), shape) + np.mean(centers, axis=0))
+    return torch.from_numpy(top_middle(scan) + np.mean(centers, axis=0))
 
 
 def scan_votes(expected: Tensor, coarse: Tensor, spread_mm: float) -> Votes:

@@ -61,7 +61,7 @@ def count_labels(
         label_map = open_label(label)
         crops = organ_masks(label_map, organs)
         pairs = zip(histograms, crops, strict=True)
-        top = top_middle(label_map.affine, label_map.array.shape[:3])
+        top = top_middle(label_map.extent)
         found = [
             crop and _keep(*crop, histogram.center, label_map, top) for histogram, crop in pairs
         ]

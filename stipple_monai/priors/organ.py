@@ -33,6 +33,7 @@ from stipple_monai.nifti import (
     leads_to_lps,
     with_one_geometry,
 )
+from stipple_monai.spatial import Extent, scan_extent
 
 Center: TypeAlias = Literal["bbox", "mass", "groupwise"]
 Label: TypeAlias = MetaTensor | str | os.PathLike[str]
@@ -97,11 +98,13 @@ class LabelMap(NamedTuple):
             piece by piece, when it is indexed.
         affine: voxel index to world, RAS+ mm, ``(4, 4)`` float64.
         name: its file, for messages.
+        extent: the grid of its scan, of which a map in memory may be a part.
     """
 
     array: Any
     affine: NDArray[np.float64]
     name: str
+    extent: Extent
 
 
 def open_label(label: Label) -> LabelMap:
@@ -138,7 +141,10 @@ def open_label(label: Label) -> LabelMap:
             f"{name} must have an invertible 4 × 4 affine, got {affine.tolist()}: "
             "correct its header."
         )
-    return LabelMap(array, affine, name)
+    own = Extent(affine, tuple(array.shape[:3]))
+    return LabelMap(
+        array, affine, name, scan_extent(label) if isinstance(label, MetaTensor) else own
+    )
 
 
 @contextmanager

@@ -27,13 +27,7 @@ from numpy.typing import NDArray
 from stipple_monai.errors import PriorError
 from stipple_monai.priors.cases import Cases, Volumes
 from stipple_monai.priors.estimation import Smoothing, estimate_organs
-from stipple_monai.priors.organ import (
-    Center,
-    Label,
-    known_center,
-    three_lengths,
-    world_point,
-)
+from stipple_monai.priors.organ import Center, Label, known_center, three_lengths, world_point
 from stipple_monai.priors.prior_file import read_prior, write_prior
 from stipple_monai.priors.values import (
     Mode,
@@ -103,8 +97,7 @@ class SpatialPrior:
     ) -> None:
         self.probability = frequencies(probability)
         self.spacing_mm = three_lengths(spacing_mm)
-        self.organ = known_organ(organ)
-        self.case_count = known_case_count(case_count)
+        self.organ, self.case_count = known_organ(organ), known_case_count(case_count)
         self.center = known_center(center)
         self.offset_mm = known_offset("offset_mm", offset_mm)
         self.offsets_id = None if offsets_id is None else str(offsets_id)
@@ -113,6 +106,14 @@ class SpatialPrior:
         self.volumes_ml = volumes_ml
         self.log_likelihood = None if log_likelihood is None else float(log_likelihood)
         self.cases = matching_cases(cases, tuple(self.probability.shape))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The map as an array: a tensor's pickle, and so a hash, is another in each process."""
+        return vars(self) | {"probability": self.probability.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As it was."""
+        vars(self).update(state, probability=torch.from_numpy(state["probability"].copy()))
 
     @property
     def bins(self) -> int:
@@ -298,8 +299,7 @@ class SpatialPrior:
             PriorError: no map would be left, there is none of a number, or what each contributed
                 was not kept.
         """
-        box = tuple(slice(0, n) for n in self.probability.shape)
-        without = sorted({*without})
+        without, box = sorted({*without}), tuple(slice(0, n) for n in self.probability.shape)
         return SpatialPrior(
             self._leave_out(without, box),
             spacing_mm=self.spacing_mm,

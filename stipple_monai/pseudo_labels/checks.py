@@ -31,7 +31,8 @@ def check_options(
 
 def check_probability(probability: torch.Tensor) -> None:
     """Raise ValueError unless it is ``(C, *spatial)`` of probabilities."""
-    if probability.ndim < 2 or probability.numel() == 0 or not probability.is_floating_point():
+    maps = 2 <= probability.ndim <= 4 and probability.is_floating_point()
+    if not maps or probability.numel() == 0:
         raise ValueError(
             "`probability` must be a non-empty floating-point (C, *spatial), got "
             f"{probability.dtype} {tuple(probability.shape)}; pass a batch one by one."

@@ -14,13 +14,17 @@ from stipple_monai.spatial.correlation import (
     scores_in,
     seen_box,
 )
+from stipple_monai.spatial.extent import (
+    Extent,
+    scan_extent,
+    top_middle,
+)
 from stipple_monai.spatial.interpolation import (
     interpolate,
 )
 from stipple_monai.spatial.sampling import (
     grid_affine,
     sample_on_grid,
-    top_middle,
     touched,
 )
 from stipple_monai.spatial.votes import (
@@ -32,6 +36,7 @@ from stipple_monai.spatial.votes import (
 __all__ = [
     "Box",
     "CommonCenter",
+    "Extent",
     "Votes",
     "common_center",
     "correlate",
@@ -42,6 +47,7 @@ __all__ = [
     "peak_near",
     "promising",
     "sample_on_grid",
+    "scan_extent",
     "scores_in",
     "seen_box",
     "top_middle",

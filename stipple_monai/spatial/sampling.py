@@ -8,13 +8,10 @@ grid whose axes are the world's, which most are, is sampled axis by axis, severa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
-from numpy.typing import NDArray
 
 from stipple_monai.errors import PriorError
 from stipple_monai.nifti import RAS_REMEDY, leads_to_lps
@@ -233,19 +230,3 @@ def grid_affine(like: MetaTensor) -> torch.Tensor:
     if not bool(torch.isfinite(affine).all()) or affine.shape != (4, 4) or float(affine.det()) == 0:
         raise PriorError(f"`like` must have an invertible 4 × 4 affine, got {affine.tolist()}.")
     return affine
-
-
-def top_middle(affine: NDArray[np.float64], shape: Sequence[int]) -> NDArray[np.float64]:
-    """The middle of a grid's top, the highest plane through middles of voxels, ``(3,)`` RAS mm.
-
-    Args:
-        affine: ``(4, 4)``, voxel to RAS mm.
-        shape: ``(W, H, D)``, voxels.
-
-    Example:
-        >>> top_middle(np.diag([-2.0, 2, 5, 1]), (11, 11, 7)).tolist()
-        [-10.0, 10.0, 30.0]
-    """
-    corners = np.array(list(product(*((0, n - 1) for n in shape)))) @ affine[:3, :3].T
-    low, high = corners.min(0) + affine[:3, 3], corners.max(0) + affine[:3, 3]
-    return np.array([*(low[:2] + high[:2]) / 2, high[2]])

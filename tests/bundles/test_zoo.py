@@ -335,6 +335,9 @@ def untrained(runs, folder, *names, **options):
 
 def test_without_settings_the_configs_keep_their_comments(runs, tmp_path):
     models = untrained(runs, tmp_path / "models")
+    (models / "provenance.json").unlink()
+    parser = runs.parser("inference", models_dir=str(models))
+    torch.save(parser.get_parsed_content("network_def").state_dict(), models / "model.pt")
     Calibration.identity(1).save(models / "calibration.json")
     out = publish_bundle(tmp_path / "pancreas_stipple", models=models)
     # without it, label maps would be decided as of a network that nothing was fitted for
@@ -342,6 +345,23 @@ def test_without_settings_the_configs_keep_their_comments(runs, tmp_path):
     for name in ("train", "inference", "prior"):
         now, then = (f / f"{name}.yaml" for f in (out / "configs", CONFIGS))
         assert now.read_bytes() == then.read_bytes()
+
+
+def test_knobs_of_the_record_are_settled_where_nothing_else_knows_them(runs, tmp_path):
+    models = untrained(runs, tmp_path / "models")
+    assert not (models / "model.json").exists()
+    config = json.loads((models / "provenance.json").read_text(encoding="utf-8"))["config"]
+    out = publish_bundle(tmp_path / "one", models=models)
+    inference = yaml.safe_load((out / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+    train = yaml.safe_load((out / "configs" / "train.yaml").read_text(encoding="utf-8"))
+    for knob in ("channels", "slice_size"):
+        assert inference[knob] == train[knob] == config[knob]
+    assert inference["calibration"] == config["calibration"]
+    # what is as without a record stays as the config has it
+    assert inference["floor"].startswith("$")
+    other = publish_bundle(tmp_path / "two", models=models, options={"sw_batch_size": 3})
+    settled = yaml.safe_load((other / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+    assert (settled["sw_batch_size"], settled["channels"]) == (3, config["channels"])
 
 
 def test_command_publishes_with_an_overlay(runs, tmp_path, capsys):

@@ -397,6 +397,47 @@ def test_a_backbone_that_was_compiled_runs_compiled_and_what_is_around_it_does_n
         assert len(compiled) == graphs
 
 
+class Around(nn.Module):
+    """As a module of Lightning has its network."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("inside", [Around, lambda net: Around(net).forward, lambda n: n.forward])
+def test_what_has_a_prior_driven_network_inside_would_add_the_prior_twice(inside):
+    inputs, priors = batch_of(scan()), make_priors()
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    infer = PriorDrivenInferer(SimpleInferer(), priors)
+    positions = infer(inputs, net).meta[POSITION_META]
+    with pytest.raises(PriorError, match="must be the PriorDrivenNet itself, got what has it"):
+        infer(with_prior(inputs, priors, positions), inside(net))
+
+
+def test_an_export_that_lost_its_settings_is_refused():
+    inputs, priors = batch_of(scan()), make_priors()
+    net = PriorDrivenNet(Threshold(), image_channels=1).eval()
+    infer = PriorDrivenInferer(SimpleInferer(), priors)
+    placed = with_prior(inputs, priors, infer(inputs, net).meta[POSITION_META])
+    traced = torch.jit.trace(net, placed)
+    for lost in (traced, torch.jit.freeze(torch.jit.script(net))):
+        with pytest.raises(PriorError, match=r"must know its image channels, .* torch\.jit"):
+            infer(inputs, lost)
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 20, 12), (2, 1, 24, 20), (24, 20, 12)])
+def test_inputs_have_five_axes(shape):
+    net = PriorDrivenNet(Threshold(), image_channels=1)
+    infer = PriorDrivenInferer(SimpleInferer(), make_priors())
+    for run in (infer, infer.parts):
+        with pytest.raises(PriorError, match=r"`inputs` must have the axes B C W H D, got the"):
+            run(MetaTensor(torch.zeros(shape), affine=torch.eye(4)), net)
+
+
 def test_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1

@@ -2,10 +2,13 @@
 
 from copy import copy
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.inferers import SimpleInferer
+from monai.transforms import Compose, Flip, LoadImaged, SpatialCrop, SpatialPad, SpatialPadd
 
 from stipple_monai.inferers import PriorDrivenInferer, fuse_logits
 from stipple_monai.positioning import locate_organs
@@ -16,11 +19,18 @@ from stipple_monai.positioning.scan_vote import (
     scan_votes,
 )
 from stipple_monai.priors import SpatialPrior
-from stipple_monai.spatial import Votes, common_center, top_middle
+from stipple_monai.spatial import Extent, Votes, common_center
 
 AFFINE = torch.tensor([[-4.0, 0, 0, 30], [0, 4, 0, -7], [0, 0, 5, 100], [0, 0, 0, 1]])
 AFFINE = AFFINE.double()
 SHAPE = (24, 20, 60)
+
+
+class Logit(torch.nn.Module):
+    """A network whose probabilities are its input."""
+
+    def forward(self, x):
+        return torch.logit(x, eps=1e-6)
 
 
 def cubes(*places):
@@ -50,14 +60,6 @@ def predicted(*labels, probability):
     return MetaTensor(maps, affine=AFFINE)
 
 
-def test_the_top_is_the_same_whatever_the_axes():
-    point = top_middle(AFFINE.numpy(), SHAPE)
-    assert point.tolist() == [30 - 4 * 11.5, -7 + 4 * 9.5, 100 + 5 * 59]
-    flipped = AFFINE.clone()
-    flipped[:3, 2], flipped[2, 3] = -AFFINE[:3, 2], 100 + 5 * 59
-    assert top_middle(flipped.numpy(), SHAPE).tolist() == point.tolist()
-
-
 def test_a_prior_knows_its_mean_place_below_the_top(tmp_path):
     labels = [LABEL, cubes((6, 10, 40), (16, 10, 40)), cubes((6, 10, 21))]
     with pytest.warns(UserWarning, match="does not contain organ 2"):
@@ -80,6 +82,52 @@ def test_of_two_places_the_scan_chooses_the_one_at_its_usual_height(priors):
     assert found.scan_chose
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        SpatialPad((24, 20, 120), value=1e-4),
+        SpatialCrop(roi_start=(0, 0, 4), roi_end=(24, 20, 56)),
+        Flip(2),
+    ],
+    ids=["padded", "cropped", "flipped"],
+)
+def test_a_part_of_a_scan_is_placed_as_the_whole_scan(priors, change):
+    maps = predicted(LABEL, LOW, probability=(0.9, 0.99))
+    maps.meta.update(original_affine=AFFINE.numpy(), spatial_shape=np.array(SHAPE))
+    found = locate_organs(change(maps), priors)
+    assert found.scan_chose
+    assert found.position_mm[:, 2].tolist() == pytest.approx([UP_MM] * 2, abs=1)
+
+
+def test_scans_of_a_batch_that_were_padded_are_placed_as_the_whole_ones(priors, tmp_path):
+    maps = predicted(LABEL, LOW, probability=(0.9, 0.99))
+    voxels = maps.as_tensor().movedim(0, -1).numpy()
+    nib.save(nib.Nifti1Image(voxels, AFFINE.numpy()), tmp_path / "scan.nii.gz")
+    load = Compose(
+        [
+            LoadImaged("image", ensure_channel_first=True),
+            SpatialPadd("image", (24, 20, 120), value=1e-4),
+        ]
+    )
+    scans = Dataset([{"image": tmp_path / "scan.nii.gz"}] * 2, load)
+    (batch,) = DataLoader(scans, batch_size=2)
+    infer = PriorDrivenInferer(SimpleInferer(), priors, activation="sigmoid")
+    with pytest.warns(UserWarning, match="fits best far from the height"):
+        result = infer(batch["image"], Logit())
+    assert result.meta["organ_position_mm"][..., 2].flatten().tolist() == pytest.approx(
+        [UP_MM] * 4, abs=1
+    )
+
+
+def test_labels_that_were_cropped_tell_the_place_in_the_whole_scan(priors):
+    label = MetaTensor(LABEL.as_tensor(), affine=AFFINE)
+    label.meta.update(original_affine=AFFINE.numpy(), spatial_shape=np.array(SHAPE))
+    cropped = SpatialCrop(roi_start=(2, 4, 40), roi_end=(22, 18, 58))(label)
+    found = SpatialPrior.estimate_several([cropped], organs=[1, 2], smoothing_mm=None)
+    for prior, whole in zip(found, priors, strict=True):
+        assert prior.from_top_mm == pytest.approx(whole.from_top_mm)
+
+
 def test_the_scan_is_outvoted_by_two_organs(priors):
     found = locate_organs(predicted(LOW, probability=(0.99,)), priors)
     assert found.position_mm[:, 2].tolist() == pytest.approx([DOWN_MM] * 2, abs=1)
@@ -93,16 +141,16 @@ def test_the_scan_does_not_move_what_was_found_near_its_place(priors):
 
 
 def test_priors_that_do_not_know_their_place_have_no_such_vote(priors):
-    affine = AFFINE.double()
-    assert expected_center(priors, affine, SHAPE) is not None
+    scan = Extent(AFFINE.numpy(), SHAPE)
+    assert expected_center(priors, scan) is not None
     for prior in priors:
         known = {"spacing_mm": prior.spacing_mm, "offset_mm": prior.offset_mm}
         bare = SpatialPrior(prior.probability, organ=prior.organ, **known)
-        assert expected_center([priors[0], bare], affine, SHAPE) is None
-    assert expected_center([], affine, SHAPE) is None
+        assert expected_center([priors[0], bare], scan) is None
+    assert expected_center([], scan) is None
     middle = np.mean([[6, 10, 50], [16, 10, 50]], axis=0)
     expected = AFFINE[:3, :3].numpy() @ middle + AFFINE[:3, 3].numpy()
-    assert expected_center(priors, affine, SHAPE).tolist() == pytest.approx(expected.tolist())
+    assert expected_center(priors, scan).tolist() == pytest.approx(expected.tolist())
 
 
 @pytest.mark.parametrize(("cell", "chosen"), [(9, 0), (11, 11)])

@@ -1,6 +1,7 @@
 """The spatial prior: algorithm 1, placing, files."""
 
 import math
+import pickle
 import time
 import tracemalloc
 import weakref
@@ -11,6 +12,7 @@ import pytest
 import torch
 from helpers.real_data import DATA, real
 from monai.data import MetaTensor
+from monai.data.utils import pickle_hashing
 from monai.transforms import Orientation, RandAffined, SpatialCrop
 from nibabel.affines import apply_affine
 from scipy import ndimage
@@ -214,6 +216,16 @@ def test_several_organs_and_ignored_voxels():
         expected = SpatialPrior.estimate(alone, bins=3)
         assert prior.organ == organ
         assert torch.equal(prior.probability, expected.probability)
+
+
+def test_equal_priors_have_one_pickle_for_caches_that_hash_it():
+    labels = random_volumes([(5, 4, 3), (4, 5, 4)])
+    first, second = (SpatialPrior.estimate(labels) for _ in range(2))
+    assert pickle_hashing(first) == pickle_hashing(second)
+    copied = pickle.loads(pickle.dumps(first))
+    assert torch.equal(copied.probability, first.probability)
+    assert copied.leave_out([0]).case_count == 1
+    assert repr(copied) == repr(first)
 
 
 def test_center_of_mass_is_in_the_middle():

@@ -124,6 +124,7 @@ def test_options_out_of_range(options, message):
     ("probability", "message"),
     [
         (torch.zeros(3), r"must be a non-empty floating-point \(C, \*spatial\)"),
+        (torch.full((1, 3, 4, 4, 4), 1 / 3), "pass a batch one by one"),
         (torch.zeros(2, 3), "must sum to 1 over its channels"),
         (torch.full((1, 3), 2.0), r"must lie in \[0, 1\], got \[2, 2\]"),
         (torch.full((1, 3), torch.nan), r"must lie in \[0, 1\], got \[nan, nan\]"),
