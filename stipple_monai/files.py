@@ -23,6 +23,7 @@ from typing import Any
 _UNFINISHED = ".part-"
 # a number of 32 digits, so that nothing that a person wrote is taken for it
 _OURS = re.compile(re.escape(_UNFINISHED) + "[0-9a-f]{32}-.+")
+_WRITER_OF_TORCH = re.compile("inline_container|PytorchStreamWriter")
 # what spreadsheets take for a formula, and what keeps them from it
 _FORMULA, _QUOTE = ("=", "+", "-", "@", "\t", "\r"), "'"
 
@@ -41,6 +42,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields:
         The temporary path, in the same folder.
 
+    Raises:
+        OSError: what the system says, with ``path`` in place of the temporary name or of none.
+
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "a.txt"
@@ -56,8 +60,32 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(target)
+    except (OSError, RuntimeError) as error:
+        _name_target(error, temporary, target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _name_target(error: OSError | RuntimeError, temporary: Path, target: Path) -> None:
+    """Name in an error the path that somebody asked for, where it names a temporary one or none.
+
+    A disk that is full is found out while an open file is written, and then the error has no name.
+    """
+    if not isinstance(error, OSError) or error.errno is None:
+        # "3 requested and 1 written" of numpy, "[enforce fail at inline_container.cc…" of torch
+        said = str(error).replace(str(temporary), str(target))
+        if type(error) is OSError or _WRITER_OF_TORCH.search(said):
+            told = f"{target} could not be written whole: {said} (is the disk full?)"
+            error.args = (said if str(target) in said else told,)
+        return
+    given = [name for name in (error.filename, error.filename2) if name is not None]
+    names = [n.replace(str(temporary), str(target)) if isinstance(n, str) else n for n in given]
+    error.filename, *others = names or [str(target)]
+    if others == [error.filename]:
+        del error.filename2
+    elif others:
+        error.filename2 = others[0]
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -189,10 +217,13 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     if os.path.lexists(path):
         raise FileExistsError(f"`path` must not exist yet, got {path}: choose another.")
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    part.mkdir(parents=True)
     try:
+        part.mkdir(parents=True)
         yield part
         part.rename(path)
+    except (OSError, RuntimeError) as error:
+        _name_target(error, part, path)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -95,13 +95,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _drawn(options: argparse.Namespace) -> tuple[_Sections, _Sections]:
     """Sections drawn from one, behind what the datalist has in them, and what is left out."""
-    drawn = split_datalist(
-        read_datalist(options.datalist, options.section),
-        labelled=options.labelled,
-        validation=options.validation,
-        test=options.test,
-        seed=options.seed,
-    )
+    numbers = {name: getattr(options, name) for name in ("labelled", "validation", "test", "seed")}
+    drawn = split_datalist(read_datalist(options.datalist, options.section), **numbers)
     there = read_sections(options.datalist)
     there.pop(options.section, None)
     sections, left = keep_sections(drawn, there)
@@ -118,6 +113,11 @@ def _check(options: argparse.Namespace) -> None:
         "--from-nnunet": options.from_nnunet is not None,
         "--fold": options.fold is not None,
     }
+    if (options.labelled is None) != (options.test is None):
+        given, missing = ("labelled", "test") if options.test is None else ("test", "labelled")
+        number = getattr(options, given)
+        told = f"got --{given} {number} and no --{missing}: add --{missing} with its number"
+        raise ValueError(f"`--{given}` must be given with --{missing}, {told} of patients.")
     if sum(ways.values()) != 1:
         raise ValueError(
             f"`split` must be given one of {', '.join(ways)}, got {sum(ways.values())}."

@@ -92,11 +92,10 @@ def _save_whole(checkpoint: Mapping[str, Any], path: str | Path, save: Callable[
         # a file, since torch keeps the name of a path within
         with whole_file(path) as part, part.open("wb") as file:
             save(checkpoint, file)
-    except (OSError, RuntimeError) as error:
-        system = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(system, OSError):
+    except RuntimeError as error:
+        if not isinstance(error.__context__, OSError):
             raise
-        raise OSError(f"{path} cannot be written: {system}") from error
+        raise OSError(f"{path} cannot be written: {error.__context__}") from error
 
 
 class WeightsLoader(CheckpointLoader):

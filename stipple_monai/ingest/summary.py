@@ -51,6 +51,7 @@ def summary_lines(folder: str | Path) -> list[str]:
             f"warning: no label has {', '.join(missing)}, which was named; labels have "
             f"{', '.join(map(str, sorted(found)))}."
         )
+    lines += _names_of_several(found, names)
     if found and not names:
         told = " ".join(f"{value}=NAME" for value in sorted(found)[:3])
         lines.append(
@@ -65,6 +66,23 @@ def summary_lines(folder: str | Path) -> list[str]:
                 f"'organ {value}': give one by --names {value}=NAME, or choose values by --map."
             )
     return lines
+
+
+def _names_of_several(
+    found: Mapping[int, Sequence[tuple[str, str]]], names: Mapping[int, str]
+) -> list[str]:
+    """Warnings of values that are called alike, which a name does not tell apart."""
+    told = {value: name for value, scans in found.items() for _, name in scans if name}
+    called = {**told, **names}
+    values: dict[str, list[int]] = {}
+    for value, name in sorted(called.items()):
+        values.setdefault(name.casefold(), []).append(value)
+    return [
+        f"warning: the values {', '.join(map(str, same))} have one name, {called[same[0]]}: give "
+        "each its own by --names."
+        for same in values.values()
+        if len(same) > 1
+    ]
 
 
 def _scans_by_value(records: Iterable[Mapping[str, Any]]) -> dict[int, list[tuple[str, str]]]:

@@ -199,12 +199,13 @@ def mean_gain(folder: str | Path) -> list[tuple[str, int, float, float]]:
     Returns:
         For each organ its name, the scans, and the mean Dice of the network alone and fused.
     """
-    rows: dict[str, list[tuple[float, float]]] = {}
-    for _, _, name, alone, fused in _gain(Path(folder)):
+    # by value, too: two organs may have one name
+    rows: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for _, organ, name, alone, fused in _gain(Path(folder)):
         if not math.isnan(alone):
-            rows.setdefault(name, []).append((alone, fused))
+            rows.setdefault((organ, name), []).append((alone, fused))
     means = []
-    for name, pairs in rows.items():
+    for (_, name), pairs in rows.items():
         alone, fused = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
         means.append((name, len(pairs), alone, fused))
     return means

@@ -214,17 +214,23 @@ def _read_nifti(map_file: MapFile, affine: NDArray[np.float64]) -> NDArray[Any]:
             f"{map_file.path}: leave --like out, or resample it."
         )
     if len(shape) == 3:
+        # before 1 - p is beside it, so that a message has the file's own values
+        _check_range(grid.array, map_file.path)
         return np.stack([1 - grid.array.astype(np.float32), grid.array])
     return np.moveaxis(grid.array, 3, 0)
 
 
-def _check_values(values: NDArray[Any], path: Path) -> None:
+def _check_range(values: NDArray[Any], path: Path) -> None:
     low, high = float(values.min()), float(values.max())
     if not (low >= -1e-3 and high <= 1 + SUM_TOLERANCE):
         raise DatasetError(
             f"A map must hold probabilities from 0 to 1, got {low:g} to {high:g} in {path}: "
             "apply the network's softmax, and save no label map."
         )
+
+
+def _check_values(values: NDArray[Any], path: Path) -> None:
+    _check_range(values, path)
     if not np.any((values > 0) & (values < 1)):
         warnings.warn(
             f"Look at {path}: it has only the values 0 and 1, as a label map, and tells nothing of "

@@ -113,7 +113,8 @@ def segment(
         DatasetError: an input cannot be segmented; ``models`` has no weights, does not know its
             settings, or contradicts ``overlays`` or ``options``; or ``out`` has other results, or
             results made with other settings.
-        ValueError: no config has one of the ``options``, or the network not one of the ``organs``.
+        ValueError: no config has one of the ``options``, the network not one of the ``organs`` or
+            ``labels``, or several organs have the name of one of the ``organs``.
         ImportError: ``dicom_seg`` without highdicom.
     """
     configs, out = configs_of(bundle), Path(out).resolve()
@@ -217,16 +218,35 @@ def _wanted(
     model: Model, organs: Sequence[int | str], labels: Mapping[int, str]
 ) -> dict[str, list[int]]:
     """The knob of the organs that are wanted, by value or name; none where all are."""
-    names = {**model.organs, **labels}
-    by_name = {name.casefold(): value for value, name in names.items()}
-    by_name |= {str(value): value for value in names}
+    # names may be those of a whole list, with the background
+    strange = [f"{value}={labels[value]}" for value in labels if value not in {0, *model.organs}]
+    _refuse_unknown("labels", strange, model.organs)
+    names = {value: labels.get(value, name) for value, name in model.organs.items()}
+    by_name: dict[str, list[int]] = {}
+    for value, name in names.items():
+        by_name.setdefault(name.casefold(), []).append(value)
+    by_name |= {str(value): [value] for value in names}
     asked = [str(organ) for organ in organs]
-    unknown = [organ for organ in asked if organ.casefold() not in by_name]
+    _refuse_unknown("organs", [o for o in asked if o.casefold() not in by_name], names)
+    for organ in asked:
+        if len(meant := by_name[organ.casefold()]) > 1:
+            *others, last = map(str, meant)
+            raise ValueError(
+                f"`organs` must name one organ each, got {organ}, the name of {', '.join(others)} "
+                f"and {last}: give the values of those that are wanted."
+            )
+    wanted = {by_name[organ.casefold()][0] for organ in asked}
+    return {"wanted": sorted(wanted)} if wanted else {}
+
+
+def _refuse_unknown(option: str, unknown: Sequence[str], names: Mapping[int, str]) -> None:
+    """Raise where organs are asked for, or named, that the network does not have."""
     if unknown:
         known = ", ".join(f"{value} ({name})" for value, name in names.items())
-        raise ValueError(f"`organs` must be among those of the network, {known}, got {unknown[0]}.")
-    wanted = {by_name[organ.casefold()] for organ in asked}
-    return {"wanted": sorted(wanted)} if wanted else {}
+        raise ValueError(
+            f"`{option}` must be among those of the network, {known}, got {unknown[0]}: "
+            "give one of these."
+        )
 
 
 def _nnunet_names(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:

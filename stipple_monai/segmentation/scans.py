@@ -15,6 +15,10 @@ from stipple_monai.nifti import NIFTI, open_nifti
 from stipple_monai.results import check_dicom_seg, series_files
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
+LABELS = ("label", "mask", "seg")
+"""So begin the names of folders that have label maps beside the scans'."""
+NAMED = 3
+"""So many folders are told of many."""
 
 
 def find_scans(
@@ -111,11 +115,28 @@ def _tree(root: Path, modality: str) -> list[Any]:
         print(f"{'taken' if each.taken else 'left out'}: {each.path}: {each.why}", flush=True)
     taken = [str(each.path) for each in found if each.taken]
     if not taken:
+        _refuse_subfolders(root)
         raise DatasetError(
             f"Inputs must have a scan, got the folder {root} without a NIfTI file or DICOM series "
             f"that can be segmented: {found[0].why if found else 'it is empty'}."
         )
     return taken
+
+
+def _refuse_subfolders(root: Path) -> None:
+    """Raise where the NIfTI files of a folder lie in folders below it."""
+    there = (p for p in root.rglob("*") if p.name.lower().endswith(NIFTI) and p.is_file())
+    names = [p.relative_to(root) for p in there]
+    folders = sorted({p.parent for p in names if not any(part[0] == "." for part in p.parts)})
+    if folders:
+        more = f" and {len(folders) - NAMED} more" if len(folders) > NAMED else ""
+        scans = [p for p in folders if not p.name.lower().startswith(LABELS)] or folders
+        raise DatasetError(
+            f"Inputs must have a scan, got the folder {root}, which has NIfTI files in subfolders "
+            f"({', '.join(map(str, folders[:NAMED]))}{more}), which are not read: give "
+            + ("" if len(scans) == 1 else "those of the scans, such as ")
+            + f"{root / scans[0]}."
+        )
 
 
 def _check_scan(item: Mapping[str, Any], out: Path, *, dicom_seg: bool) -> None:

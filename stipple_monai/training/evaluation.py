@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -22,10 +24,13 @@ from stipple_monai.data import files_of_item, first_file, read_datalist, stem_of
 from stipple_monai.errors import DatasetError
 from stipple_monai.files import read_csv, read_json
 from stipple_monai.ownership import adopt, made_anew
+from stipple_monai.training.seen import scans_seen
 
 EVALUATION = "evaluation"
 SCORES = "scores.csv"
 _COMMAND = "evaluate"
+NAMED = 3
+"""So many scans are told of many."""
 TABLES = (
     *(SCORES, "positions.csv", RECORD),
     *("metrics.csv", "val_mean_dice_raw.csv", "val_mean_dice_summary.csv"),
@@ -43,6 +48,7 @@ def evaluate(
     """Segment scans and compare them with their labels.
 
     An older evaluation in the same folder stays until the new one is whole, which takes its place.
+    There is a warning if the run has learnt from some of the scans, unless ``section`` says so.
 
     Args:
         models: folder of the run, with what it knows.
@@ -55,9 +61,14 @@ def evaluate(
         ``scores.csv``, a row a scan and organ.
 
     Raises:
-        DatasetError: ``models`` has no weights or does not know its settings, a scan has no
-            label, or ``out`` has files of somebody else that would be replaced.
+        DatasetError: ``models`` is a file, has no weights or does not know its settings, a scan
+            has no label, or ``out`` has files of somebody else that would be replaced.
     """
+    if Path(models).is_file():
+        raise DatasetError(
+            f"`models`, the first argument, must be the folder of a run, got the file {models}: "
+            "give the run first and then the datalist, as in `stipple evaluate RUN DATALIST`."
+        )
     model, configs = read_model(models), configs_of(bundle)
     check_weights(model.folder)
     items = read_datalist(datalist, section)
@@ -67,6 +78,8 @@ def evaluate(
             f"`section` must have labelled scans to be scored, got {bare[0]} without label in "
             f"{section!r} of {datalist}: segment it instead."
         )
+    if section not in ("training", "validation"):
+        _warn_of_seen(items, model)
     out = model.folder / EVALUATION if out is None else Path(out).resolve()
     with only_process(out), _in_place_of_the_older(out, items, model) as work:
         places = {
@@ -79,6 +92,25 @@ def evaluate(
         names: list[str | Path] = ["inference", "evaluate", *model.overlays]
         run_bundle(configs, names, **{"lines": True, **model.knobs, **places})
     return out / SCORES
+
+
+def _warn_of_seen(items: Sequence[Mapping[str, Any]], model: Model) -> None:
+    """Warn where the network has learnt from some of the scans, which it then segments better."""
+    images = [first_file(item["image"]) for item in items]
+    seen = scans_seen(model.folder)
+    found = [
+        name
+        for name, image in zip(unique_names(images), images, strict=True)
+        if os.path.realpath(image) in seen
+    ]
+    if found:
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        warnings.warn(
+            f"The run in {model.folder} has learnt from {len(found)} of the {len(items)} scans to "
+            f"be scored: {', '.join(found[:NAMED])}{more}. Their scores say nothing of new scans: "
+            "score scans that are in neither `training` nor `validation` of the run.",
+            stacklevel=3,
+        )
 
 
 def _in_place_of_the_older(

@@ -55,9 +55,9 @@ from stipple_monai.planning import (
 )
 from stipple_monai.priors import prior_path
 from stipple_monai.training.description import describe
+from stipple_monai.training.seen import SETTINGS
 
 PLAN = "plan.yaml"
-SETTINGS = "settings.json"
 LOGS = "logs"
 CONFIGS = ("prior", "train")
 HIGH_LOSS = 0.7

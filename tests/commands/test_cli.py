@@ -199,6 +199,18 @@ def test_split_of_another_section(tmp_path):
         (["split", "none.json", "OUT", "--labelled", "1", "--test", "1"], "`path` must be a data"),
         (["split", "DATA", "OUT", "--labelled", "9", "--test", "1"], "`items` must hold at least"),
         (["split", "DATA", "OUT", "--labelled", "0", "--test", "1"], "`labelled` must be at least"),
+        (
+            ["split", "DATA", "OUT", "--labelled", "3"],
+            "`--labelled` must be given with --test, got --labelled 3 and no --test: add --test ",
+        ),
+        (
+            ["split", "DATA", "OUT", "--folds", "2", "--test", "1"],
+            "`--test` must be given with --labelled, got --test 1 and no --labelled: add ",
+        ),
+        (
+            ["evaluate", "DATA", "OUT"],
+            "`models`, the first argument, must be the folder of a run, got the file DATA: give ",
+        ),
         (["demo", "--out", "OUT", "--bundle", "/nowhere"], "`bundle` must be the folder of the"),
     ],
 )
@@ -207,7 +219,8 @@ def test_error_is_one_line_and_status_1(arguments, message, tmp_path, capsys):
     given = {"OUT": str(out), "DATA": str(data)}
     assert main([given.get(text, text) for text in arguments]) == 1
     line = one_line(capsys)
-    assert line.startswith(f"stipple_monai {arguments[0]}: {message}")
+    told = message.replace("DATA", str(data))
+    assert line.startswith(f"stipple_monai {arguments[0]}: {told}")
     assert not out.exists()
 
 

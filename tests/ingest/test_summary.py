@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stipple_monai.__main__ import main
-from stipple_monai.ingest import ingest, summary_lines
+from stipple_monai.ingest import Options, ingest, summary_lines
 
 SHAPE = (24, 20, 12)
 
@@ -40,6 +40,15 @@ def test_scans_labels_and_values_are_counted(source, tmp_path, capsys):
         "warning: the value 7 of s1 has no name and becomes 'organ 7': give one by --names 7=NAME, "
         "or choose values by --map.",
         str(out / "dataset.json"),
+    ]
+
+
+@pytest.mark.slow
+def test_values_of_one_name_are_told_of(source, tmp_path):
+    named = Options(names={1: "kidney", 7: "Kidney"})
+    path = ingest(source, tmp_path / "out", options=named, progress=False)
+    assert summary_lines(path.parent)[1:] == [
+        "warning: the values 1, 7 have one name, kidney: give each its own by --names."
     ]
 
 

@@ -199,6 +199,10 @@ def test_the_gain_is_that_of_numbers_fitted_to_other_scans(data, tmp_path):
     assert np.mean([x[3] for x in means]) == pytest.approx(mean_dice(tmp_path / "a", data))
     assert np.mean([x[3] for x in means]) > alone(data) + 0.1
     assert json.loads((tmp_path / "a/calibration.json").read_text())["record"]["scans"] == 5
+    # those of two organs with one name stay apart
+    named = {"labels": {1: "gland", 2: "gland"}, "calibrate": [data / "labels"]}
+    fuse([data / "nnunet"], tmp_path / "a", **named, **options)
+    assert mean_gain(tmp_path / "a") == [("gland", *row[1:]) for row in means]
     # a label changes nothing of its own scan
     (tmp_path / "labels").mkdir()
     for name in NAMES:
@@ -451,6 +455,10 @@ def test_a_label_map_is_no_probability_map(data, tmp_path):
     save(tmp_path / "whole_prob.nii.gz", label)
     with pytest.raises(DatasetError, match=r"from 0 to 1, got .* to 2 in .*save no label map"):
         fuse([tmp_path / "whole_prob.nii.gz"], tmp_path / "a", priors=data / "priors")
+    # the values that are told are the file's, without 1 - p
+    save(tmp_path / "six_prob.nii.gz", 3 * label)
+    with pytest.raises(DatasetError, match=r"from 0 to 1, got 0 to 6 in .*six_prob"):
+        fuse([tmp_path / "six_prob.nii.gz"], tmp_path / "a", priors=data / "priors")
     save(tmp_path / "one_prob.nii.gz", (label == 1).astype(np.uint8))
     given = {"priors": data / "priors", "channels": {1: 1}, "progress": False}
     with pytest.warns(UserWarning, match=r"Look at .*one_prob\.nii\.gz: it has only .* 0 and 1"):

@@ -121,6 +121,29 @@ def test_a_tree_without_a_scan(tree):
         find_scans([tree])
 
 
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (["labels", "images"], r"\(images, labels\), which are not read: give ROOT/images\.$"),
+        (["labels"], r"\(labels\), which are not read: give ROOT/labels\.$"),
+        (
+            ["p1/a", "p2", "p3", "p4", "p5/seg", ".old"],
+            r"\(p1/a, p2, p3 and 2 more\), .*: give those of the scans, such as ROOT/p1/a\.$",
+        ),
+    ],
+)
+def test_nifti_in_subfolders_is_told_of(tmp_path, folders, told):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("a.nii.gz", "b.nii.gz", "._a.nii.gz"):
+            (tmp_path / folder / name).touch()
+    (tmp_path / "only_hidden").mkdir()
+    (tmp_path / "only_hidden" / "._a.nii.gz").touch()
+    message = f"got the folder {tmp_path}, which has NIfTI files in subfolders "
+    with pytest.raises(DatasetError, match=message + told.replace("ROOT", str(tmp_path))):
+        find_scans([tmp_path])
+
+
 @pytest.mark.slow
 def test_names_as_nnunet_has_them(model, tmp_path):
     (tmp_path / "imagesTs").mkdir()

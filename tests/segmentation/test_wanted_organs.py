@@ -69,3 +69,20 @@ def test_organs_that_the_network_does_not_know(model, tmp_path, capsys):
     assert main([*command, "--organs", "9", "heart"]) == 1
     said = capsys.readouterr().err
     assert "`organs` must be among those of the network, 7 (liver), 9 (spleen), got heart" in said
+    assert main([*command, "--labels", "9=Milz", "3=heart", "--organs", "heart"]) == 1
+    said = capsys.readouterr().err
+    assert "`labels` must be among those of the network, 7 (liver), 9 (spleen), got 3=heart" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_of_two_organs_wants_none_of_them(model, labels, tmp_path, capsys):
+    scan = np.select([labels == 7, labels == 9], [100, 0], -100).astype(np.int16)
+    nib.save(nib.Nifti1Image(scan, AFFINE), tmp_path / "scan.nii.gz")
+    command = ["segment", str(tmp_path / "scan.nii.gz"), "--models", str(model)]
+    same = ["--out", str(tmp_path / "out"), "--labels", "0=background", "7=kidney", "9=Kidney"]
+    assert main([*command, *same, "--organs", "kidney"]) == 1
+    said = capsys.readouterr().err
+    assert "`organs` must name one organ each, got kidney, the name of 7 and 9: give" in said
+    assert main([*command, *same, "--organs", "9"]) == 0
+    found = np.asarray(nib.load(tmp_path / "out" / "scan_seg.nii.gz").dataobj)
+    assert np.array_equal(found, np.where(labels == 9, 9, 0))

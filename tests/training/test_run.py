@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -266,6 +267,40 @@ def test_scores_and_a_report(trained, datalist, tmp_path, capsys):
         evaluate(out, bare, tmp_path / "eval")
     page = report(out, tmp_path / "page.html")
     assert "spleen" in page.read_text(encoding="utf-8")
+
+
+def test_scans_that_the_network_has_learnt_from_are_told_of(
+    trained, datalist, tmp_path, monkeypatch
+):
+    out, _ = trained
+    monkeypatch.setattr(module_of_evaluation, "run_bundle", broken)
+    learnt = [item for name in ("training", "validation") for item in read_datalist(datalist, name)]
+    (new,) = read_datalist(datalist, "test")
+    # a link to a scan is that scan
+    link = tmp_path / "linked.nii.gz"
+    link.symlink_to(learnt[0]["image"])
+    learnt[0] = {**learnt[0], "image": str(link)}
+    names = [Path(item["image"]).name.removesuffix(".nii.gz") for item in learnt]
+
+    def warned(items, section="test"):
+        write_datalist(tmp_path / "mine.json", {section: items})
+        with (
+            warnings.catch_warnings(record=True) as found,
+            pytest.raises(OSError, match="the disk is full"),
+        ):
+            evaluate(out, tmp_path / "mine.json", tmp_path / "eval", section=section)
+        return [str(each.message) for each in found if "learnt" in str(each.message)]
+
+    assert warned([new]) == []
+    assert warned([new, *learnt[:2]]) == [
+        f"The run in {out} has learnt from 2 of the 3 scans to be scored: {names[0]}, {names[1]}. "
+        "Their scores say nothing of new scans: score scans that are in neither `training` nor "
+        "`validation` of the run."
+    ]
+    (told,) = warned([*learnt, new], "all")
+    assert f"4 of the 5 scans to be scored: {', '.join(names[:3])} and 1 more. Their" in told
+    assert warned(learnt, "training") == []
+    assert warned(learnt, "validation") == []
 
 
 def flat(datalist, folder, *, names=("1/ct", "2/ct")):
