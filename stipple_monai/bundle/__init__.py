@@ -12,6 +12,7 @@ from stipple_monai.bundle.configs import (
     configs_of,
     merged_configs,
     part_of,
+    read_config,
 )
 from stipple_monai.bundle.knobs import (
     check_knobs,
@@ -69,6 +70,7 @@ __all__ = [
     "part_of",
     "progress_only",
     "publish_bundle",
+    "read_config",
     "read_model",
     "reason",
     "refuse_given",

@@ -90,7 +90,8 @@ def publish_bundle(
         )
     options = dict(options or {})
     overlays, options = _known(models, configs, overlays, options)
-    check_knobs(configs, [*SETTLED, *overlays], options)
+    trained = (models / MODEL).is_file()
+    check_knobs(configs, [*SETTLED, *overlays], options, trained=trained)
     if out.exists():
         raise FileExistsError(f"`out` must not exist yet, got {out}: choose another.")
     priors = _checked(configs, overlays, options, models)

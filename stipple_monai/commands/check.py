@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stipple_monai.bundle import configs_of, progress_only
+from stipple_monai.bundle import check_knobs, configs_of, progress_only
 from stipple_monai.commands.options import Commands, add_bundle, add_knobs, read_knobs
 from stipple_monai.data import files_of_item, label_names, read_sections
 from stipple_monai.errors import DatasetError
@@ -39,7 +39,10 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         DatasetError: there are problems.
+        ValueError: no config has one of the knobs, or it is of another kind.
     """
+    knobs, configs = read_knobs(options.set), configs_of(options.bundle)
+    check_knobs(configs, ["prior", "train", "inference", *options.overlays], knobs)
     if options.csv is not None:
         listed = read_sections(options.datalist).values()
         files = [path for items in listed for item in items for path in files_of_item(item)]
@@ -48,7 +51,6 @@ def run(options: argparse.Namespace) -> None:
         found = check_dataset(options.datalist)
         notes, problems = list(found.notes), list(found.problems)
         if options.overlays or options.set:
-            knobs, configs = read_knobs(options.set), configs_of(options.bundle)
             settings = read_settings(configs, options.overlays, knobs)
             notes += contradictions(take_fingerprint(options.datalist), settings)
         if options.priors is not None:

@@ -119,7 +119,8 @@ def segment(
     """
     configs, out = configs_of(bundle), Path(out).resolve()
     model = _known_model(weights_folder(models), dicom_seg=dicom_seg)
-    check_knobs(configs, ["inference", *overlays, *model.overlays, "volumes"], options or {})
+    used: list[str | Path] = ["inference", *model.overlays, "volumes"]
+    check_knobs(configs, used, options or {}, trained=True)
     model.agree(configs, overlays=overlays, options=options, free=FREE)
     items, faults = sound_scans(_found(model, inputs, section), out, dicom_seg=dicom_seg)
     names = _names(model, inputs, labels or {})
@@ -127,7 +128,6 @@ def segment(
     knobs = {**model.knobs, **(options or {}), **_wanted(model, organs, labels or {})}
     copies = _nnunet_names(items) if nnunet_names else {}
     endings = [SEG, *[PROBABILITIES] * probabilities, *[DICOM] * dicom_seg]
-    used: list[str | Path] = ["inference", *model.overlays, "volumes"]
     with only_process(out):
         settings = {**_identity(model, configs, used, knobs), "knobs": knobs, **flags}
         kinds: dict[str, Any] = {"endings": endings, "others": list(copies)}

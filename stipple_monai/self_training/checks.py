@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from stipple_monai.ownership import (
 from stipple_monai.progress import follow
 from stipple_monai.pseudo_labels import select_certain, select_top_k
 from stipple_monai.self_training.quality import known_truth
+from stipple_monai.training import PLAN, refuse_edited_plan
 from stipple_monai.transforms import CheckScand, LoadScand
 
 GIVEN = (
@@ -126,7 +128,8 @@ def remember_rounds(path: Path, settings: dict[str, Any]) -> None:
     """Refuse settings that contradict the rounds that are there; further rounds do not.
 
     Raises:
-        DatasetError: they do, or the folder was not begun and has rounds.
+        DatasetError: they do, or a plan of the folder has changed, or the folder was not begun and
+            has rounds.
     """
     before, asked = begun_with(path), json.loads(json.dumps(settings))
     if before is None:
@@ -134,6 +137,11 @@ def remember_rounds(path: Path, settings: dict[str, Any]) -> None:
         tables = [path.parent / name for name in ("rounds.csv", "comparison.csv")]
         refuse_foreign(path.parent, [*rounds, *tables])
         return keep_settings(path, asked)
+    plan = path.parent / PLAN
+    if str(plan) in map(os.path.abspath, asked["overlays"][0]):
+        # it is among the configs below, which say no more than that it differs
+        for models in ("models.part", "models"):
+            refuse_edited_plan(plan, path.parent / "round_0" / models)
     gammas = asked.pop("gammas")
     other = contradictions(before, asked)
     fewer, more = sorted((before["gammas"], gammas), key=len)

@@ -3,6 +3,10 @@
 Words: a *run* is a training and its folder.
 """
 
+from stipple_monai.training.begun_plan import (
+    PLAN,
+    refuse_edited_plan,
+)
 from stipple_monai.training.description import (
     describe,
 )
@@ -12,7 +16,6 @@ from stipple_monai.training.evaluation import (
     mean_scores,
 )
 from stipple_monai.training.run import (
-    PLAN,
     adopt,
     hardly_trained,
     next_command,
@@ -28,5 +31,6 @@ __all__ = [
     "hardly_trained",
     "mean_scores",
     "next_command",
+    "refuse_edited_plan",
     "train",
 ]

@@ -54,10 +54,15 @@ from stipple_monai.planning import (
     take_fingerprint,
 )
 from stipple_monai.priors import prior_path
+from stipple_monai.training.begun_plan import PLAN, refuse_edited_plan
 from stipple_monai.training.description import describe
 from stipple_monai.training.seen import SETTINGS
 
+<<<<<<< HEAD
 PLAN = "plan.yaml"
+=======
+SETTINGS = "settings.json"
+>>>>>>> ef7ebe68e8207de9393ad57f067648a86fdbd7ec
 LOGS = "logs"
 CONFIGS = ("prior", "train")
 HIGH_LOSS = 0.7
@@ -102,9 +107,9 @@ def train(
 
     Raises:
         DatasetError: the datalist cannot be used, or ``out`` is in use, is a data set's folder, or
-            was begun with other settings.
-        ValueError: no config has one of the ``options``, or it is of another kind, or ``paper``
-            comes with a plan.
+            was begun with other settings, or with another plan than it has now.
+        ValueError: no config has one of the ``options`` or of a plan's knobs, or it is of another
+            kind, or ``paper`` comes with a plan.
     """
     if paper and (plan is not None or overlays):
         raise ValueError("`paper` must be given without plan or overlays: they say it all.")
@@ -120,14 +125,14 @@ def train(
     }
     with only_process(out):
         remember(out / SETTINGS, settings, targets=_targets(out), taken=[PLAN])
-        found: Fingerprint | None = None
-        if not files:
-            files = [out / PLAN]
-            found = plan_once(datalist, files[0], bundle=bundle, options=knobs, paper=paper)
         if not (out / MODEL).is_file():
-            used: list[str | Path] = [*(["baseline"] if baseline else []), *files]
+            asked: dict[str, Any] = {"bundle": bundle, "options": knobs, "paper": paper}
+            found = None if files else plan_once(datalist, out / PLAN, **asked)
+            used = [*(["baseline"] if baseline else []), *(files or [out / PLAN])]
             told = {"configs": configs, "overlays": used, "train_overlays": train_overlays}
             _begin(out, datalist, found, **told, knobs=knobs)
+        elif not files:
+            refuse_edited_plan(out / PLAN, out)
         if not _is_trained(out, validated=bool(sections.get("validation"))):
             places = {"bundle_root": out, "datalist": Path(datalist).resolve(), "seed": seed}
             _run(read_model(out), configs, train_overlays, places, prior=not baseline)

@@ -414,3 +414,12 @@ def test_an_error_names_the_argument(tmp_path, monkeypatch, capsys, command, mes
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not list(tmp_path.iterdir())
+
+
+def test_check_refuses_a_knob_that_no_config_has(tmp_path, capsys):
+    plan = tmp_path / "mine.yaml"
+    plan.write_text("max_epoch: 2\n", encoding="utf-8")
+    assert main(["check", "none.json", "--overlays", str(plan)]) == 1
+    assert f"got max_epoch in {plan}: did you mean max_epochs?" in capsys.readouterr().err
+    assert main(["check", "none.json", "--set", "max_epochs=two"]) == 1
+    assert "`max_epochs` must be a whole number of at least 1, got 'two'" in capsys.readouterr().err

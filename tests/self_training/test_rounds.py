@@ -82,6 +82,15 @@ def test_it_starts_from_the_plan_that_train_would_make(datalist, tmp_path, capsy
     said = capsys.readouterr().out
     assert "epoch 2/2 | loss " in said
     assert f"next: stipple segment SCANS --models {out} --out results" in said
+    begun = plan.read_text("utf-8")
+    (out / "plan.yaml").write_text(f"# mine\n{begun}", encoding="utf-8")
+    assert main(["self-train", str(datalist), str(out), "--rounds", "0", *settings]) == 0
+    (out / "plan.yaml").write_text(f"{begun}\nstrength: 0.5\n", encoding="utf-8")
+    assert main(["self-train", str(datalist), str(out), "--rounds", "0", *settings]) == 1
+    differ = "got other strength (not given, now 0.5): put the values back, or train in another"
+    assert f"{out / 'plan.yaml'} must be the plan that its folder was begun with, {differ}" in (
+        capsys.readouterr().err
+    )
 
 
 def again(datalist, out, **changes):

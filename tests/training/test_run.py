@@ -484,6 +484,12 @@ def test_what_is_refused_before_anything_is_written(datalist, tmp_path):
         train(datalist, tmp_path / "a", paper=True, overlays=["phantom"])
     with pytest.raises(ValueError, match="Knobs must be in the configs, got max_epoch"):
         train(datalist, tmp_path / "a", options={"max_epoch": 1})
+    (tmp_path / "plan.yaml").write_text("max_epoch: 1", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"got max_epoch in .*plan\.yaml: did you mean max_epochs"):
+        train(datalist, tmp_path / "a", plan=tmp_path / "plan.yaml")
+    with pytest.raises(ValueError, match="got the datalist"):
+        train(datalist, tmp_path / "a", plan=datalist)
+    assert not (tmp_path / "a").exists()
     (tmp_path / "none.json").write_text('{"training": []}', encoding="utf-8")
     with pytest.raises(DatasetError, match="must have labelled scans in training, got none"):
         train(tmp_path / "none.json", tmp_path / "b")
@@ -596,6 +602,29 @@ def test_a_failed_first_try_does_not_block_the_next(datalist, tmp_path, monkeypa
     both = r"other options: max_epochs \(2, now 3\), options: organs \(not given, now \[63\]\)"
     with pytest.raises(DatasetError, match=f"begun with {both}, see settings.json there"):
         train(datalist, tmp_path, options=KNOBS | {"max_epochs": 3, "organs": [63]})
+
+
+@pytest.mark.slow
+def test_a_plan_that_was_edited_after_the_beginning_is_refused(datalist, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_bundle", lambda *a, **k: None)
+    train(datalist, tmp_path / "a", options=KNOBS)
+    plan = tmp_path / "a" / "plan.yaml"
+    text = plan.read_text(encoding="utf-8")
+    plan.write_text(text.replace("\n\n", "\n\n# mine\n"), encoding="utf-8")
+    train(datalist, tmp_path / "a", options=KNOBS)
+    plan.write_text(f"{text}\nstrength: 0.5\nbatch_size: 999\n", encoding="utf-8")
+    differ = (
+        r"other batch_size \(\d+, now 999\), strength \(not given, now 0\.5\): put the values back"
+    )
+    with pytest.raises(DatasetError, match=rf"a/plan\.yaml must be the plan .*, got {differ}"):
+        train(datalist, tmp_path / "a", options=KNOBS)
+    plan.write_text(text.replace("cache_rate: 1.0", ""), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"got other cache_rate \(1\.0, now not given\): put"):
+        train(datalist, tmp_path / "a", options=KNOBS)
+    # the run has its copy
+    plan.unlink()
+    train(datalist, tmp_path / "a", options=KNOBS)
+    assert not plan.exists()
 
 
 def test_the_next_command_can_be_copied(datalist, tmp_path):
