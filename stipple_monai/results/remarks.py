@@ -2,8 +2,8 @@
 
 An organ's remarks: it was not found, its position was not certain, or its volume lies far outside
 what the cases of its prior had. How far depends on their number: every second organ lies outside
-what three others have. A scan's remarks: its intensities or its spacing are unlike those of
-the training. None of these says that a result is wrong.
+what three others have. A scan's remarks: its intensities, its spacing or its length are unlike
+those of the training. None of these says that a result is wrong.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from stipple_monai.nifti import UNREADABLE
@@ -24,6 +25,8 @@ LEAST_SHARED = 0.5
 """Of two ranges of intensities, the part of both that they must have in common."""
 FACTOR = 3
 """A spacing that is so many times beyond the training's is far off."""
+TIMES_AS_LONG = 2
+"""A scan that is longer shows parts of the body that the network was not shown."""
 AIR_HU = -500
 VOXELS = 200_000
 """Of a scan that are looked at."""
@@ -90,7 +93,10 @@ def scan_remarks(scan: str, training: Mapping[str, Any]) -> list[str]:
     values = values[:: max(1, len(values) // VOXELS)].astype(np.float64)
     low, high = np.percentile(values[np.isfinite(values)], [0.5, 99.5]).tolist()
     remarks = _intensity(low, high, training["scan_intensity"], str(training.get("modality")))
-    return remarks + _spacing(spacing_along_ras(image.affine).tolist(), training["spacing_mm"])
+    spacing_mm = spacing_along_ras(image.affine).tolist()
+    remarks += _spacing(spacing_mm, training["spacing_mm"])
+    along = nib.io_orientation(image.affine)[:, 0].tolist().index(2)
+    return remarks + _length(spacing_mm[2] * image.shape[along], training)
 
 
 def _intensity(low: float, high: float, known: Mapping[str, float], modality: str) -> list[str]:
@@ -116,6 +122,18 @@ def _spacing(found: Sequence[float], known: Mapping[str, Sequence[float]]) -> li
         return []
     said = [" × ".join(f"{x:.3g}" for x in row) for row in (found, known["median"])]
     return [f"spacing {said[0]} mm is far from the {said[1]} mm of the training"]
+
+
+def _length(found_mm: float, training: Mapping[str, Any]) -> list[str]:
+    if not training.get("shape"):
+        return []
+    known_mm = training["spacing_mm"]["median"][2] * training["shape"]["median"][2]
+    if found_mm <= TIMES_AS_LONG * known_mm:
+        return []
+    return [
+        f"length {found_mm:.0f} mm along the body is far from the {known_mm:.0f} mm of the "
+        "training: compare with --set scan_vote=false"
+    ]
 
 
 def add_remarks(

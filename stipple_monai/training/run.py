@@ -58,11 +58,6 @@ from stipple_monai.training.begun_plan import PLAN, refuse_edited_plan
 from stipple_monai.training.description import describe
 from stipple_monai.training.seen import SETTINGS
 
-<<<<<<< HEAD
-PLAN = "plan.yaml"
-=======
-SETTINGS = "settings.json"
->>>>>>> ef7ebe68e8207de9393ad57f067648a86fdbd7ec
 LOGS = "logs"
 CONFIGS = ("prior", "train")
 HIGH_LOSS = 0.7

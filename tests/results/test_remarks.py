@@ -85,6 +85,20 @@ def test_of_spacing_and_of_models_that_know_nothing(tmp_path):
     assert scan_remarks(path, training) == []
 
 
+@pytest.mark.parametrize(("slices", "odd"), [(200, False), (201, True)])
+def test_of_a_scan_that_is_more_than_twice_as_long(tmp_path, slices, odd):
+    training = example_fingerprint(scan_intensity=CT).facts()
+    values = np.full((slices, 4, 5), -1024, np.int16)  # slices along the first axis
+    values[:, :2] = 400
+    affine = np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [-3, 0, 0, 0], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(values, affine), tmp_path / "long.nii.gz")
+    found = scan_remarks(str(tmp_path / "long.nii.gz"), training)
+    assert found == odd * [
+        "length 603 mm along the body is far from the 300 mm of the training: compare with "
+        "--set scan_vote=false"
+    ]
+
+
 def test_they_stand_in_the_table_and_are_told_once(tmp_path, recwarn):
     path = scan(tmp_path, 0, 900)
     record = {"scan": path, "fingerprint": None, "organs": [row(volume_ml=2.5)]}
