@@ -128,7 +128,7 @@ def open_grid(label: MetaTensor, tissues: Mapping[int, Tissue]) -> tuple[Grid, A
     """The label map in RAS, and how its own axes lie in it."""
     if not tissues or not all(0 < value < FIRST for value in tissues):
         raise ValueError(f"`tissues` must have keys from 1 to {FIRST - 1}, got {list(tissues)}.")
-    array, affine, name = open_label(label)
+    array, affine, name, _ = open_label(label)
     array = whole_labels(np.asarray(array).reshape(array.shape[:3]), name)
     values = np.unique(array)
     unknown = values[~np.isin(values, [0, *tissues])]
