@@ -2,8 +2,7 @@
 
 Words used here:
     coarse prediction: probabilities of the organs without their priors.
-    silent prior: that of an organ whose position is unknown; it favours neither organ nor
-        background.
+    silent prior: of an organ without position; it favours neither organ nor background.
 """
 
 from __future__ import annotations
@@ -130,9 +129,7 @@ def fuse_logits(
     vote = {"scan_vote": scan_vote}
     search |= {"spread_mm": None if position == "prediction_center" else spread_mm, **vote}
     affines = affines_of(torch.as_tensor(affine), scans=len(logits), name="affine")
-    scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
-    for scan, extent in zip(scans, extents or (), strict=extents is not None):
-        scan.meta.update(original_affine=extent.affine, spatial_shape=extent.shape)
+    scans = _scans(probability, affines, extents)
     found = [_locate(s, priors, references, **search) for s in scans]
     if minimum_confidence is None:
         minimum_confidence = least_confidence(references, position, max_shift_mm, **vote)
@@ -140,6 +137,16 @@ def fuse_logits(
     prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
     adjusted = fuse_placed(logits, prior, strength, floor, calibration, activation)
     return Fused(adjusted, prior, *map(torch.stack, zip(*(f[:2] for f in found), strict=True)))
+
+
+def _scans(
+    probability: Tensor, affines: Tensor, extents: Sequence[Extent] | None
+) -> list[MetaTensor]:
+    """The scans of a batch, with the extents of the whole ones as MONAI's readers note them."""
+    scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
+    for scan, extent in zip(scans, extents or (), strict=extents is not None):
+        scan.meta.update(original_affine=extent.affine, spatial_shape=extent.shape)
+    return scans
 
 
 def fuse_placed(
@@ -195,9 +202,7 @@ def check_options(position: str, locate_with: str, spread_mm: float, **search: A
     """Raise :class:`PositionError` where an option of positioning is unknown or out of its range.
 
     Args:
-        position: as of :func:`fuse_logits`.
-        locate_with: likewise.
-        spread_mm: likewise.
+        position, locate_with, spread_mm: as of :func:`fuse_logits`.
         **search: see :func:`~stipple_monai.positioning.check_search`.
     """
     if position not in ("kl", "prediction_center"):

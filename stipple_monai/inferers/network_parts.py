@@ -58,8 +58,8 @@ def network_parts(
             settings when it was exported.
     """
     inner = _unwrap(network)
+    _refuse_misuse(network, inner)
     if not _is_prior_driven(inner):
-        _refuse_inside(network)
         return NetworkParts(
             backbone=network,
             image_channels=image_channels,
@@ -72,11 +72,6 @@ def network_parts(
             ),
         )
     net = cast(PriorDrivenNet, inner)
-    if not hasattr(net, "image_channels"):
-        raise PriorError(
-            "`network` must know its image channels, got a PriorDrivenNet that was traced or "
-            "frozen, which loses them: export it with torch.jit.script, and do not freeze it."
-        )
     own = getattr(net, "calibration", None)
     known = calibration == CONSTANTS and own is not None and len(own) > 0
     return NetworkParts(
@@ -166,8 +161,15 @@ def _numbers(
     return calibration
 
 
-def _refuse_inside(network: Any) -> None:
-    """Raise where a `PriorDrivenNet` is a part of the network, or its owner: it adds the prior."""
+def _refuse_misuse(network: Any, inner: nn.Module) -> None:
+    """Raise where a `PriorDrivenNet` lost its settings, or is inside what is run in its place."""
+    if _is_prior_driven(inner):
+        if not hasattr(inner, "image_channels"):
+            raise PriorError(
+                "`network` must know its image channels, got a PriorDrivenNet that was traced or "
+                "frozen, which loses them: export it with torch.jit.script, and do not freeze it."
+            )
+        return
     owner = getattr(network, "__self__", network)
     if isinstance(owner, nn.Module) and any(map(_is_prior_driven, owner.modules())):
         raise PriorError(
