@@ -7,7 +7,6 @@ Words used here:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.inferers.certainty import least_confidence, silence
 from stipple_monai.networks import DEFAULT_FLOOR, Calibration, sigmoid_logits, softmax_logits
 from stipple_monai.positioning import (
     DEFAULT_EPSILON,
@@ -25,15 +25,10 @@ from stipple_monai.positioning import (
     check_search,
     check_spread,
     locate_organs,
-    positioned_together,
 )
 from stipple_monai.priors import Center, Mode, SpatialPrior, organ_position
 from stipple_monai.spatial import Extent
 from stipple_monai.transforms import PriorAlign
-
-MINIMUM_CONFIDENCE_ALONE = 0.51
-MINIMUM_CONFIDENCE_HELPED = 0.2
-"""Below these, positions were wrong so often that no prior was better, see `docs/results.md`."""
 
 
 class Fused(NamedTuple):
@@ -128,21 +123,21 @@ def fuse_logits(
     check_options(position, locate_with, spread_mm, **search)
     vote = {"scan_vote": scan_vote}
     search |= {"spread_mm": None if position == "prediction_center" else spread_mm, **vote}
-    affines = affines_of(torch.as_tensor(affine), scans=len(logits), name="affine")
-    scans = _scans(probability, affines, extents)
+    scans = _scans(probability, torch.as_tensor(affine), extents)
     found = [_locate(s, priors, references, **search) for s in scans]
     if minimum_confidence is None:
         minimum_confidence = least_confidence(references, position, max_shift_mm, **vote)
-    _silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
+    silence(found, priors, minimum_confidence, names or ["a scan"] * len(scans))
     prior = _place(scans, found, PriorAlign(priors, mode=mode, activation=activation))
     adjusted = fuse_placed(logits, prior, strength, floor, calibration, activation)
     return Fused(adjusted, prior, *map(torch.stack, zip(*(f[:2] for f in found), strict=True)))
 
 
 def _scans(
-    probability: Tensor, affines: Tensor, extents: Sequence[Extent] | None
+    probability: Tensor, affine: Tensor, extents: Sequence[Extent] | None
 ) -> list[MetaTensor]:
     """The scans of a batch, with the extents of the whole ones as MONAI's readers note them."""
+    affines = affines_of(affine, scans=len(probability), name="affine")
     scans = [MetaTensor(p, affine=a) for p, a in zip(probability, affines, strict=True)]
     for scan, extent in zip(scans, extents or (), strict=extents is not None):
         scan.meta.update(original_affine=extent.affine, spatial_shape=extent.shape)
@@ -202,7 +197,9 @@ def check_options(position: str, locate_with: str, spread_mm: float, **search: A
     """Raise :class:`PositionError` where an option of positioning is unknown or out of its range.
 
     Args:
-        position, locate_with, spread_mm: as of :func:`fuse_logits`.
+        position: as of :func:`fuse_logits`.
+        locate_with: likewise.
+        spread_mm: likewise.
         **search: see :func:`~stipple_monai.positioning.check_search`.
     """
     if position not in ("kl", "prediction_center"):
@@ -283,53 +280,6 @@ def checked_calibration(
             "for this network."
         )
     return calibration
-
-
-def least_confidence(
-    references: Sequence[SpatialPrior],
-    position: str = "kl",
-    max_shift_mm: float | None = None,
-    *,
-    scan_vote: bool = True,
-) -> float:
-    """What is certain enough for organs that others or the scan help to locate, or nothing.
-
-    Raises:
-        PositionError: organs that are located together are of several estimations.
-    """
-    alone = position == "prediction_center" or max_shift_mm is not None
-    scan = scan_vote and all(r.from_top_mm is not None for r in references)
-    helped = not alone and (positioned_together(references) or scan)
-    return MINIMUM_CONFIDENCE_HELPED if helped else MINIMUM_CONFIDENCE_ALONE
-
-
-def _silence(
-    found: Sequence[Located], priors: Sequence[SpatialPrior], least: float, names: Sequence[str]
-) -> None:
-    """Take uncertain positions away, in place, with a warning for each organ that has none.
-
-    And warn of a scan whose extent chose another place than the prediction.
-    """
-    for located, name in zip(found, names, strict=True):
-        if located.scan_chose:
-            warnings.warn(
-                f"The network's output for {name} fits best far from the height at which the "
-                "labelled scans have these organs. They were placed at that height: look at the "
-                "result. With `scan_vote` False they are placed where the output fits best.",
-                stacklevel=5,
-            )
-        for k, confidence in enumerate(located.confidence.tolist()):
-            if located.position_mm[k].isnan().any():
-                reason = "is predicted nowhere"
-            elif confidence < least:
-                located.position_mm[k] = torch.nan
-                reason = f"has no certain position ({confidence:.2f})"
-            else:
-                continue
-            warnings.warn(
-                f"Organ {priors[k].organ} {reason} in {name}: its prior stays neutral.",
-                stacklevel=5,
-            )
 
 
 def _prediction_centers(

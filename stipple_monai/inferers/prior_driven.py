@@ -18,13 +18,13 @@ from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 
 from stipple_monai.errors import PositionError, PriorError
+from stipple_monai.inferers.certainty import least_confidence
 from stipple_monai.inferers.located import (
     Fused,
     affines_of,
     check_options,
     fuse_logits,
     fuse_placed,
-    least_confidence,
 )
 from stipple_monai.inferers.network_parts import (
     NetworkParts,

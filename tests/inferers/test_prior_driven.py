@@ -33,11 +33,8 @@ from torch import nn
 
 from stipple_monai.cross_fitting import PartsInferer
 from stipple_monai.errors import PositionError, PriorError
-from stipple_monai.inferers.located import (
-    MINIMUM_CONFIDENCE_ALONE,
-    MINIMUM_CONFIDENCE_HELPED,
-    fuse_logits,
-)
+from stipple_monai.inferers.certainty import MINIMUM_CONFIDENCE_ALONE, MINIMUM_CONFIDENCE_HELPED
+from stipple_monai.inferers.located import fuse_logits
 from stipple_monai.inferers.prior_driven import (
     CONFIDENCE_META,
     POSITION_META,
