@@ -38,6 +38,7 @@ def scan_extent(image: MetaTensor) -> Extent:
         image: ``(C, W, H, D)`` or ``(W, H, D)``.
 
     Example:
+        >>> import torch
         >>> from monai.transforms import SpatialPad
         >>> image = MetaTensor(torch.ones(1, 4, 4, 4), affine=torch.eye(4))
         >>> padded = SpatialPad((4, 4, 10))(image)

@@ -242,7 +242,7 @@ def test_a_fold_of_a_datalist_with_further_sections(datalist, tmp_path, capsys):
     [
         ([], "one of --labelled and --test, --folds, --from-nnunet, --fold, got 0"),
         (["--folds", "2", "--fold", "1"], "got 2"),
-        (["--labelled", "2"], "got 0"),
+        (["--labelled", "2"], "got --labelled 2 and no --test: add --test"),
         (["--fold", "0", "--stratify", "age"], "`--stratify` must be given with --folds"),
         (["--fold", "0", "--nnunet", "x.json"], "with --folds or --from-nnunet"),
         (["--folds", "2", "--stratify", "age"], "`strata` must have every labelled image"),

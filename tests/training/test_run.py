@@ -170,7 +170,7 @@ def test_contents_count(datalist, tmp_path, monkeypatch):
     again()
     mine.write_text(f"organs: [{VALUE}]  # spleen\n", encoding="utf-8")
     again()
-    mine.write_text(f"organs: [{VALUE}]\nvalidation_organ: 1\n", encoding="utf-8")
+    mine.write_text(f"organs: [{VALUE}]\nval_interval: 2\n", encoding="utf-8")
     with pytest.raises(DatasetError, match=f"begun with other configs: {mine}, see settings.json"):
         again()
     mine.write_text(f"organs: [{VALUE}]\n", encoding="utf-8")
