@@ -330,7 +330,10 @@ def _notes(inputs: MetaTensor, scan: int) -> dict[str, Any]:
         if isinstance(value, list | tuple):  # numbers, or what a loader made of several scans'
             value = torch.stack([torch.as_tensor(v) for v in value], dim=-1)
         noted = torch.as_tensor(value).cpu()
-        notes[key] = noted[scan] if noted.ndim > axes else noted
+        if noted.ndim <= axes:
+            notes[key] = noted
+        elif len(noted) == len(inputs):  # or they are those of other scans
+            notes[key] = noted[scan]
     return notes
 
 

@@ -10,6 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
@@ -52,7 +53,8 @@ def scan_extent(image: MetaTensor) -> Extent:
     affine, shape = (image.meta.get(key) for key in ("original_affine", "spatial_shape"))
     if affine is None or shape is None or image.meta.get("as_closest_canonical"):
         return own
-    noted = Extent(np.asarray(affine, dtype=np.float64), tuple(np.asarray(shape).tolist()))
+    affine, shape = (torch.as_tensor(value).cpu() for value in (affine, shape))
+    noted = Extent(affine.numpy().astype(np.float64), tuple(shape.tolist()))
     fits = noted.affine.shape == (4, 4) and len(noted.shape) == 3
     return noted if fits and _meet(noted, own) else own
 

@@ -119,6 +119,22 @@ def test_scans_of_a_batch_that_were_padded_are_placed_as_the_whole_ones(priors, 
     )
 
 
+def test_notes_of_other_scans_than_those_of_a_batch_do_not_count(priors):
+    maps = predicted(LABEL, LOW, probability=(0.9, 0.99))
+    inputs = MetaTensor(maps.as_tensor()[None].repeat(2, 1, 1, 1, 1), affine=AFFINE)
+    inputs.meta.update(
+        original_affine=AFFINE.repeat(3, 1, 1),
+        spatial_shape=torch.tensor([SHAPE] * 3),
+        as_closest_canonical=torch.zeros(3, dtype=torch.bool),
+    )
+    infer = PriorDrivenInferer(SimpleInferer(), priors, activation="sigmoid")
+    with pytest.warns(UserWarning, match="fits best far from the height"):
+        result = infer(inputs, Logit())
+    assert result.meta["organ_position_mm"][..., 2].flatten().tolist() == pytest.approx(
+        [UP_MM] * 4, abs=1
+    )
+
+
 def test_labels_that_were_cropped_tell_the_place_in_the_whole_scan(priors):
     label = MetaTensor(LABEL.as_tensor(), affine=AFFINE)
     label.meta.update(original_affine=AFFINE.numpy(), spatial_shape=np.array(SHAPE))
